@@ -1,0 +1,137 @@
+import { createInterface } from "node:readline/promises";
+import { type Reconciled, reconcile } from "../../engine/reconcile.ts";
+import { parseDuration } from "../../model/duration.ts";
+import { HypersdkError } from "../../model/errors.ts";
+import { narrow } from "../../plan/narrow.ts";
+import { isEmpty, type Plan, unsafeReasons } from "../../plan/plan.ts";
+import { type PlanFile, planDigest, whatMoved } from "../../plan/plan-file.ts";
+import { State } from "../../state/state.ts";
+import { plural, renderPlan } from "../../ui/plan-view.ts";
+import { ProgressView } from "../../ui/progress.ts";
+import { engineContext, random, toolVersion } from "../compose.ts";
+import { loadDesired } from "../desired.ts";
+import { openEventLog } from "../event-log.ts";
+import { exitCodes } from "../exit-codes.ts";
+import { listenForInterrupts } from "../interrupts.ts";
+import type { Io } from "../io.ts";
+import type { SourceOptions } from "../load.ts";
+import { timezonesOf } from "../view.ts";
+import { checkTargets, tellGitHub } from "./plan.ts";
+import { readPlanFile } from "./show.ts";
+
+export interface ApplyOptions extends SourceOptions {
+  readonly autoApprove?: "all" | "safe";
+  readonly parallelism?: number;
+  readonly lockTimeout?: string;
+  readonly exports?: boolean;
+  readonly adopt?: boolean;
+  readonly target?: readonly string[];
+  readonly exclude?: readonly string[];
+}
+
+export async function apply(planFile: string | undefined, options: ApplyOptions, io: Io): Promise<number> {
+  checkTargets([...(options.target ?? []), ...(options.exclude ?? [])]);
+  const lockTimeoutMs = durationOption("--lock-timeout", options.lockTimeout);
+  const saved = planFile === undefined ? undefined : readPlanFile(planFile);
+  const loaded = await loadDesired(options, io);
+  const events = openEventLog(io.eventsTarget);
+  const interrupts = listenForInterrupts(io.err);
+  const state = State.openForWriting(loaded.statePath, random);
+  let progress: ProgressView | undefined;
+  try {
+    const context = engineContext(state, {
+      signal: interrupts.signal, revision: loaded.revision, adopt: options.adopt ?? false,
+      emit: (event) => {
+        events.write(event);
+        progress?.handle(event);
+      },
+    });
+    const result = await reconcile(loaded.desired, context, {
+      lockTimeoutMs, parallelism: options.parallelism, exports: options.exports ?? true,
+      approve: async (made) => {
+        const plan = narrow(saved ? bounded(saved, made) : made, options.target ?? [], options.exclude ?? []);
+        const zones = timezonesOf(loaded.desired, plan);
+        tellGitHub(plan, zones, io);
+        if (!io.json && !io.quiet) io.out(renderPlan(plan, { style: io.style, summary: false, timezoneOf: zones }));
+        await approve(plan, saved !== undefined, options, io);
+        if (!io.quiet) progress ??= progressOn(io);
+        return plan;
+      },
+    });
+    progress?.stop();
+    report(result, state, interrupts.exitCode, io);
+    if (interrupts.exitCode !== undefined) return interrupts.exitCode;
+    return result.failed.length + result.notRemoved > 0 ? exitCodes.partlyFailed : exitCodes.done;
+  } catch (error) {
+    // an interrupt while it waits for a lock or a prompt
+    if (interrupts.exitCode !== undefined && interrupts.signal.aborted) return interrupts.exitCode;
+    throw error;
+  } finally {
+    progress?.stop();
+    interrupts.dispose();
+    events.close();
+    state.close();
+  }
+}
+
+export function progressOn(io: Io): ProgressView {
+  const isTerminal = process.stderr.isTTY === true && !io.env["CI"];
+  return new ProgressView({ write: io.err, isTerminal, columns: process.stderr.columns ?? 0 }, io.errStyle, Date.now);
+}
+
+export function durationOption(flag: string, text: string | undefined): number {
+  if (text === undefined || text === "0") return 0;
+  const ms = parseDuration(text);
+  if (ms === undefined) throw new HypersdkError("Usage", `${flag} ${JSON.stringify(text)} is no duration`, { hint: "such as 30s or 5m" });
+  return ms;
+}
+
+/** A saved plan is an upper bound: what is due or expires now and was not in it is left for the next plan. */
+function bounded(saved: PlanFile, current: Plan): Plan {
+  const moved = whatMoved(saved, current, toolVersion());
+  if (moved.length > 0) throw new HypersdkError("PlanStale", `the plan is stale: ${moved.join("; ")}`, { hint: "make a new plan and look at it" });
+  const due = new Set([...saved.plan.exports, ...saved.plan.deferred].map(({ schedule, identity, provider }) => `${schedule}\n${provider}\n${identity}`));
+  const points = new Set([...saved.plan.expiry.mark, ...saved.plan.expiry.remove].map(({ point }) => point));
+  return {
+    ...current,
+    exports: current.exports.filter((each) => due.has(`${each.schedule}\n${each.provider}\n${each.identity}`)),
+    expiry: { ...current.expiry, mark: current.expiry.mark.filter(({ point }) => points.has(point)), remove: current.expiry.remove.filter(({ point }) => points.has(point)) },
+  };
+}
+
+async function approve(plan: Plan, isSaved: boolean, { autoApprove }: ApplyOptions, io: Io): Promise<void> {
+  if (isEmpty(plan) || autoApprove === "all" || isSaved) return;
+  if (autoApprove === "safe") {
+    const reasons = unsafeReasons(plan);
+    if (reasons.length === 0) return;
+    throw new HypersdkError("Declined", `the plan is not safe to apply unseen: ${reasons.slice(0, 5).join("; ")}${reasons.length > 5 ? `; and ${reasons.length - 5} more` : ""}`, { hint: "look at it and say --auto-approve, or apply a saved plan" });
+  }
+  if (!io.isInteractive) throw new HypersdkError("Declined", "nobody can answer whether this plan may be applied", { hint: "say --auto-approve, --auto-approve=safe, or apply a saved plan" });
+  const prompt = createInterface({ input: process.stdin, output: process.stderr });
+  try {
+    const answer = await prompt.question("\nApply this plan? Only \"yes\" is accepted: ");
+    if (answer.trim() !== "yes") throw new HypersdkError("Declined", "declined; nothing was changed");
+  } finally {
+    prompt.close();
+  }
+}
+
+function report(result: Reconciled, state: State, interruptedWith: number | undefined, io: Io): void {
+  const { plan, completed, failed, interrupted, notStarted, removed } = result;
+  const names = (works: Reconciled["failed"]): { schedule: string; vmPath: string; run: string }[] => works.map(({ run }) => ({ schedule: run.schedule, vmPath: run.vmPath, run: run.id }));
+  if (io.json) {
+    io.result("apply", { digest: planDigest(plan), serial: state.serial, changes: plan.changes.length, completed, removed, failed: names(failed), interrupted: names(interrupted), notStarted: names(notStarted) });
+    return;
+  }
+  if (isEmpty(plan)) return io.out("Nothing to do: what is recorded is what the files say.\n");
+  const { style } = io;
+  io.out(`\n${style.bold(`Applied: ${plural(plan.changes.length, "change")}. ${plural(completed, "export")} completed, ${failed.length} failed. ${plural(removed, "restore point")} removed.`)}\n`);
+  if (interruptedWith !== undefined) io.out(`${plural(notStarted.length, "export")} not started, ${interrupted.length} can be resumed: hypersdk apply\n`);
+  for (const { run } of failed) io.out(`  ${style.red("✗")} ${run.schedule}  ${run.vmPath}: try again with \`hypersdk run ${run.schedule} --vm ${quoted(run.vmPath)}\`\n`);
+  if (completed > 0 && failed.length === 0 && interruptedWith === undefined) io.out(`To see what there is: hypersdk get artifacts. To restore: hypersdk restore --vm PATH --to FILE\n`);
+}
+
+export function quoted(text: string): string {
+  return /^[A-Za-z0-9_/.:@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}
+

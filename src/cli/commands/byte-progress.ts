@@ -1,0 +1,26 @@
+import { progressText } from "../../ui/progress.ts";
+import type { Io } from "../io.ts";
+
+/** Progress of one thing that is counted in bytes: shown after a second, ten times a second on a terminal, else every 10 s. */
+export function byteProgress(io: Io, totalBytes: number): { readonly add: (bytes: number) => void; stop(): void } {
+  const isTerminal = process.stderr.isTTY === true && !io.env["CI"];
+  const started = performance.now();
+  let [done, shown] = [0, false];
+  if (io.quiet || io.json) return { add() {}, stop() {} };
+  const draw = (): void => {
+    const seconds = (performance.now() - started) / 1000;
+    if (seconds < 1) return;
+    shown = true;
+    const text = progressText(done, Math.max(totalBytes, done), done / seconds);
+    io.err(isTerminal ? `\r\u001b[K  ${text}` : `  ${text}\n`);
+  };
+  const timer = setInterval(draw, isTerminal ? 100 : 10_000);
+  return {
+    add: (bytes) => void (done += bytes),
+    stop() {
+      clearInterval(timer);
+      if (shown && isTerminal) io.err("\r\u001b[K");
+      shown = false;
+    },
+  };
+}

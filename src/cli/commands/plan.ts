@@ -1,0 +1,109 @@
+import { appendFileSync, writeFileSync } from "node:fs";
+import { observe, observeNothing } from "../../engine/observe.ts";
+import { errnoOf, HypersdkError } from "../../model/errors.ts";
+import { epochMsOf, parseInstant } from "../../model/instant.ts";
+import { narrow } from "../../plan/narrow.ts";
+import { hasDifference, isEmpty, type Plan } from "../../plan/plan.ts";
+import { encodePlanFile, planDigest } from "../../plan/plan-file.ts";
+import { plan as makePlan } from "../../plan/planner.ts";
+import { parsePattern } from "../../model/pattern.ts";
+import { emptyRecorded, State } from "../../state/state.ts";
+import { planMarkdown } from "../../ui/plan-markdown.ts";
+import { renderPlan } from "../../ui/plan-view.ts";
+import { adapters, clock, toolVersion } from "../compose.ts";
+import { loadDesired } from "../desired.ts";
+import { exitCodes } from "../exit-codes.ts";
+import type { Io } from "../io.ts";
+import type { Loaded, SourceOptions } from "../load.ts";
+import { timezonesOf } from "../view.ts";
+
+export interface PlanOptions extends SourceOptions {
+  readonly out?: string;
+  readonly detailedExitcode?: boolean;
+  readonly target?: readonly string[];
+  readonly exclude?: readonly string[];
+  readonly at?: string;
+  readonly offline?: boolean;
+  readonly summary?: boolean;
+  readonly markdown?: string;
+}
+
+export async function plan(options: PlanOptions, io: Io): Promise<number> {
+  const { made, loaded } = await makeFrom(options, io);
+  const zones = timezonesOf(loaded.desired, made);
+  if (options.out !== undefined) writeOut(options.out, encodePlanFile(made, toolVersion()));
+  if (options.markdown !== undefined) writeOut(options.markdown, planMarkdown(made, zones));
+  tellGitHub(made, zones, io);
+  if (io.json) io.result("plan", { digest: planDigest(made), plan: made });
+  else {
+    io.out(renderPlan(made, { style: io.style, summary: options.summary ?? false, timezoneOf: zones }));
+    if (!options.summary && loaded.ignoredDocuments > 0) io.out(io.style.dim(`${loaded.ignoredDocuments} other YAML documents ignored\n`));
+    if (!options.summary && !io.quiet) io.out(nextStep(made, options));
+  }
+  return options.detailedExitcode && hasDifference(made) ? exitCodes.difference : exitCodes.done;
+}
+
+/** The part of a plan that is about the world, not about the files. */
+export async function drift(options: PlanOptions, io: Io): Promise<number> {
+  const { made, loaded } = await makeFrom(options, io);
+  const only: Plan = { ...made, changes: [], protections: [], exports: [], deferred: [], skipped: [], expiry: { mark: [], withdraw: [], remove: [], blocked: [] }, warnings: [] };
+  if (io.json) io.result("drift", { drift: made.drift });
+  else if (made.drift.length === 0) io.out("no drift: what is there is what was recorded\n");
+  else io.out(renderPlan(only, { style: io.style, summary: false, timezoneOf: timezonesOf(loaded.desired) }).split("\n\n").slice(1, -1).join("\n\n") + "\n");
+  return made.drift.some(({ kind }) => kind !== "unknown") ? exitCodes.difference : exitCodes.done;
+}
+
+async function makeFrom(options: PlanOptions, io: Io): Promise<{ made: Plan; loaded: Loaded }> {
+  const now = options.at === undefined ? clock.now() : parseInstant(options.at);
+  if (!now) throw new HypersdkError("Usage", `--at ${JSON.stringify(options.at)} is no time`, { hint: "such as 2026-11-21T02:00:00Z or 2026-11-21T03:00:00+01:00" });
+  checkTargets([...(options.target ?? []), ...(options.exclude ?? [])]);
+  const loaded = await loadDesired(options, io);
+  const state = State.openForReading(loaded.statePath);
+  try {
+    const observed = options.offline ? observeNothing(loaded.desired) : await observe(loaded.desired, adapters);
+    const recorded = state?.recorded(now) ?? emptyRecorded;
+    const made = makePlan({ desired: loaded.desired, recorded, observed, revision: loaded.revision, now });
+    for (const destination of observed.destinations) {
+      if (destination.lineage !== undefined && destination.lineage !== recorded.lineage && !io.json) {
+        io.err(`${io.errStyle.yellow("warning")}: destination ${destination.name} belongs to state ${destination.lineage.slice(0, 8)}, not to this one; apply exits 6 unless --adopt is said\n`);
+      }
+    }
+    if (state && epochMsOf(now) < newestInstantMs(state) - 300_000 && options.at === undefined) io.err(`${io.errStyle.yellow("warning")}: the clock is behind what was recorded; nothing expires early, but check it\n`);
+    return { made: narrow(made, options.target ?? [], options.exclude ?? []), loaded };
+  } finally {
+    state?.close();
+  }
+}
+
+function newestInstantMs(state: State): number {
+  const applied = state.configuration.meta("applied_revision");
+  return applied ? Date.parse((JSON.parse(applied) as { at?: string }).at ?? "") || 0 : 0;
+}
+
+export function checkTargets(targets: readonly string[]): void {
+  for (const target of targets) {
+    const problem = target.startsWith("/") ? parsePattern(target) : /^(schedule|policy|destination|provider|notifier)\.[a-z0-9-]+$/.test(target) ? undefined : "it is neither an address nor a VM pattern";
+    if (typeof problem === "string") throw new HypersdkError("Usage", `${JSON.stringify(target)} is no target: ${problem}`, { hint: "such as schedule.daily or /datacenter/vm/prod/*" });
+  }
+}
+
+function nextStep(made: Plan, { out, at }: PlanOptions): string {
+  if (isEmpty(made)) return "Nothing to do: what is recorded is what the files say.\n";
+  if (at !== undefined) return "This is a look at another time; apply always works at the present.\n";
+  return out === undefined ? "To carry it out: hypersdk apply\n" : `Saved. To carry out exactly this: hypersdk apply ${out}\n`;
+}
+
+function writeOut(path: string, text: string): void {
+  try {
+    writeFileSync(path, text, { mode: 0o600 });
+  } catch (error) {
+    throw new HypersdkError("Failed", `cannot write ${path}: ${errnoOf(error)}`, { cause: error });
+  }
+}
+
+/** In GitHub Actions the plan goes to the job's summary, and its counts to the step's outputs. */
+export function tellGitHub(made: Plan, zones: (schedule: string) => string, { env }: Io): void {
+  if (env["GITHUB_ACTIONS"] !== "true") return;
+  if (env["GITHUB_STEP_SUMMARY"]) appendFileSync(env["GITHUB_STEP_SUMMARY"], planMarkdown(made, zones));
+  if (env["GITHUB_OUTPUT"]) appendFileSync(env["GITHUB_OUTPUT"], `changes=${made.changes.length}\nexports=${made.exports.length}\nexpiries=${made.expiry.mark.length + made.expiry.remove.length}\n`);
+}

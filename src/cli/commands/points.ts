@@ -1,0 +1,79 @@
+import { existsSync, statSync } from "node:fs";
+import { basename, dirname, resolve } from "node:path";
+import type { Destination } from "../../destinations/destination.ts";
+import { readManifest } from "../../exports/restore.ts";
+import { manifestName, type Manifest } from "../../exports/manifest.ts";
+import { HypersdkError } from "../../model/errors.ts";
+import { parseInstant } from "../../model/instant.ts";
+import { nearestName } from "../../model/nearest.ts";
+import type { RestorePoint } from "../../model/recorded.ts";
+import { State } from "../../state/state.ts";
+import { adapters } from "../compose.ts";
+import type { Io } from "../io.ts";
+import { load, type SourceOptions } from "../load.ts";
+
+/** A restore point that a person named, with its manifest read. */
+export interface FoundPoint {
+  readonly destination: Destination;
+  readonly manifestPath: string;
+  readonly manifest: Manifest;
+  /** As recorded; undefined for a point that was named by its folder. */
+  readonly point: RestorePoint | undefined;
+}
+
+export interface PointSelection extends SourceOptions {
+  readonly vm?: string;
+  readonly at?: string;
+  readonly schedule?: string;
+}
+
+/** By the folder or manifest on this machine (no state needed), by id, or the newest good one of a VM, also as of a time. */
+export async function findPoint(id: string | undefined, options: PointSelection, io: Io): Promise<FoundPoint> {
+  if (id !== undefined && existsSync(resolve(io.cwd, id))) return pointAt(resolve(io.cwd, id));
+  const points = await recordedPoints(options, io);
+  return openPoint(choose(points, id, options));
+}
+
+export async function openPoint(point: RestorePoint): Promise<FoundPoint> {
+  const destination = await adapters.openDestination({ name: point.destination, url: point.destinationUrl, layout: "image", expiryGraceMs: 0, inline: true, origin: { file: "", document: 0, pointer: [] } });
+  try {
+    return { destination, manifestPath: point.manifestPath, manifest: await readManifest(destination, point.manifestPath), point };
+  } catch (error) {
+    if (!(error instanceof HypersdkError && error.code === "NotFound")) throw error;
+    throw new HypersdkError("ArtifactDamaged", `the restore point ${point.id} is gone: ${point.manifestPath} is not at ${point.destination}`, { cause: error });
+  }
+}
+
+export async function recordedPoints(options: SourceOptions, io: Io): Promise<RestorePoint[]> {
+  const { statePath } = await load(options, io.env, io.cwd);
+  const state = State.openForReading(statePath);
+  try {
+    return state?.artifacts.list() ?? [];
+  } finally {
+    state?.close();
+  }
+}
+
+function choose(points: readonly RestorePoint[], id: string | undefined, { vm, at, schedule }: PointSelection): RestorePoint {
+  if (id !== undefined) {
+    const found = points.filter((point) => point.id.startsWith(id));
+    if (found.length === 1) return found[0] as RestorePoint;
+    throw new HypersdkError("NotFound", found.length === 0 ? `no restore point has the id ${JSON.stringify(id)}` : `${found.length} restore points begin with ${id}`, { hint: "hypersdk get artifacts lists them" });
+  }
+  if (vm === undefined) throw new HypersdkError("Usage", "which restore point?", { hint: "give its id, the folder that holds its manifest, or --vm PATH" });
+  const before = at === undefined ? undefined : parseInstant(at);
+  if (at !== undefined && !before) throw new HypersdkError("Usage", `--at ${JSON.stringify(at)} is no time`, { hint: "such as 2026-11-21T02:00:00Z" });
+  const found = points.filter((point) => point.vmPath === vm && point.state === "good" && (schedule === undefined || point.schedule === schedule) && (!before || point.instant <= before));
+  const newest = found.at(-1);
+  if (newest) return newest;
+  const near = nearestName(vm, new Set(points.map((point) => point.vmPath)));
+  throw new HypersdkError("NotFound", `${vm} has no good restore point${before ? ` at or before ${before}` : ""}`, { hint: near && near !== vm ? `did you mean ${near}?` : "hypersdk get artifacts lists what there is" });
+}
+
+async function pointAt(path: string): Promise<FoundPoint> {
+  const manifest = statSync(path).isDirectory() ? `${path}/${manifestName}` : path;
+  const folder = dirname(manifest);
+  const destination = await adapters.openDestination({ name: folder, url: `file://${dirname(folder)}`, layout: "image", expiryGraceMs: 0, inline: true, origin: { file: "", document: 0, pointer: [] } });
+  const manifestPath = `${basename(folder)}/${basename(manifest)}`;
+  return { destination, manifestPath, manifest: await readManifest(destination, manifestPath), point: undefined };
+}

@@ -1,0 +1,84 @@
+import { observe } from "../../engine/observe.ts";
+import { runQueue } from "../../engine/queue.ts";
+import { type RunWork, runExport } from "../../engine/run-export.ts";
+import { refuseForeign } from "../../engine/reconcile.ts";
+import { HypersdkError } from "../../model/errors.ts";
+import { nearestName } from "../../model/nearest.ts";
+import { parsePattern } from "../../model/pattern.ts";
+import type { DestinationSpec, ProviderSpec } from "../../model/desired.ts";
+import { membership } from "../../plan/membership.ts";
+import { State } from "../../state/state.ts";
+import { plural } from "../../ui/plan-view.ts";
+import { clock, engineContext, random } from "../compose.ts";
+import { loadDesired } from "../desired.ts";
+import { openEventLog } from "../event-log.ts";
+import { exitCodes } from "../exit-codes.ts";
+import { listenForInterrupts } from "../interrupts.ts";
+import type { Io } from "../io.ts";
+import type { SourceOptions } from "../load.ts";
+import { progressOn } from "./apply.ts";
+
+export interface RunOptions extends SourceOptions {
+  readonly vm?: readonly string[];
+  readonly full?: boolean;
+  readonly parallelism?: number;
+  readonly adopt?: boolean;
+}
+
+/** Exports a schedule's VMs now, whatever its fire time, windows or suspension say; handles no fire time. */
+export async function run(name: string, options: RunOptions, io: Io): Promise<number> {
+  const { desired, revision, statePath } = await loadDesired(options, io);
+  const schedule = desired.schedules.find((each) => each.name === name);
+  if (!schedule) {
+    const near = nearestName(name, desired.schedules.map((each) => each.name));
+    throw new HypersdkError("NotFound", `no schedule is named "${name}"`, near ? { hint: `did you mean "${near}"?` } : {});
+  }
+  const patterns = (options.vm ?? []).map((text) => {
+    const pattern = parsePattern(text);
+    if (typeof pattern === "string") throw new HypersdkError("Usage", `--vm ${JSON.stringify(text)}: ${pattern}`);
+    return pattern;
+  });
+  const events = openEventLog(io.eventsTarget);
+  const interrupts = listenForInterrupts(io.err);
+  const state = State.openForWriting(statePath, random);
+  const progress = io.quiet || io.json ? undefined : progressOn(io);
+  try {
+    if (!state.configuration.resources().some(({ address }) => address === `schedule.${name}`)) {
+      throw new HypersdkError("Failed", `schedule "${name}" is in the files, but was never applied`, { hint: "hypersdk apply comes first" });
+    }
+    const context = engineContext(state, {
+      signal: interrupts.signal, revision, adopt: options.adopt ?? false,
+      emit: (event) => {
+        events.write(event);
+        progress?.handle(event);
+      },
+    });
+    const observed = await observe(desired, context);
+    const unknown = observed.unknownProviders[0];
+    if (unknown && observed.vms.length === 0) throw new HypersdkError("ProviderUnreachable", `provider ${unknown.name}: ${unknown.reason}`);
+    refuseForeign(observed.destinations, state.lineage, options.adopt ?? false);
+    const at = clock.now();
+    const members = [...membership(desired, observed.vms, []).members.values()].filter((member) => member.schedule.name === name && member.vm && (patterns.length === 0 || patterns.some((pattern) => pattern.matches(member.vmPath))));
+    if (members.length === 0) throw new HypersdkError("NotFound", `schedule "${name}" has no VM${patterns.length > 0 ? " that matches --vm" : ""}`, { hint: "hypersdk get vms lists what the providers show" });
+    const destination = desired.destinations.find((each) => each.name === schedule.destination) as DestinationSpec;
+    const work = members.map((member): RunWork => ({
+      schedule, destination, provider: desired.providers.find((each) => each.name === member.provider) as ProviderSpec,
+      run: state.writeUnlocked(() => state.runs.enqueue({ id: random.uuid(), schedule: name, provider: member.provider, identity: member.identity, vmPath: member.vmPath, kind: "manual", fireTime: at, destination: destination.name, destinationUrl: destination.url }, at)),
+      expected: { readBytes: member.vm?.disks.reduce((sum, disk) => sum + disk.dataBytes, 0) ?? 0, storedBytes: null, durationMs: null },
+    }));
+    const result = await runQueue(work, options.parallelism ?? desired.concurrency, interrupts.signal, (item) => runExport(item, context));
+    for (const { run: left } of result.notStarted) state.writeUnlocked(() => state.runs.end(left.id, "cancelled", clock.now(), { code: "NotStarted", message: "not started" }));
+    progress?.stop();
+    const names = (works: readonly RunWork[]): object[] => works.map((each) => ({ schedule: each.run.schedule, vmPath: each.run.vmPath, run: each.run.id }));
+    if (io.json) io.result("run", { completed: result.completed, failed: names(result.failed), interrupted: names(result.interrupted), notStarted: names(result.notStarted) });
+    else io.out(`${io.style.bold(`${plural(result.completed, "export")} completed, ${result.failed.length} failed.`)}\n`);
+    if (interrupts.exitCode !== undefined) return interrupts.exitCode;
+    if (result.failed.length > 0) return exitCodes.partlyFailed;
+    return result.notStarted.length > 0 ? exitCodes.locked : exitCodes.done;
+  } finally {
+    progress?.stop();
+    interrupts.dispose();
+    events.close();
+    state.close();
+  }
+}

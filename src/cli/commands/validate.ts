@@ -1,0 +1,19 @@
+import { renderDiagnostics } from "../../ui/diagnostics-view.ts";
+import { plural } from "../../ui/plan-view.ts";
+import { exitCodes } from "../exit-codes.ts";
+import type { Io } from "../io.ts";
+import { load, type SourceOptions } from "../load.ts";
+
+/** Every finding of the files, in file order. Reaches no provider and no destination. */
+export async function validate(options: SourceOptions, io: Io): Promise<number> {
+  const { diagnostics, desired, fileCount, ignoredDocuments } = await load(options, io.env, io.cwd);
+  const errors = diagnostics.filter(({ severity }) => severity === "error").length;
+  if (io.json) io.result("validate", { valid: errors === 0, files: fileCount, ignoredDocuments, diagnostics });
+  else {
+    if (diagnostics.length > 0) io.out(`${renderDiagnostics(diagnostics, io.style)}\n`);
+    const what = desired ? `${plural(desired.schedules.length, "schedule")}, ${desired.policies.length} policies, ${plural(desired.destinations.length, "destination")}` : "not usable";
+    const ignored = ignoredDocuments > 0 ? ` ${ignoredDocuments} other YAML documents ignored.` : "";
+    io.out(`${errors === 0 ? io.style.green("valid") : io.style.red("invalid")}: ${plural(fileCount, "file")}, ${what}. ${plural(errors, "error")}, ${plural(diagnostics.length - errors, "warning")}.${ignored}\n`);
+  }
+  return errors === 0 ? exitCodes.done : exitCodes.configInvalid;
+}

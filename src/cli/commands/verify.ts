@@ -1,0 +1,68 @@
+import { verifyPoint } from "../../exports/verify.ts";
+import { HypersdkError } from "../../model/errors.ts";
+import type { RestorePoint } from "../../model/recorded.ts";
+import { State } from "../../state/state.ts";
+import { plural } from "../../ui/plan-view.ts";
+import { clock, random } from "../compose.ts";
+import { exitCodes } from "../exit-codes.ts";
+import { listenForInterrupts } from "../interrupts.ts";
+import type { Io } from "../io.ts";
+import { load } from "../load.ts";
+import { byteProgress } from "./byte-progress.ts";
+import { type FoundPoint, findPoint, openPoint, type PointSelection, recordedPoints } from "./points.ts";
+
+export interface VerifyOptions extends PointSelection {
+  readonly level?: "checksum" | "restore";
+}
+
+/** Reads restore points back and proves them; every one, without an id. What it finds is recorded. */
+export async function verify(id: string | undefined, options: VerifyOptions, io: Io): Promise<number> {
+  const level = options.level ?? "restore";
+  const all = id === undefined && options.vm === undefined ? await recordedPoints(options, io) : undefined;
+  const results: { point: string; vm: string; instant: string; ok: boolean; reason?: string }[] = [];
+  const interrupts = listenForInterrupts(io.err);
+  try {
+    for (const wanted of all ?? [undefined]) {
+      let found: FoundPoint | undefined;
+      try {
+        found = wanted ? await openPoint(wanted) : await findPoint(id, options, io);
+        const progress = byteProgress(io, found.manifest.actuals.storedBytes);
+        try {
+          await verifyPoint(found.destination, found.manifestPath, found.manifest, level, { signal: interrupts.signal, onRead: progress.add });
+        } finally {
+          progress.stop();
+        }
+        results.push({ point: found.manifest.id, vm: found.manifest.source.vm, instant: found.manifest.source.instant, ok: true });
+      } catch (error) {
+        if (interrupts.exitCode !== undefined) return interrupts.exitCode;
+        const isDamage = error instanceof HypersdkError && (error.code === "ArtifactDamaged" || error.code === "ImageDamaged");
+        const point: RestorePoint | undefined = wanted ?? found?.point;
+        if (!isDamage || (!point && !found)) throw error;
+        results.push({ point: point?.id ?? found?.manifest.id ?? "", vm: point?.vmPath ?? "", instant: point?.instant ?? "", ok: false, reason: error.message });
+      }
+      const last = results.at(-1);
+      const point = wanted ?? found?.point;
+      if (last && point && (point.state === "good") !== last.ok) await record(point, last.ok, options, io);
+      if (last && !io.json && !io.quiet) io.out(`${last.ok ? io.style.green("✓") : io.style.red("✗")} ${last.vm}  ${last.instant}  ${last.ok ? "sound" : last.reason}\n`);
+    }
+  } finally {
+    interrupts.dispose();
+  }
+  const bad = results.filter(({ ok }) => !ok).length;
+  if (io.json) io.result("verify", { level, points: results });
+  else io.out(`${plural(results.length, "restore point")} verified (${level}), ${bad} damaged.\n`);
+  return bad > 0 ? exitCodes.damaged : exitCodes.done;
+}
+
+async function record(point: RestorePoint, isGood: boolean, options: VerifyOptions, io: Io): Promise<void> {
+  const { statePath, revision } = await load(options, io.env, io.cwd);
+  const state = State.openForWriting(statePath, random);
+  try {
+    state.writeUnlocked(() => {
+      state.artifacts.setState(point.id, isGood ? "good" : "bad");
+      state.audit.append({ at: clock.now(), type: isGood ? "point.good" : "point.bad", subject: point.id, detail: { vmPath: point.vmPath }, commit: revision?.commit ?? null, author: revision?.author ?? null });
+    });
+  } finally {
+    state.close();
+  }
+}

@@ -1,0 +1,35 @@
+import { randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
+import { openDestination } from "../destinations/registry.ts";
+import type { EngineContext } from "../engine/context.ts";
+import type { Emit } from "../engine/events.ts";
+import { instantOf } from "../model/instant.ts";
+import type { Clock, Random } from "../model/ports.ts";
+import type { Revision } from "../plan/plan.ts";
+import { openProvider } from "../providers/registry.ts";
+import type { State } from "../state/state.ts";
+
+/** The only place where adapters meet the engine, and where time and chance are real. */
+export const clock: Clock = {
+  now: () => instantOf(Date.now()),
+  async sleep(ms, signal) {
+    await sleep(ms, undefined, signal ? { signal } : {});
+  },
+};
+
+export const random: Random = { uuid: randomUUID, fraction: Math.random };
+
+export function toolVersion(): string {
+  return (JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as { version: string }).version;
+}
+
+/** Providers and destinations, for those who only look. */
+export const adapters: Pick<EngineContext, "openProvider" | "openDestination"> = {
+  openProvider: (spec) => openProvider(spec, clock),
+  openDestination: (spec) => openDestination(spec, random),
+};
+
+export function engineContext(state: State, options: { readonly emit: Emit; readonly signal: AbortSignal; readonly revision: Revision | null; readonly adopt: boolean }): EngineContext {
+  return { state, clock, random, toolVersion: toolVersion(), ...adapters, ...options };
+}

@@ -1,0 +1,69 @@
+import { closeSync, openSync, writeSync } from "node:fs";
+import type { EngineEvent } from "../engine/events.ts";
+import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { clock, toolVersion } from "./compose.ts";
+
+/** `--events`: one JSON object a line, the first of type `version`. `-` is stderr. */
+export interface EventLog {
+  write(event: EngineEvent): void;
+  close(): void;
+}
+
+/** Progress is told at most twice a second for each disk. */
+const progressEveryMs = 500;
+
+export function openEventLog(target: string | undefined): EventLog {
+  if (target === undefined) return { write() {}, close() {} };
+  let descriptor: number;
+  try {
+    descriptor = target === "-" ? 2 : openSync(target, "w", 0o600);
+  } catch (error) {
+    throw new HypersdkError("Usage", `cannot write the events to ${target}: ${errnoOf(error)}`, { cause: error });
+  }
+  const line = (object: object): void => void writeSync(descriptor, `${JSON.stringify(object)}\n`);
+  line({ type: "version", at: clock.now(), level: "info", message: `hypersdk ${toolVersion()}`, formatVersion: 1, version: toolVersion() });
+  const progress = new Map<string, { bytes: number; toldMs: number }>();
+  return {
+    write(event) {
+      if (event.type !== "export_progress") return line({ type: event.type, at: clock.now(), level: levelOf(event), message: messageOf(event), ...withoutType(event) });
+      const key = `${event.run.id} ${event.disk}`;
+      const known = progress.get(key) ?? { bytes: 0, toldMs: 0 };
+      known.bytes += event.bytes;
+      progress.set(key, known);
+      if (Date.now() - known.toldMs < progressEveryMs) return;
+      known.toldMs = Date.now();
+      line({ type: event.type, at: clock.now(), level: "debug", message: messageOf(event), ...withoutType(event), bytes: known.bytes });
+    },
+    close() {
+      if (target !== "-") closeSync(descriptor);
+    },
+  };
+}
+
+function withoutType({ type: _type, ...rest }: EngineEvent): object {
+  return rest;
+}
+
+function levelOf({ type }: EngineEvent): "info" | "warn" | "error" {
+  if (type === "export_failed") return "error";
+  return type === "export_retried" || type === "warning" || type === "export_interrupted" || type === "export_not_started" ? "warn" : "info";
+}
+
+function messageOf(event: EngineEvent): string {
+  const about = "run" in event ? `${event.run.schedule} ${event.run.vmPath}` : "";
+  switch (event.type) {
+    case "config_applied": return `configuration applied, serial ${event.serial}`;
+    case "run_recovered": return `${about}: an earlier run was cut off (${event.outcome})`;
+    case "export_started": return `${about}: started, attempt ${event.attempt}`;
+    case "export_progress": return `${about}: disk ${event.disk}`;
+    case "disk_stored": return `${about}: disk ${event.disk} stored`;
+    case "export_verifying": return `${about}: verifying (${event.level})`;
+    case "export_completed": return `${about}: completed`;
+    case "export_retried": return `${about}: ${event.reason}; retry ${event.attempt}`;
+    case "export_failed": return `${about}: ${event.reason}`;
+    case "export_not_started": return `${about}: not started, ${event.reason}`;
+    case "export_interrupted": return `${about}: interrupted`;
+    case "point_removed": return `${event.schedule} ${event.vmPath}: expired restore point removed`;
+    case "warning": return event.text;
+  }
+}

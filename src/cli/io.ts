@@ -1,0 +1,41 @@
+import { type Style, styleOf, wantsColour } from "../ui/style.ts";
+
+/** What every command shares: where text goes, how it looks, what the person asked for globally. */
+export interface Io {
+  readonly env: NodeJS.ProcessEnv;
+  readonly cwd: string;
+  readonly json: boolean;
+  readonly quiet: boolean;
+  readonly style: Style;
+  /** For what goes to stderr. */
+  readonly errStyle: Style;
+  readonly isInteractive: boolean;
+  readonly eventsTarget: string | undefined;
+  /** The answer, and nothing else. */
+  out(text: string): void;
+  /** Everything else. */
+  err(text: string): void;
+  /** One JSON document on stdout. */
+  result(type: string, value: object): void;
+}
+
+export interface GlobalOptions {
+  readonly json?: boolean;
+  readonly quiet?: boolean;
+  readonly color?: boolean;
+  readonly events?: string;
+  readonly logLevel?: string;
+}
+
+export function makeIo(options: GlobalOptions): Io {
+  const { env, stdout, stderr, stdin } = process;
+  const out = (text: string): void => void stdout.write(text);
+  return {
+    env, cwd: process.cwd(), json: options.json ?? false, quiet: options.quiet ?? false, eventsTarget: options.events,
+    style: styleOf(!options.json && wantsColour(stdout, env, options.color)), errStyle: styleOf(wantsColour(stderr, env, options.color)),
+    isInteractive: stdin.isTTY === true && stdout.isTTY === true && env["HYPERSDK_INPUT"] !== "0" && !options.json,
+    out,
+    err: (text) => void stderr.write(text),
+    result: (type, value) => out(`${JSON.stringify({ formatVersion: 1, type, ...value }, null, 2)}\n`),
+  };
+}

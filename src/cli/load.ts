@@ -1,0 +1,182 @@
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, renameSync, statSync, writeFileSync } from "node:fs";
+import { homedir } from "node:os";
+import { dirname, join, relative, resolve, sep } from "node:path";
+import { type Combined, type ConfigFile, combine } from "../config/combine.ts";
+import type { Access } from "../config/access.ts";
+import { type Fragment, readFile } from "../config/read-file.ts";
+import { SourceFile } from "../config/source-file.ts";
+import { findTop, readWorkTree, revisionOf } from "../git/work-tree.ts";
+import { checkOut, insideOf } from "../git/remote.ts";
+import { errnoOf, HypersdkError } from "../model/errors.ts";
+import type { Revision } from "../plan/plan.ts";
+import { toolVersion } from "./compose.ts";
+
+/** Options that say where the desired state is. */
+export interface SourceOptions {
+  readonly file?: readonly string[];
+  readonly repo?: string;
+  readonly branch?: string;
+  readonly ref?: string;
+  readonly path?: string;
+  readonly allowEnv?: readonly string[];
+  readonly allowPath?: readonly string[];
+  readonly state?: string;
+}
+
+export interface Loaded extends Combined {
+  readonly revision: Revision | null;
+  readonly statePath: string;
+  readonly fileCount: number;
+  /** The YAML text and place of a file, for pointing at it. */
+  readonly sourceOf: (file: string) => SourceFile;
+  readonly files: readonly string[];
+  /** The folder that names of files start from, where they were not named by `-f`. */
+  readonly base: string;
+}
+
+interface Listed {
+  /** As people know it. */
+  readonly file: string;
+  readonly path: string;
+  readonly wasNamed: boolean;
+}
+
+/** Reads the desired state from wherever the options say, without changing anything. */
+export async function load(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<Loaded> {
+  if (options.repo !== undefined) return loadRemote(options.repo, options, env, cwd);
+  if (options.branch !== undefined || options.ref !== undefined) throw new HypersdkError("Usage", "--branch and --ref need --repo", { hint: "without it, the files are taken as they are in the work tree" });
+  const top = await findTop(cwd, env);
+  const base = top ?? cwd;
+  const statePath = statePathOf(options, env, cwd) ?? join(base, ".hypersdk", "state.db");
+  if (options.file && options.file.length > 0) {
+    const listed = options.file.flatMap((name) => listNamed(name, cwd));
+    return build(listed, top ? await revisionOf(top, env) : null, statePath, base, undefined, env);
+  }
+  if (!top) {
+    throw new HypersdkError("SourceUnavailable", `${cwd} is in no git work tree`, { hint: "name files with -f, a repository with --repo, or begin with `hypersdk init`" });
+  }
+  const below = options.path === undefined ? "" : relative(top, resolve(cwd, options.path)).split(sep).join("/");
+  if (below.startsWith("..")) throw new HypersdkError("Usage", `--path ${options.path} leads out of the work tree`);
+  const tree = await readWorkTree(top, below, env);
+  const listed = tree.files.filter((file) => !file.startsWith(".hypersdk/")).flatMap((file): Listed[] => (isInside(join(top, file), top) ? [{ file, path: join(top, file), wasNamed: false }] : []));
+  return build(listed, tree.revision, statePath, top, undefined, env);
+}
+
+async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<Loaded> {
+  if (options.file && options.file.length > 0) throw new HypersdkError("Usage", "-f and --repo cannot be combined", { hint: "name a folder inside the repository with --path" });
+  const path = options.path ?? "";
+  const id = createHash("sha256").update(`${repo}\n${path}`).digest("hex").slice(0, 16);
+  const home = join(env["XDG_STATE_HOME"] ?? join(homedir(), ".local", "state"), "hypersdk", id);
+  const checkout = join(home, "checkout");
+  const ref = options.ref ?? options.branch ?? "HEAD";
+  await checkOut({ url: repo, ref }, checkout, env);
+  const folder = path === "" ? checkout : insideOf(checkout, path);
+  if (!existsSync(folder)) throw new HypersdkError("SourceUnavailable", `the repository has no folder ${JSON.stringify(path)}`);
+  const access: Access = {
+    checkout: realpathSync(checkout),
+    env: [...(options.allowEnv ?? []), ...listOf(env["HYPERSDK_ALLOW_ENV"])],
+    paths: [...(options.allowPath ?? []), ...listOf(env["HYPERSDK_ALLOW_PATH"])].map((each) => resolve(cwd, each)),
+  };
+  const tree = await readWorkTree(access.checkout, path === "" ? "" : path.replace(/^\.?\/|\/$/g, ""), env);
+  const listed = tree.files.map((file): Listed => ({ file, path: join(access.checkout, file), wasNamed: false }));
+  const revision = { ...tree.revision, branch: options.ref === undefined ? (options.branch ?? null) : null, dirty: false };
+  return build(listed, revision, statePathOf(options, env, cwd) ?? join(home, "state.db"), access.checkout, access, env);
+}
+
+function build(listed: readonly Listed[], revision: Revision | null, statePath: string, base: string, access: Access | undefined, env: NodeJS.ProcessEnv): Loaded {
+  const cache = new ParseCache(env);
+  const paths = new Map<string, string>();
+  const files: ConfigFile[] = [];
+  for (const { file, path, wasNamed } of [...listed].sort((a, b) => (a.file < b.file ? -1 : 1))) {
+    const bytes = readBytes(path, file);
+    if (!bytes) continue;
+    paths.set(file, path);
+    files.push({ file, folder: dirname(path), fragment: cache.fragmentOf(file, bytes, wasNamed) });
+  }
+  const sources = new Map<string, SourceFile>();
+  const sourceOf = (file: string): SourceFile => {
+    let source = sources.get(file);
+    if (!source) {
+      const path = paths.get(file);
+      sources.set(file, (source = new SourceFile(file, path ? readFileSync(path, "utf8") : "")));
+    }
+    return source;
+  };
+  return { ...combine(files, sourceOf, access), revision, statePath, fileCount: files.length, files: files.map(({ file }) => file), sourceOf, base };
+}
+
+/** A file that a folder lists and that is gone, or a folder by that name, is no file of ours. */
+function readBytes(path: string, file: string): Buffer | undefined {
+  try {
+    if (!statSync(path).isFile()) return undefined;
+    return readFileSync(path);
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return undefined;
+    throw new HypersdkError("SourceUnavailable", `cannot read ${file}: ${errnoOf(error)}`, { cause: error });
+  }
+}
+
+/** `-f`: a file as it is named, or the YAML files below a folder, hidden ones left out. */
+function listNamed(name: string, cwd: string): Listed[] {
+  const path = resolve(cwd, name);
+  if (!existsSync(path)) throw new HypersdkError("SourceUnavailable", `${name} is not there`, { hint: "-f takes a YAML file or a folder of them" });
+  if (!statSync(path).isDirectory()) return [{ file: name, path, wasNamed: true }];
+  return readdirSync(path, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile() && /\.ya?ml$/.test(entry.name))
+    .map((entry) => join(entry.parentPath, entry.name))
+    .filter((file) => !relative(path, file).split(sep).some((part) => part.startsWith(".") || part === "node_modules"))
+    .map((file) => ({ file: join(name, relative(path, file)), path: file, wasNamed: false }));
+}
+
+function isInside(path: string, top: string): boolean {
+  try {
+    const real = realpathSync(path);
+    return real.startsWith(realpathSync(top) + sep);
+  } catch {
+    return false;
+  }
+}
+
+function statePathOf(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): string | undefined {
+  const named = options.state ?? env["HYPERSDK_STATE"];
+  return named === undefined || named === "" ? undefined : resolve(cwd, named);
+}
+
+function listOf(value: string | undefined): string[] {
+  return (value ?? "").split(",").map((each) => each.trim()).filter((each) => each !== "");
+}
+
+/**
+ * What files parsed to, by the hash of their bytes and of this program's version: YAML takes most of the time of a plan in
+ * which nothing changed. Losing it costs time only; it holds nothing that the files do not.
+ */
+class ParseCache {
+  readonly #folder: string | undefined;
+  readonly #salt: string;
+
+  constructor(env: NodeJS.ProcessEnv) {
+    const home = env["XDG_CACHE_HOME"] ?? (env["HOME"] ? join(env["HOME"], ".cache") : undefined);
+    this.#folder = env["HYPERSDK_NO_CACHE"] || !home ? undefined : join(home, "hypersdk", "parse");
+    this.#salt = `1 ${toolVersion()} ${statSync(new URL("../../schemas/infrastructure.schema.json", import.meta.url)).mtimeMs}`;
+  }
+
+  fragmentOf(file: string, bytes: Buffer, wasNamed: boolean): Fragment {
+    // small files are parsed faster than they are looked up
+    if (this.#folder === undefined || bytes.length < 16_384) return readFile(file, bytes, wasNamed);
+    const key = createHash("sha256").update(`${this.#salt}\n${file}\n${wasNamed}\n`).update(bytes).digest("hex");
+    const path = join(this.#folder, `${key}.json`);
+    try {
+      return JSON.parse(readFileSync(path, "utf8")) as Fragment;
+    } catch {}
+    const fragment = readFile(file, bytes, wasNamed);
+    try {
+      mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
+      const temporary = `${path}.${process.pid}`;
+      writeFileSync(temporary, JSON.stringify(fragment), { mode: 0o600 });
+      renameSync(temporary, path);
+    } catch {}
+    return fragment;
+  }
+}
+

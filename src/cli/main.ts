@@ -1,0 +1,84 @@
+import { mkdtempSync, writeFileSync } from "node:fs";
+import { enableCompileCache } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { CommanderError } from "commander";
+import { HypersdkError } from "../model/errors.ts";
+import { exitCodeOf, exitCodes } from "./exit-codes.ts";
+import { type GlobalOptions, type Io, makeIo } from "./io.ts";
+import { makeProgram } from "./program.ts";
+
+enableCompileCache();
+// a reader that has seen enough (`| head`) ends the output, not the program's work
+process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? exitCodes.done : exitCodes.failed));
+process.exitCode = await main(process.argv.slice(2));
+
+async function main(argv: string[]): Promise<number> {
+  const ran = { exitCode: 0 as number };
+  let io: Io | undefined;
+  const program = makeProgram((options: GlobalOptions) => (io = makeIo(options)), ran);
+  const args = withEnvironmentArgs(argv, process.env);
+  try {
+    if (args.length === 0) {
+      program.outputHelp();
+      return exitCodes.done;
+    }
+    if (args[0] === "__complete") return await (await import("./commands/completion.ts")).complete(args.slice(1), program, makeIo({}));
+    if (args.length === 1 && args[0] === "--version") args[0] = "version";
+    await program.parseAsync(args, { from: "user" });
+    return ran.exitCode;
+  } catch (error) {
+    const shown = io ?? makeIo({ json: args.includes("--json"), ...(args.includes("--no-color") ? { color: false } : {}) });
+    if (error instanceof CommanderError) return usage(error, shown);
+    if (error instanceof HypersdkError) return failure(error, shown, args);
+    return bug(error, shown, args);
+  }
+}
+
+/** `HYPERSDK_ARGS` before every command's own arguments, `HYPERSDK_ARGS_plan` before those of plan. */
+function withEnvironmentArgs(argv: readonly string[], env: NodeJS.ProcessEnv): string[] {
+  const at = argv.findIndex((word) => !word.startsWith("-"));
+  const command = argv[at];
+  if (command === undefined || command === "__complete") return [...argv];
+  const words = (text: string | undefined): string[] => [...(text ?? "").matchAll(/"([^"]*)"|'([^']*)'|(\S+)/g)].map((match) => match[1] ?? match[2] ?? match[3] ?? "");
+  return [...argv.slice(0, at + 1), ...words(env["HYPERSDK_ARGS"]), ...words(env[`HYPERSDK_ARGS_${command}`]), ...argv.slice(at + 1)];
+}
+
+function usage(error: CommanderError, io: Io): number {
+  // help and version were asked for
+  if (error.exitCode === 0) return exitCodes.done;
+  io.err(`${io.errStyle.red("error")}: ${error.message.replace(/^error: /, "")}\n`);
+  if (error.code !== "commander.help") io.err("       hypersdk --help, or hypersdk COMMAND --help, says what there is\n");
+  return exitCodes.usage;
+}
+
+async function failure(error: HypersdkError, io: Io, args: readonly string[]): Promise<number> {
+  const diagnostics = error.code === "ConfigInvalid" && "diagnostics" in error ? (error.diagnostics as import("../config/diagnostic.ts").Diagnostic[]) : [];
+  if (io.json) io.result("error", { code: error.code, message: error.message, hint: error.hint ?? null, diagnostics });
+  if (diagnostics.length > 0 && !io.json) io.err(`${(await import("../ui/diagnostics-view.ts")).renderDiagnostics(diagnostics, io.errStyle)}\n`);
+  const { printable } = await import("../ui/style.ts");
+  const isDeclined = error.code === "Declined" && !error.hint;
+  io.err(isDeclined ? `${printable(error.message)}\n` : `${io.errStyle.red("error")}: ${printable(error.message)}\n`);
+  if (error.hint) io.err(`       ${printable(error.hint)}\n`);
+  if (isDebug(args)) io.err(`${error.stack}\n${error.cause instanceof Error ? `cause: ${error.cause.stack}\n` : ""}`);
+  return exitCodeOf(error.code);
+}
+
+/** What nobody expected: says so, and where the report is. */
+function bug(error: unknown, io: Io, args: readonly string[]): number {
+  const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
+  let where = "";
+  try {
+    where = join(mkdtempSync(join(tmpdir(), "hypersdk-")), "bug-report.txt");
+    writeFileSync(where, `hypersdk on Node ${process.versions.node}, ${process.platform} ${process.arch}\ncommand: ${args.find((word) => !word.startsWith("-")) ?? ""}\n\n${text}\n`, { mode: 0o600 });
+  } catch {
+    where = "";
+  }
+  io.err(`${io.errStyle.red("this is a bug in hypersdk")}: ${error instanceof Error ? error.message : String(error)}\n${where ? `       a report was written to ${where}\n` : ""}`);
+  if (isDebug(args)) io.err(`${text}\n`);
+  return exitCodes.bug;
+}
+
+function isDebug(args: readonly string[]): boolean {
+  return args.some((word, i) => word === "--log-level=debug" || (word === "--log-level" && args[i + 1] === "debug")) || process.env["HYPERSDK_LOG"] === "debug";
+}

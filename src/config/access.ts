@@ -1,0 +1,61 @@
+import type { DestinationSpec, Origin, ProviderSpec } from "../model/desired.ts";
+import type { ConfigFile } from "./combine.ts";
+import type { Report } from "./report.ts";
+import type { Pointer } from "./source-file.ts";
+
+/**
+ * What a configuration from a remote repository may touch on the operator's machine. Who may push is not who may read
+ * secrets: names and paths outside the checkout must be allowed here.
+ */
+export interface Access {
+  readonly checkout: string;
+  readonly env: readonly string[];
+  readonly paths: readonly string[];
+}
+
+export function checkAccess(
+  files: readonly ConfigFile[],
+  folders: ReadonlyMap<string, string>,
+  providers: readonly ProviderSpec[],
+  destinations: readonly DestinationSpec[],
+  access: Access,
+  report: Report,
+): void {
+  const isAllowed = (path: string): boolean => [access.checkout, ...access.paths].some((root) => path === root || path.startsWith(root === "/" ? "/" : `${root}/`));
+  const refusePath = (path: string, origin: Origin, below: Pointer): void =>
+    report.error("HSE024", origin, below, `the path ${path} is outside the repository`, `the operator must allow it: --allow-path ${path}`);
+  for (const provider of providers) if (provider.type === "local" && !isAllowed(provider.path)) refusePath(provider.path, provider.origin, ["path"]);
+  for (const destination of destinations) {
+    const path = destination.url.startsWith("file://") ? destination.url.slice("file://".length) : undefined;
+    if (path !== undefined && !isAllowed(path)) refusePath(path, destination.origin, destination.inline ? [] : ["url"]);
+  }
+  for (const { file, fragment } of files) {
+    for (const item of fragment.items) {
+      for (const { reference, below } of references(item.value, [])) {
+        const origin = { file, document: item.document, pointer: item.pointer };
+        if (reference.kind === "env" && !access.env.includes(reference.name)) {
+          report.error("HSE024", origin, below, `the environment variable ${reference.name} is not allowed to this repository`, `the operator must allow it: --allow-env ${reference.name}`);
+        }
+        if (reference.kind === "file") {
+          const path = reference.name.startsWith("/") ? reference.name : `${folders.get(file)}/${reference.name}`;
+          if (path.split("/").includes("..") || !isAllowed(path)) refusePath(path, origin, below);
+        }
+      }
+    }
+  }
+}
+
+interface Reference {
+  readonly kind: "env" | "file";
+  readonly name: string;
+}
+
+/** Every `${env:…}` and `${file:…}` below a value. The schema has made sure that they stand in secret fields only. */
+function* references(value: unknown, below: Pointer): Generator<{ reference: Reference; below: Pointer }> {
+  if (typeof value === "string") {
+    const match = /^\$\{(env|file):([^}]+)\}$/.exec(value);
+    if (match) yield { reference: { kind: match[1] as "env" | "file", name: match[2] as string }, below };
+  } else if (typeof value === "object" && value !== null) {
+    for (const [key, member] of Object.entries(value)) yield* references(member, [...below, Array.isArray(value) ? Number(key) : key]);
+  }
+}

@@ -1,0 +1,249 @@
+import type { DesiredState, DestinationSpec, NotAvailable, NotifierSpec, Origin, PolicySpec, ProviderSpec, RenameSpec, ScheduleSpec } from "../model/desired.ts";
+import { nearestName } from "../model/nearest.ts";
+import { parseVmPath, type VmPath } from "../model/vm-path.ts";
+import { type Access, checkAccess } from "./access.ts";
+import { decodeSchedule } from "./decode-schedule.ts";
+import { alertsOf, durationOf, patternsOf, priorityOf } from "./decode-values.ts";
+import { parseDestinationUrl } from "./destination-url.ts";
+import { type Diagnostic, sortDiagnostics } from "./diagnostic.ts";
+import { reportFindings } from "./findings.ts";
+import type { Fragment, RawItem, Section } from "./read-file.ts";
+import { Report } from "./report.ts";
+import type { SourceFile } from "./source-file.ts";
+
+export interface ConfigFile {
+  /** As the person knows it: relative to the work tree or as it was named. */
+  readonly file: string;
+  /** The absolute folder that holds it: relative paths in it start there. */
+  readonly folder: string;
+  readonly fragment: Fragment;
+}
+
+export interface Combined {
+  /** Undefined when there is an error. */
+  readonly desired: DesiredState | undefined;
+  readonly diagnostics: readonly Diagnostic[];
+  readonly ignoredDocuments: number;
+}
+
+/** All files together are one desired state: names are unique per kind, references are resolved, defaults are filled in. */
+export function combine(files: readonly ConfigFile[], sourceOf: (file: string) => SourceFile, access: Access | undefined): Combined {
+  const report = new Report(sourceOf);
+  const folders = new Map(files.map(({ file, folder }) => [file, folder]));
+  const notAvailable: NotAvailable[] = [];
+  const later = (origin: Origin, below: readonly (string | number)[], what: string): void => {
+    notAvailable.push({ what, origin: { ...origin, pointer: [...origin.pointer, ...below] } });
+    report.warn("HSW010", origin, below, `${what} is not available yet`, "plan and apply refuse it", true);
+  };
+  const items = (section: Section): (RawItem & { origin: Origin })[] =>
+    files.flatMap(({ file, fragment }) => fragment.items.filter((item) => item.section === section).map((item) => ({ ...item, origin: { file, document: item.document, pointer: item.pointer } })));
+
+  for (const { file, fragment } of files) for (const { key, document } of fragment.later) later({ file, document, pointer: [] }, [key], `"${key}"`);
+
+  const defaults = mergeDefaults(files, report);
+  const providers = unique(items("providers"), "provider", report).map((item) => decodeProvider(item.value, item.origin, folders, report, later));
+  const destinations = unique(items("destinations"), "destination", report).flatMap((item) => decodeDestination(item.value, item.origin, folders, report, later));
+  const notifiers: NotifierSpec[] = unique(items("notifiers"), "notifier", report).map(({ value, origin }) => {
+    later(origin, ["type"], `notifier type "${value["type"]}"`);
+    return { name: value["name"] as string, type: value["type"] as string, origin };
+  });
+
+  const byName = new Map(destinations.map((destination) => [destination.name, destination]));
+  const schedules = unique(items("schedules"), "schedule", report).flatMap((item): ScheduleSpec[] => {
+    const schedule = decodeSchedule(item, defaults, report, later);
+    if (!schedule) return [];
+    if (!byName.has(schedule.destination)) {
+      const inline = inlineDestination(schedule.destination, item.origin, folders, [...byName.keys()], report, later);
+      if (!inline) return [];
+      byName.set(inline.name, inline);
+    }
+    return [schedule];
+  });
+  const policies = unique(items("policies"), "policy", report).map((item) => decodePolicy(item.value, item.origin, report, later));
+  const renames = items("renames").flatMap(({ value, origin }): RenameSpec[] => {
+    const vm = vmPathOf(value["vm"] as string, origin, "vm", report);
+    const formerly = vmPathOf(value["formerly"] as string, origin, "formerly", report);
+    return vm && formerly ? [{ vm, formerly, origin }] : [];
+  });
+
+  checkReferences(schedules, policies, new Set(items("schedules").map((item) => String(item.value["name"]))), report);
+  if (access) checkAccess(files, folders, providers, [...byName.values()], access, report);
+  const fromFiles = files.flatMap(({ fragment }) => fragment.diagnostics);
+  const hasErrors = [...report.diagnostics, ...fromFiles].some(({ severity }) => severity === "error");
+  const named = <T extends { readonly name: string }>(list: readonly T[]): T[] => [...list].sort((a, b) => (a.name < b.name ? -1 : 1));
+  const usesDefaultProvider = providers.length === 0 && schedules.length > 0;
+  const desired: DesiredState = {
+    providers: usesDefaultProvider ? [defaultProvider(schedules[0] as ScheduleSpec, folders)] : named(providers),
+    destinations: named([...byName.values()]),
+    notifiers: named(notifiers),
+    schedules: named(schedules),
+    policies: named(policies),
+    renames: [...renames].sort((a, b) => (a.vm < b.vm ? -1 : 1)),
+    concurrency: (defaults["concurrency"] as number | undefined) ?? 4,
+    notAvailable,
+  };
+  if (usesDefaultProvider && access) checkAccess([], folders, desired.providers, [], access, report);
+  if (!hasErrors) reportFindings(desired, report);
+  const diagnostics = sortDiagnostics([...fromFiles, ...report.withoutIgnored()]);
+  return {
+    desired: diagnostics.some(({ severity }) => severity === "error") ? undefined : desired,
+    diagnostics,
+    ignoredDocuments: files.reduce((sum, { fragment }) => sum + fragment.ignoredDocuments, 0),
+  };
+}
+
+/** With no `providers` at all, VMs come from the folder `machines` beside the first file that has a schedule. */
+function defaultProvider(schedule: ScheduleSpec, folders: ReadonlyMap<string, string>): ProviderSpec {
+  const origin = { ...schedule.origin, pointer: [] };
+  return { name: "local", type: "local", path: resolvePath(folders.get(origin.file) ?? "/", "./machines"), writtenPath: "./machines", root: "/datacenter/vm" as VmPath, origin };
+}
+
+function unique<T extends RawItem & { origin: Origin }>(items: readonly T[], kind: string, report: Report): T[] {
+  const first = new Map<string, Origin>();
+  return items.filter(({ value, origin, isVmBackup }) => {
+    const name = String(value["name"]);
+    const known = first.get(name);
+    if (!known) {
+      first.set(name, origin);
+      return true;
+    }
+    report.error("HSE010", origin, isVmBackup ? [] : ["name"], `${kind} "${name}" is defined twice`, "names are unique over all files", { file: known.file, line: report.lineOf(known), label: "the first one stands here" });
+    return false;
+  });
+}
+
+function mergeDefaults(files: readonly ConfigFile[], report: Report): Record<string, unknown> {
+  const merged: Record<string, unknown> = {};
+  const from = new Map<string, Origin>();
+  for (const { file, fragment } of files) {
+    for (const { value, document } of fragment.defaults) {
+      const origin: Origin = { file, document, pointer: ["defaults"] };
+      for (const [key, member] of Object.entries(value)) {
+        const known = from.get(key);
+        if (known && JSON.stringify(merged[key]) !== JSON.stringify(member)) {
+          report.error("HSE021", origin, [key], `the default of "${key}" is set twice, differently`, "defaults hold for all files", { file: known.file, line: report.lineOf(known), label: "the first one stands here" });
+        }
+        merged[key] = member;
+        from.set(key, origin);
+      }
+    }
+  }
+  return merged;
+}
+
+type Later = (origin: Origin, below: readonly (string | number)[], what: string) => void;
+
+function decodeProvider(value: RawItem["value"], origin: Origin, folders: ReadonlyMap<string, string>, report: Report, later: Later): ProviderSpec {
+  const type = value["type"] as string;
+  const written = (value["path"] as string | undefined) ?? "./machines";
+  if (type !== "local") later(origin, ["type"], `provider type "${type}"`);
+  else for (const key of Object.keys(value)) if (!["name", "type", "path", "root"].includes(key)) report.error("HSE006", origin, [key], `a local provider has no "${key}"`, "known here: name, type, path, root");
+  return {
+    name: value["name"] as string, type,
+    path: resolvePath(folders.get(origin.file) ?? "/", written), writtenPath: written,
+    root: vmPathOf((value["root"] as string | undefined) ?? "/datacenter/vm", origin, "root", report) ?? ("/" as VmPath),
+    origin,
+  };
+}
+
+const destinationFieldsOfFile = ["name", "url", "layout", "expiryGrace"];
+
+function decodeDestination(value: RawItem["value"], origin: Origin, folders: ReadonlyMap<string, string>, report: Report, later: Later): DestinationSpec[] {
+  const url = parseDestinationUrl(value["url"] as string, folders.get(origin.file) ?? "/");
+  if (!url.ok) {
+    report.error("HSE022", origin, ["url"], url.message, url.label);
+    return [];
+  }
+  if (url.scheme !== "file") later(origin, ["url"], `a destination at ${url.scheme}://`);
+  else for (const key of Object.keys(value)) if (!destinationFieldsOfFile.includes(key)) report.error("HSE006", origin, [key], `a file destination has no "${key}"`, `known here: ${destinationFieldsOfFile.join(", ")}`);
+  if (value["layout"] === "repository") later(origin, ["layout"], "layout repository");
+  return [{
+    name: value["name"] as string, url: url.url, layout: (value["layout"] as "image" | undefined) ?? "image", inline: false,
+    expiryGraceMs: durationOf(value["expiryGrace"], origin, ["expiryGrace"], report) ?? 7 * 86_400_000, origin,
+  }];
+}
+
+function inlineDestination(text: string, owner: Origin, folders: ReadonlyMap<string, string>, known: string[], report: Report, later: Later): DestinationSpec | undefined {
+  if (!text.includes(":")) {
+    const near = nearestName(text, known);
+    report.error("HSE012", owner, ["destination"], `unknown destination "${text}"`, near ? `no destination has this name; did you mean "${near}"?` : "no destination has this name, and it is no URL");
+    return undefined;
+  }
+  const url = parseDestinationUrl(text, folders.get(owner.file) ?? "/");
+  if (!url.ok) {
+    report.error("HSE022", owner, ["destination"], url.message, url.label);
+    return undefined;
+  }
+  const origin: Origin = { ...owner, pointer: [...owner.pointer, "destination"] };
+  if (url.scheme !== "file") later(owner, ["destination"], `a destination at ${url.scheme}://`);
+  return { name: text, url: url.url, layout: "image", expiryGraceMs: 7 * 86_400_000, inline: true, origin };
+}
+
+function decodePolicy(value: RawItem["value"], origin: Origin, report: Report, later: Later): PolicySpec {
+  const match = ([] as string[]).concat(value["match"] as string | string[]);
+  const priority = priorityOf(value["priority"]);
+  const rpoMs = durationOf(value["rpo"], origin, ["rpo"], report);
+  const alerts = alertsOf(value["alerts"]);
+  if (alerts.length > 0) later(origin, ["alerts"], "alerts");
+  return {
+    name: value["name"] as string, schedule: value["schedule"] as string,
+    match: patternsOf(match, origin, Array.isArray(value["match"]) ? ["match"] : undefined, "match", report),
+    exclude: patternsOf((value["exclude"] as string[] | undefined) ?? [], origin, ["exclude"], "exclude", report),
+    ...(priority === undefined ? {} : { priority }), ...(rpoMs === undefined ? {} : { rpoMs }), alerts, origin,
+  };
+}
+
+function vmPathOf(text: string, origin: Origin, key: string, report: Report): VmPath | undefined {
+  const path = parseVmPath(text);
+  if (!path) report.error("HSE017", origin, [key], `"${key}" cannot be ${JSON.stringify(text)}`, 'segments are not empty, ".", ".." and hold no control characters');
+  return path;
+}
+
+function checkReferences(schedules: readonly ScheduleSpec[], policies: readonly PolicySpec[], names: ReadonlySet<string>, report: Report): void {
+  const unknown = (name: string): string => {
+    const near = nearestName(name, names);
+    return near ? `no schedule has this name; did you mean "${near}"?` : "no schedule has this name";
+  };
+  for (const policy of policies) {
+    if (!names.has(policy.schedule)) report.error("HSE013", policy.origin, ["schedule"], `unknown schedule "${policy.schedule}"`, unknown(policy.schedule));
+  }
+  const needs = new Map(schedules.map((schedule) => [schedule.name, schedule]));
+  for (const schedule of schedules) {
+    for (const [i, dependency] of schedule.dependsOn.entries()) {
+      if (!names.has(dependency.schedule)) report.error("HSE013", schedule.origin, ["dependsOn", i, "schedule"], `unknown schedule "${dependency.schedule}"`, unknown(dependency.schedule));
+    }
+  }
+  const reported = new Set<string>();
+  for (const schedule of [...needs.keys()].sort()) {
+    const cycle = cycleFrom(schedule, needs);
+    if (!cycle || reported.has(cycle.slice(0, -1).sort().join())) continue;
+    reported.add([...cycle.slice(0, -1)].sort().join());
+    const owner = needs.get(schedule) as ScheduleSpec;
+    report.error("HSE020", owner.origin, ["dependsOn"], `schedules wait for each other: ${cycle.join(" -> ")}`, "one of these dependencies must go");
+  }
+}
+
+/** The cycle through `start`, first and last the same, or undefined. */
+function cycleFrom(start: string, schedules: ReadonlyMap<string, ScheduleSpec>): string[] | undefined {
+  const seen = new Set<string>();
+  const stack: string[][] = [[start]];
+  for (let path = stack.pop(); path; path = stack.pop()) {
+    for (const { schedule } of schedules.get(path.at(-1) as string)?.dependsOn ?? []) {
+      if (schedule === start) return [...path, start];
+      if (seen.has(schedule)) continue;
+      seen.add(schedule);
+      stack.push([...path, schedule]);
+    }
+  }
+  return undefined;
+}
+
+/** `path` as an absolute one without `.` and `..`, seen from `folder`: path arithmetic only, nothing is looked at. */
+export function resolvePath(folder: string, path: string): string {
+  const parts: string[] = [];
+  for (const part of (path.startsWith("/") ? path : `${folder}/${path}`).split("/")) {
+    if (part === "..") parts.pop();
+    else if (part !== "" && part !== ".") parts.push(part);
+  }
+  return `/${parts.join("/")}`;
+}

@@ -1,0 +1,118 @@
+import type { Compression, ExportFormat, Origin, RetentionSpec, RetrySpec, ScheduleSpec, VerifyLevel, WindowSpec } from "../model/desired.ts";
+import { cronProblem } from "../schedule/cron.ts";
+import { isTimezone } from "../schedule/zone.ts";
+import { alertsOf, durationOf, patternsOf, priorityOf } from "./decode-values.ts";
+import type { RawItem } from "./read-file.ts";
+import type { Report } from "./report.ts";
+
+const weekdays = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
+/** Fields whose whole presence has no effect in this version. */
+const laterFields = ["incremental", "carbon", "bandwidth", "encryption", "keepImage", "replicateTo"];
+const formatsNow: readonly string[] = ["qcow2", "raw"];
+
+/** One schedule with its defaults filled in; undefined when something in it is wrong, which has been reported. */
+export function decodeSchedule(
+  { value, origin }: RawItem & { origin: Origin },
+  defaults: Readonly<Record<string, unknown>>,
+  report: Report,
+  later: (origin: Origin, below: readonly (string | number)[], what: string) => void,
+): ScheduleSpec | undefined {
+  const errorsBefore = report.diagnostics.filter(({ severity }) => severity === "error").length;
+  const get = <T>(key: string): T | undefined => (value[key] ?? defaults[key]) as T | undefined;
+  // where the value stands decides where a complaint points
+  const below = (key: string): (string | number)[] => (key in value ? [key] : []);
+
+  const cron = value["cron"] as string;
+  const problem = cronProblem(cron);
+  if (problem) {
+    const words = {
+      fields: ["it has not five fields", "minute hour day month weekday, or @hourly, @daily, @weekly, @monthly, @yearly"],
+      syntax: ["it cannot be read", "numbers, names, * , - and / in five fields; no L, W, # or ?"],
+      never: ["it never fires", "no such date exists"],
+    }[problem];
+    report.error("HSE015", origin, ["cron"], `cron expression "${cron}": ${words[0]}`, words[1]);
+  }
+  const timezone = get<string>("timezone") ?? "UTC";
+  if (!isTimezone(timezone)) report.error("HSE016", origin, below("timezone"), `unknown timezone "${timezone}"`, "an IANA name such as Europe/Berlin or UTC");
+
+  for (const key of laterFields) if (value[key] !== undefined && value[key] !== false) later(origin, [key], `"${key}"`);
+  const alerts = alertsOf(value["alerts"]);
+  if (alerts.length > 0) later(origin, ["alerts"], '"alerts"');
+  const verify = get<string>("verify") ?? "stored";
+  if (verify === "boot") later(origin, below("verify"), "verify: boot");
+  const overlap = get<"skip" | "queue">("overlap") ?? "skip";
+  if (overlap === "queue") later(origin, below("overlap"), "overlap: queue");
+  const format = get<string>("format") ?? "qcow2";
+  if (!formatsNow.includes(format)) later(origin, below("format"), `format ${format}`);
+  const compression = compressionOf(get("compression"));
+  if (compression.algorithm === "zstd") later(origin, below("compression"), "compression zstd");
+  if (compression.level !== undefined) later(origin, below("compression"), "a compression level");
+  if (compression.algorithm !== "none" && ["raw", "vhd", "vhdx", "vdi"].includes(format)) {
+    report.error("HSE023", origin, below("compression"), `${format} images cannot be compressed`, "use format qcow2, or compression none");
+  }
+
+  const windows = ((get("windows") as Record<string, unknown>[] | undefined) ?? []).map((window, i): WindowSpec => {
+    const zone = (window["timezone"] as string | undefined) ?? timezone;
+    if (!isTimezone(zone)) report.error("HSE016", origin, "windows" in value ? ["windows", i, "timezone"] : [], `unknown timezone "${zone}"`, "an IANA name such as Europe/Berlin or UTC");
+    const days = (window["days"] as string[] | undefined) ?? weekdays;
+    return { startMinute: minuteOf(window["start"]), endMinute: minuteOf(window["end"]), days: days.map((day) => weekdays.indexOf(day)).sort(), timezone: zone };
+  });
+  const rpoMs = durationOf(value["rpo"], origin, ["rpo"], report);
+  const retention = retentionOf(get("retention"), origin, below("retention"), report);
+  const schedule: ScheduleSpec = {
+    name: value["name"] as string, cron, timezone,
+    vms: patternsOf(value["vms"] as string[], origin, ["vms"], "vms", report),
+    exclude: patternsOf((value["exclude"] as string[] | undefined) ?? [], origin, ["exclude"], "exclude", report),
+    destination: value["destination"] as string,
+    suspend: (value["suspend"] as boolean | undefined) ?? false,
+    initialExport: get("initialExport") ?? "scheduled", catchUp: get("catchUp") ?? "latest", overlap,
+    ...(rpoMs === undefined ? {} : { rpoMs }),
+    windows,
+    dependsOn: ((value["dependsOn"] as Record<string, unknown>[] | undefined) ?? []).map((entry, i) => {
+      const timeoutMs = durationOf(entry["timeout"], origin, ["dependsOn", i, "timeout"], report);
+      return { schedule: entry["schedule"] as string, state: (entry["state"] as "completed" | undefined) ?? "completed", ...(timeoutMs === undefined ? {} : { timeoutMs }) };
+    }),
+    retry: retryOf((get("retry") as Record<string, unknown> | undefined) ?? {}, origin, below("retry"), report),
+    // a default concurrency is the limit over all schedules, not one for each
+    concurrency: (value["concurrency"] as number | undefined) ?? 2,
+    priority: priorityOf(get("priority")) ?? 50,
+    format: format as ExportFormat, compression: compression.algorithm as Compression, verify: verify as VerifyLevel,
+    ...(retention === undefined ? {} : { retention }),
+    alerts, origin,
+  };
+  return report.diagnostics.filter(({ severity }) => severity === "error").length === errorsBefore ? schedule : undefined;
+}
+
+function compressionOf(value: unknown): { algorithm: string; level?: number } {
+  if (typeof value === "string") return { algorithm: value };
+  return (value as { algorithm: string; level?: number } | undefined) ?? { algorithm: "none" };
+}
+
+function retryOf(value: Readonly<Record<string, unknown>>, origin: Origin, below: (string | number)[], report: Report): RetrySpec {
+  const duration = (key: string): number | undefined => durationOf(value[key], origin, below.length > 0 ? [...below, key] : [], report);
+  const on = value["on"] as string[] | undefined;
+  return {
+    attempts: (value["attempts"] as number | undefined) ?? 3,
+    strategy: (value["strategy"] as RetrySpec["strategy"] | undefined) ?? "exponential",
+    initialDelayMs: duration("initialDelay") ?? 60_000,
+    maxDelayMs: duration("maxDelay") ?? 1_800_000,
+    jitter: (value["jitter"] as number | undefined) ?? 0.1,
+    ...(on ? { on } : {}),
+  };
+}
+
+function retentionOf(value: unknown, origin: Origin, below: (string | number)[], report: Report): RetentionSpec | undefined {
+  if (value === undefined) return undefined;
+  if (typeof value === "string") {
+    const withinMs = durationOf(value, origin, below, report);
+    return withinMs === undefined ? undefined : { withinMs };
+  }
+  const { within, ...counts } = value as { within?: string } & Record<string, number>;
+  const withinMs = durationOf(within, origin, below.length > 0 ? [...below, "within"] : [], report);
+  return { ...counts, ...(withinMs === undefined ? {} : { withinMs }) };
+}
+
+function minuteOf(time: unknown): number {
+  const [hour = 0, minute = 0] = String(time).split(":").map(Number);
+  return hour * 60 + minute;
+}

@@ -1,0 +1,91 @@
+import type { DesiredState, PolicySpec, RetentionSpec, ScheduleSpec } from "../model/desired.ts";
+import { formatDuration } from "../model/duration.ts";
+import { fireTimes, setsBothDayFields } from "../schedule/cron.ts";
+import { isOpen, nextOpening } from "../schedule/windows.ts";
+import type { Report } from "./report.ts";
+
+/** A fixed Monday, so that findings do not depend on the day on which they are looked for. */
+const referenceMs = Date.UTC(2026, 0, 5);
+const dayMs = 86_400_000;
+
+/** What is allowed and probably not meant. Needs the files alone: no provider, no clock. */
+export function reportFindings(desired: DesiredState, report: Report): void {
+  const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
+  const named = new Set(desired.policies.map((policy) => policy.schedule));
+  for (const schedule of desired.schedules) {
+    const { origin } = schedule;
+    if (setsBothDayFields(schedule.cron)) report.warn("HSW001", origin, ["cron"], `"${schedule.cron}" sets both day fields`, "cron joins them by OR: it fires on either");
+    if (schedule.vms.length === 0 && !named.has(schedule.name)) report.warn("HSW003", origin, ["vms"], `schedule "${schedule.name}" protects no VM`, "it has no pattern, and no policy names it");
+    retentionFinding(schedule, report);
+    windowFindings(schedule, schedules, report);
+    alertFindings(schedule.alerts, schedule, desired, report);
+  }
+  for (const policy of desired.policies) alertFindings(policy.alerts, policy, desired, report);
+  policyFindings(desired.policies, report);
+}
+
+/** A duration under the cron's gap keeps only the newest good point, whatever it says. */
+function retentionFinding(schedule: ScheduleSpec, report: Report): void {
+  const retention: RetentionSpec | undefined = schedule.retention;
+  if (retention?.withinMs === undefined || Object.keys(retention).length > 1) return;
+  const gap = fireTimes(schedule.cron, schedule.timezone).longestGapMs();
+  if (retention.withinMs < gap) {
+    report.warn("HSW004", schedule.origin, ["retention"], `retention of ${formatDuration(retention.withinMs)} is shorter than the time between exports`, `"${schedule.cron}" leaves up to ${formatDuration(gap)}: only the newest restore point will stay`);
+  }
+}
+
+function windowFindings(schedule: ScheduleSpec, schedules: ReadonlyMap<string, ScheduleSpec>, report: Report): void {
+  if (schedule.windows.length > 0) {
+    const times = fireTimes(schedule.cron, schedule.timezone);
+    let inside = false;
+    let fire = referenceMs;
+    for (let i = 0; i < 400 && !inside; i++) {
+      fire = times.next(fire);
+      inside = isOpen(schedule.windows, fire);
+    }
+    if (!inside) report.warn("HSW006", schedule.origin, ["windows"], `"${schedule.cron}" never fires inside a window`, `every run waits for a window to open, up to ${waitOf(schedule, times.next(referenceMs))}`);
+  }
+  for (const [i, dependency] of schedule.dependsOn.entries()) {
+    const first = schedules.get(dependency.schedule);
+    if (!first || first.windows.length === 0 || dependency.timeoutMs === undefined) continue;
+    const fire = fireTimes(schedule.cron, schedule.timezone).next(referenceMs);
+    const opening = nextOpening(first.windows, fireTimes(first.cron, first.timezone).latest(fire));
+    if (opening !== undefined && opening > fire + dependency.timeoutMs) {
+      report.warn("HSW007", schedule.origin, ["dependsOn", i], `"${dependency.schedule}" cannot have started when the timeout of ${formatDuration(dependency.timeoutMs)} ends`, "its own window opens later");
+    }
+  }
+}
+
+function waitOf(schedule: ScheduleSpec, fire: number): string {
+  return formatDuration((nextOpening(schedule.windows, fire) ?? fire + dayMs) - fire);
+}
+
+function alertFindings(alerts: ScheduleSpec["alerts"], owner: ScheduleSpec | PolicySpec, desired: DesiredState, report: Report): void {
+  for (const [i, alert] of alerts.entries()) {
+    const able = desired.notifiers.filter((notifier) => notifier.type === alert.type);
+    const target = alert.type === "webhook" ? able.filter((notifier) => notifier.name === alert.target) : able;
+    const below = ["alerts", i, alert.type];
+    if (alert.via !== undefined && !desired.notifiers.some((notifier) => notifier.name === alert.via)) {
+      report.error("HSE014", owner.origin, ["alerts", i, "via"], `unknown notifier "${alert.via}"`, "no notifier has this name");
+    } else if (target.length === 0) {
+      report.warn("HSW009", owner.origin, below, `no notifier of type ${alert.type} can tell ${alert.target}`, "add one under notifiers");
+    } else if (target.length > 1 && alert.via === undefined) {
+      report.warn("HSW009", owner.origin, below, `several notifiers of type ${alert.type} could tell ${alert.target}`, `name one: via: ${target[0]?.name}`);
+    }
+  }
+}
+
+/** Policies with the same pattern that say different things: the stronger wins, which is worth knowing. */
+function policyFindings(policies: readonly PolicySpec[], report: Report): void {
+  const first = new Map<string, PolicySpec>();
+  for (const policy of policies) {
+    for (const pattern of policy.match) {
+      const key = `${policy.schedule} ${pattern}`;
+      const other = first.get(key);
+      if (!other) first.set(key, policy);
+      else if (other.priority !== policy.priority || other.rpoMs !== policy.rpoMs) {
+        report.warn("HSW002", policy.origin, ["match"], `policies "${other.name}" and "${policy.name}" disagree about ${pattern}`, "the highest priority and the shortest rpo win");
+      }
+    }
+  }
+}

@@ -1,0 +1,125 @@
+import type { Diagnostic } from "./diagnostic.ts";
+import { shapeProblems } from "./schema.ts";
+import { type DiagnosticWords, maxFileBytes, SourceFile } from "./source-file.ts";
+import { scheduleFromVmBackup } from "./vm-backup.ts";
+
+/** The sections of an infrastructure document that hold named things. */
+export type Section = "providers" | "destinations" | "notifiers" | "schedules" | "policies" | "renames";
+
+/** One entry as it stands in the file, its shape checked. */
+export interface RawItem {
+  readonly section: Section;
+  readonly value: Readonly<Record<string, unknown>>;
+  readonly document: number;
+  readonly pointer: readonly (string | number)[];
+  /** True for a schedule that was written as a VMBackup. */
+  readonly isVmBackup?: true;
+}
+
+/** What one file contributes. Plain data, so that it can be cached under the hash of the text. */
+export interface Fragment {
+  readonly items: readonly RawItem[];
+  readonly defaults: readonly { readonly value: Readonly<Record<string, unknown>>; readonly document: number }[];
+  /** Top-level keys that have no effect in this version. */
+  readonly later: readonly { readonly key: string; readonly document: number }[];
+  /** Documents of other programs. */
+  readonly ignoredDocuments: number;
+  readonly diagnostics: readonly Diagnostic[];
+}
+
+const sections: readonly Section[] = ["providers", "destinations", "notifiers", "schedules", "policies", "renames"];
+const marks = /^\s*["']?version["']?\s*:\s*["']?v\d+["']?\s*(#.*)?$|^\s*["']?kind["']?\s*:\s*["']?VMBackup\b|["']?version["']?\s*:\s*["']?v2\b/m;
+
+/**
+ * Reads the text of one file. A file found in a folder that holds none of our documents is somebody else's and is only
+ * counted; a file that was named is an error then.
+ */
+export function readFile(file: string, bytes: Uint8Array, wasNamed: boolean): Fragment {
+  const empty: Fragment = { items: [], defaults: [], later: [], ignoredDocuments: 0, diagnostics: [] };
+  const fail = (words: DiagnosticWords): Fragment => ({ ...empty, diagnostics: [{ ...words, file, line: 1, column: 1, length: 1, source: "" }] });
+  if (bytes.byteLength > maxFileBytes) {
+    return fail({ severity: "error", code: "HSE003", message: `the file has ${bytes.byteLength} bytes`, label: `at most ${maxFileBytes} are read; split it into several files` });
+  }
+  let text: string;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: false }).decode(bytes);
+  } catch {
+    return wasNamed || marks.test(Buffer.from(bytes).toString("latin1"))
+      ? fail({ severity: "error", code: "HSE002", message: "the file is not UTF-8 text", label: "save it as UTF-8" })
+      : { ...empty, ignoredDocuments: 1 };
+  }
+  if (!marks.test(text)) {
+    if (wasNamed) return fail({ severity: "error", code: "HSE011", message: "this is no hypersdk document", label: 'it needs "version: v2", or "kind: VMBackup" with its apiVersion' });
+    return { ...empty, ignoredDocuments: countDocuments(text) };
+  }
+  return readDocuments(new SourceFile(file, text), wasNamed, empty);
+}
+
+function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): Fragment {
+  const diagnostics: Diagnostic[] = [];
+  const items: RawItem[] = [];
+  const defaults: { value: Record<string, unknown>; document: number }[] = [];
+  const later: { key: string; document: number }[] = [];
+  let ignoredDocuments = 0;
+  try {
+    for (const [index, document] of source.documents().entries()) {
+      if (document.errors.length > 0) {
+        for (const error of document.errors) {
+          const duplicate = error.code === "DUPLICATE_KEY";
+          const message = duplicate ? "a key stands twice in one mapping" : `this is not valid YAML: ${error.message.split("\n")[0]}`;
+          diagnostics.push(source.atOffset(error.pos[0], error.pos[1] - error.pos[0], { severity: "error", code: duplicate ? "HSE005" : "HSE001", message, ...(duplicate ? { label: "remove one of the two" } : {}) }));
+        }
+        continue;
+      }
+      let value: unknown;
+      try {
+        value = source.valueOf(document);
+      } catch (error) {
+        const message = error instanceof ReferenceError ? "the aliases of this document expand to more than 10,000 nodes, or run in a circle" : String(error);
+        diagnostics.push(source.at([], index, { severity: "error", code: "HSE004", message, label: "write the values out" }));
+        continue;
+      }
+      if (isMapping(value) && value["version"] === "v2") {
+        readInfrastructure(value, index);
+      } else if (isMapping(value) && value["kind"] === "VMBackup" && /^(backup\.)?hypersdk\.io\//.test(String(value["apiVersion"]))) {
+        readVmBackup(value, index);
+      } else if (isMapping(value) && /^v\d+$/.test(String(value["version"])) && "schedules" in value) {
+        diagnostics.push(source.at(["version"], index, { severity: "error", code: "HSE009", message: `version "${value["version"]}" is not known`, label: "this program reads v2" }));
+      } else if (value !== null || source.documents().length === 1) {
+        if (wasNamed) diagnostics.push(source.at([], index, { severity: "error", code: "HSE011", message: "this is no hypersdk document", label: 'it needs "version: v2", or "kind: VMBackup" with its apiVersion' }));
+        else ignoredDocuments++;
+      }
+    }
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    diagnostics.push({ severity: "error", code: "HSE001", message: "the document is nested too deeply", file: source.file, line: 1, column: 1, length: 1, source: "" });
+  }
+  return { ...empty, items, defaults, later, ignoredDocuments, diagnostics };
+
+  function readInfrastructure(value: Record<string, unknown>, index: number): void {
+    const problems = shapeProblems("infrastructure", value);
+    for (const { pointer, atKey, ...words } of problems) diagnostics.push(source.at(pointer, index, { severity: "error", ...words }, atKey));
+    if (problems.length > 0) return;
+    for (const section of sections) {
+      const entries = (value[section] ?? []) as Record<string, unknown>[];
+      for (const [i, entry] of entries.entries()) items.push({ section, value: entry, document: index, pointer: [section, i] });
+    }
+    if (isMapping(value["defaults"])) defaults.push({ value: value["defaults"], document: index });
+    for (const key of ["budgets", "guardrails", "tests"]) if (key in value) later.push({ key, document: index });
+  }
+
+  function readVmBackup(value: Record<string, unknown>, index: number): void {
+    const problems = shapeProblems("vmbackup", value);
+    for (const { pointer, atKey, ...words } of problems) diagnostics.push(source.at(pointer, index, { severity: "error", ...words }, atKey));
+    if (problems.length > 0) return;
+    items.push({ section: "schedules", value: scheduleFromVmBackup(value), document: index, pointer: ["spec"], isVmBackup: true });
+  }
+}
+
+function isMapping(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function countDocuments(text: string): number {
+  return text.split(/^---(?=\s|$)/m).filter((part) => part.replace(/^\s*#.*$/gm, "").trim() !== "").length;
+}

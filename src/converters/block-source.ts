@@ -1,0 +1,105 @@
+/**
+ * Everything that holds a disk. The one idea under the converters: a conversion is the extents of a source poured into a
+ * sink, so that holes cost nothing and memory is a few buffers, whatever the size of the disk.
+ */
+export interface BlockSource {
+  readonly sizeBytes: number;
+  /** Bytes that extents of kind `data` hold, as far as is known without reading: what progress is measured against. */
+  readonly dataBytes: number;
+  /** The whole range without gaps, in order; found without reading data. The whole disk by default. */
+  extents(range?: ByteRange): AsyncIterable<Extent>;
+  /** Fills `into` with the content at `offset`, zeros where there is no data. The range lies inside the disk. */
+  read(offset: number, into: Buffer): Promise<void>;
+  /**
+   * The data in disk order, each piece with its bytes; what is left out reads as zeros. For sources that are faster in one
+   * pass, or can be read only once. A piece's buffer is valid until the next one is asked for.
+   */
+  pieces?(signal?: AbortSignal): AsyncIterable<Piece>;
+  close(): Promise<void>;
+}
+
+export interface ByteRange {
+  readonly offset: number;
+  readonly length: number;
+}
+
+/** `zero` is known to read as zeros; `absent` was never written here, so that a backing image would show through. */
+export interface Extent extends ByteRange {
+  readonly kind: "data" | "zero" | "absent";
+}
+
+export interface Piece {
+  readonly offset: number;
+  readonly data: Buffer;
+}
+
+const pieceBytes = 1 << 20;
+const readAhead = 2;
+
+/** The data of a source in disk order, read ahead by two buffers of 1 MiB. */
+export async function* piecesOf(source: BlockSource, signal?: AbortSignal): AsyncGenerator<Piece> {
+  if (source.pieces) {
+    yield* source.pieces(signal);
+    return;
+  }
+  const buffers = Array.from({ length: readAhead + 1 }, () => Buffer.allocUnsafeSlow(pieceBytes));
+  const reading: { piece: Piece; done: Promise<void> }[] = [];
+  let turn = 0;
+  try {
+    for await (const extent of source.extents()) {
+      if (extent.kind !== "data") continue;
+      const end = extent.offset + extent.length;
+      for (let offset = extent.offset; offset < end; ) {
+        signal?.throwIfAborted();
+        // pieces keep to the grid of 1 MiB, so that clusters and hash pieces are never cut
+        const length = Math.min(end - offset, pieceBytes - (offset % pieceBytes));
+        const data = (buffers[turn++ % buffers.length] as Buffer).subarray(0, length);
+        const done = source.read(offset, data);
+        done.catch(() => {});
+        reading.push({ piece: { offset, data }, done });
+        offset += length;
+        if (reading.length <= readAhead) continue;
+        yield* first(reading);
+      }
+    }
+    while (reading.length > 0) yield* first(reading);
+  } finally {
+    await Promise.allSettled(reading.map(({ done }) => done));
+  }
+}
+
+async function* first(reading: { piece: Piece; done: Promise<void> }[]): AsyncGenerator<Piece> {
+  const next = reading.shift();
+  if (!next) return;
+  await next.done;
+  yield next.piece;
+}
+
+const zeros = Buffer.alloc(pieceBytes);
+
+/** True when all of `data` is zero; `data` is at most 1 MiB. */
+export function isZero(data: Uint8Array): boolean {
+  return data.length === 0 || (data[0] === 0 && data[data.length - 1] === 0 && zeros.compare(data, 0, data.length, 0, data.length) === 0);
+}
+
+/** The part of an extent inside a range, or undefined. */
+export function clip(extent: Extent, range: ByteRange | undefined): Extent | undefined {
+  if (!range) return extent.length > 0 ? extent : undefined;
+  const offset = Math.max(extent.offset, range.offset);
+  const end = Math.min(extent.offset + extent.length, range.offset + range.length);
+  return end > offset ? { offset, length: end - offset, kind: extent.kind } : undefined;
+}
+
+/** Joins neighbours of one kind, so that a map of a million clusters is a few lines. */
+export async function* joined(extents: AsyncIterable<Extent>): AsyncGenerator<Extent> {
+  let last: Extent | undefined;
+  for await (const extent of extents) {
+    if (last && last.kind === extent.kind && last.offset + last.length === extent.offset) {
+      last = { offset: last.offset, length: last.length + extent.length, kind: last.kind };
+    } else {
+      if (last) yield last;
+      last = extent;
+    }
+  }
+  if (last) yield last;
+}

@@ -1,0 +1,52 @@
+import { randomUUID } from "node:crypto";
+import { existsSync, statSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { basename, dirname, resolve } from "node:path";
+import { partialName, publish, syncFolder } from "../files/durable.ts";
+import { LocalFileSink } from "../files/local-file-sink.ts";
+import { HypersdkError } from "../model/errors.ts";
+import type { DiskSink } from "./disk-sink.ts";
+import { type ImageOptions, imageSink, type WritableFormat } from "./write-image.ts";
+
+/** The format that a file name's ending stands for, or undefined. */
+export function formatOfName(path: string): WritableFormat | undefined {
+  const ending = /\.([a-z0-9]+)$/i.exec(basename(path))?.[1]?.toLowerCase();
+  if (ending === "qcow2") return "qcow2";
+  return ending === "raw" || ending === "img" ? "raw" : undefined;
+}
+
+/**
+ * Writes a disk as one local image file. The file gets its name when everything is in it and safe; on any failure nothing of it
+ * is left, and what stood under the name before is untouched.
+ * @param inputs files that are read meanwhile: the output may be none of them, under whatever name
+ */
+export async function writeImageFile(path: string, format: WritableFormat, sizeBytes: number, options: ImageOptions & { readonly overwrite: boolean; readonly inputs: readonly string[] }, fill: (sink: DiskSink) => Promise<void>): Promise<{ readonly bytes: number }> {
+  const target = resolve(path);
+  refuseTarget(path, target, options);
+  const partial = partialName(target, randomUUID());
+  const file = await LocalFileSink.create(partial, { hashed: false });
+  try {
+    await fill(imageSink(format, file, sizeBytes, options));
+    const { bytes } = await file.finish();
+    // somebody may have made it meanwhile
+    refuseTarget(path, target, options);
+    await publish(partial, target);
+    await syncFolder(dirname(target));
+    return { bytes };
+  } catch (error) {
+    await file.abort();
+    await rm(partial, { force: true });
+    throw error;
+  }
+}
+
+function refuseTarget(path: string, target: string, { overwrite, inputs }: { readonly overwrite: boolean; readonly inputs: readonly string[] }): void {
+  if (!existsSync(target)) return;
+  const stat = statSync(target);
+  if (!stat.isFile()) throw new HypersdkError("AlreadyExists", `${path} is no regular file`, { hint: "name a new file" });
+  for (const input of inputs) {
+    const other = statSync(input, { throwIfNoEntry: false });
+    if (other && other.dev === stat.dev && other.ino === stat.ino) throw new HypersdkError("Usage", `${path} is the file that is read`, { hint: "name another file for the output" });
+  }
+  if (!overwrite) throw new HypersdkError("AlreadyExists", `${path} exists already`, { hint: "name a new file, or say --overwrite" });
+}

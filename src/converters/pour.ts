@@ -1,0 +1,110 @@
+import { contentPieceBytes, TreeHash } from "../model/tree-hash.ts";
+import { type BlockSource, isZero, piecesOf } from "./block-source.ts";
+import type { DiskSink } from "./disk-sink.ts";
+
+export interface PourOptions {
+  readonly signal?: AbortSignal;
+  /** Called with the bytes of data that were read since the last call. */
+  readonly onRead?: (bytes: number) => void;
+  /** Compute the hash of the disk's content on the way. */
+  readonly hashed?: boolean;
+}
+
+export interface Poured {
+  /** Bytes of data that came from the source. */
+  readonly readBytes: number;
+  /** Bytes of those that were not zero, by whole blocks of the sink. */
+  readonly writtenBytes: number;
+  /** Tree hash over pieces of 256 KiB; empty when it was not asked for. */
+  readonly contentHash: string;
+}
+
+/** Pours a disk into a sink: data in order, cut to the sink's blocks, zero blocks left out. */
+export async function pour(source: BlockSource, sink: DiskSink, options: PourOptions = {}): Promise<Poured> {
+  const hash = options.hashed ? new TreeHash(contentPieceBytes) : undefined;
+  const blocks = new BlockAssembler(sink, source.sizeBytes);
+  let readBytes = 0;
+  let end = 0;
+  for await (const { offset, data } of piecesOf(source, options.signal)) {
+    options.signal?.throwIfAborted();
+    if (offset < end || offset + data.length > source.sizeBytes) throw new Error(`a source gave ${data.length} bytes at ${offset} after ${end}`);
+    if (offset > end) hash?.updateZeros(offset - end);
+    hash?.update(data);
+    await blocks.add(offset, data);
+    end = offset + data.length;
+    readBytes += data.length;
+    options.onRead?.(data.length);
+  }
+  hash?.updateZeros(source.sizeBytes - end);
+  await blocks.flush();
+  await sink.finish();
+  return { readBytes, writtenBytes: blocks.writtenBytes, contentHash: hash?.digest() ?? "" };
+}
+
+/** Gathers pieces that do not begin or end on a block of the sink; whole blocks pass through without a copy. */
+class BlockAssembler {
+  readonly #sink: DiskSink;
+  readonly #sizeBytes: number;
+  readonly #blockBytes: number;
+  readonly #open: Buffer;
+  #openAt = -1;
+  writtenBytes = 0;
+
+  constructor(sink: DiskSink, sizeBytes: number) {
+    this.#sink = sink;
+    this.#sizeBytes = sizeBytes;
+    this.#blockBytes = sink.blockBytes;
+    this.#open = Buffer.alloc(sink.blockBytes);
+  }
+
+  async add(offset: number, data: Buffer): Promise<void> {
+    let at = 0;
+    while (at < data.length) {
+      const position = offset + at;
+      const block = Math.floor(position / this.#blockBytes) * this.#blockBytes;
+      if (this.#openAt >= 0 && block !== this.#openAt) await this.flush();
+      const isLast = offset + data.length === this.#sizeBytes;
+      if (position === block && this.#openAt < 0) {
+        const whole = isLast ? data.length - at : Math.floor((data.length - at) / this.#blockBytes) * this.#blockBytes;
+        if (whole > 0) {
+          await this.#writeRuns(position, data.subarray(at, at + whole));
+          at += whole;
+          continue;
+        }
+      }
+      if (this.#openAt < 0) {
+        this.#open.fill(0);
+        this.#openAt = block;
+      }
+      const take = Math.min(data.length - at, block + this.#blockBytes - position);
+      data.copy(this.#open, position - block, at, at + take);
+      at += take;
+    }
+  }
+
+  async flush(): Promise<void> {
+    if (this.#openAt < 0) return;
+    const length = Math.min(this.#blockBytes, this.#sizeBytes - this.#openAt);
+    const at = this.#openAt;
+    this.#openAt = -1;
+    await this.#writeRuns(at, this.#open.subarray(0, length));
+  }
+
+  /** Writes the runs of blocks that are not zero. */
+  async #writeRuns(offset: number, data: Buffer): Promise<void> {
+    let start = -1;
+    for (let at = 0; at < data.length; at += this.#blockBytes) {
+      const isHole = isZero(data.subarray(at, Math.min(data.length, at + this.#blockBytes)));
+      if (isHole && start >= 0) {
+        await this.#write(offset + start, data.subarray(start, at));
+        start = -1;
+      } else if (!isHole && start < 0) start = at;
+    }
+    if (start >= 0) await this.#write(offset + start, data.subarray(start));
+  }
+
+  async #write(offset: number, data: Buffer): Promise<void> {
+    this.writtenBytes += data.length;
+    await this.#sink.write(offset, data);
+  }
+}

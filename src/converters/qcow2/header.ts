@@ -1,0 +1,62 @@
+import type { ByteFile } from "../byte-file.ts";
+import { readBytes } from "../byte-file.ts";
+import { checkVirtualSize, damaged, narrow, unsupported } from "../checked.ts";
+import { incompatible, limits, magic } from "./layout.ts";
+
+export interface Qcow2Header {
+  readonly version: 2 | 3;
+  readonly clusterBits: number;
+  readonly clusterBytes: number;
+  readonly virtualBytes: number;
+  readonly l1Offset: number;
+  readonly l1Entries: number;
+  readonly refcountTableOffset: number;
+  readonly refcountTableClusters: number;
+  readonly refcountBits: number;
+  readonly snapshots: number;
+  readonly isDirty: boolean;
+}
+
+/** Reads and checks the header. Refuses by name what this version does not read. */
+export async function readHeader(file: ByteFile): Promise<Qcow2Header> {
+  const { name } = file;
+  if (file.sizeBytes < 72) throw damaged(name, `a QCOW2 header has 72 bytes, the file ${file.sizeBytes}`);
+  const head = await readBytes(file, 0, Math.min(file.sizeBytes, 112));
+  if (head.readUInt32BE(0) !== magic) throw damaged(name, "the QCOW2 magic is missing");
+  const version = head.readUInt32BE(4);
+  if (version !== 2 && version !== 3) throw unsupported(name, `QCOW2 version ${version} is not read (2 and 3 are)`);
+  if (version === 3 && head.length < 104) throw damaged(name, `a QCOW2 version 3 header has 104 bytes, the file ${file.sizeBytes}`);
+
+  if (head.readBigUInt64BE(8) !== 0n) throw unsupported(name, "the image has a backing file, which this version does not read yet", "merge it first, for example with qemu-img convert");
+  if (head.readUInt32BE(32) !== 0) throw unsupported(name, `the image is encrypted (method ${head.readUInt32BE(32)})`);
+  const clusterBits = head.readUInt32BE(20);
+  if (clusterBits < limits.minClusterBits || clusterBits > limits.maxClusterBits) throw damaged(name, `cluster_bits is ${clusterBits}, not ${limits.minClusterBits} to ${limits.maxClusterBits}`);
+  const virtualBytes = narrow(name, "size", head.readBigUInt64BE(24));
+  checkVirtualSize(name, virtualBytes);
+  const clusterBytes = 2 ** clusterBits;
+
+  const bits = version === 3 ? head.readBigUInt64BE(72) : 0n;
+  if (bits & incompatible.corrupt) throw damaged(name, "the image is marked corrupt", );
+  if (bits & incompatible.dataFile) throw unsupported(name, "the image keeps its data in an external file, which is refused");
+  if (bits & incompatible.extendedL2) throw unsupported(name, "extended L2 entries are not read yet");
+  const unknown = bits & ~(incompatible.dirty | incompatible.compressionType);
+  if (unknown !== 0n) throw unsupported(name, `the incompatible feature bits 0x${unknown.toString(16)} are unknown`);
+  if (bits & incompatible.compressionType && head.length > 104 && head[104] !== 0) throw unsupported(name, "zstd clusters are not read yet");
+  const refcountOrder = version === 3 ? head.readUInt32BE(96) : 4;
+  if (refcountOrder > 6) throw damaged(name, `refcount_order is ${refcountOrder}, more than 6`);
+
+  const l1Entries = head.readUInt32BE(36);
+  const l1Offset = narrow(name, "l1_table_offset", head.readBigUInt64BE(40));
+  const needed = Math.ceil(virtualBytes / (clusterBytes * (clusterBytes / 8)));
+  if (l1Entries < needed) throw damaged(name, `l1_size is ${l1Entries}, but the disk needs ${needed}`);
+  if (l1Entries * 8 > limits.maxL1Bytes) throw damaged(name, `l1_size is ${l1Entries}, more than ${limits.maxL1Bytes / 8}`);
+  if (l1Offset % clusterBytes !== 0 || l1Offset + l1Entries * 8 > file.sizeBytes) throw damaged(name, `l1_table_offset is ${l1Offset}: the table does not lie in the file`);
+  return {
+    version, clusterBits, clusterBytes, virtualBytes, l1Offset, l1Entries,
+    refcountTableOffset: narrow(name, "refcount_table_offset", head.readBigUInt64BE(48)),
+    refcountTableClusters: head.readUInt32BE(56),
+    refcountBits: 2 ** refcountOrder,
+    snapshots: head.readUInt32BE(60),
+    isDirty: (bits & incompatible.dirty) !== 0n,
+  };
+}

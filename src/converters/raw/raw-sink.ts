@@ -1,0 +1,16 @@
+import type { ByteSink } from "../../model/byte-sink.ts";
+import type { DiskSink } from "../disk-sink.ts";
+
+/** A raw image with holes where the disk has no data. */
+export function rawSink(out: ByteSink, sizeBytes: number): DiskSink {
+  return {
+    blockBytes: 4096,
+    async write(offset, data) {
+      if (offset > out.position) await out.skip(offset - out.position);
+      await out.append(data);
+    },
+    async finish() {
+      if (sizeBytes > out.position) await out.skip(sizeBytes - out.position);
+    },
+  };
+}

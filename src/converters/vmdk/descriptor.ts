@@ -1,0 +1,52 @@
+import { damaged, unsupported } from "../checked.ts";
+
+/** One line of a VMDK descriptor: `RW 4192256 SPARSE "disk-s001.vmdk"`. */
+export interface VmdkExtent {
+  readonly access: "RW" | "RDONLY" | "NOACCESS";
+  readonly sizeBytes: number;
+  readonly type: "SPARSE" | "FLAT" | "VMFS" | "ZERO";
+  /** As it is written; undefined for ZERO. */
+  readonly fileName: string | undefined;
+  /** Where the extent begins in a flat file. */
+  readonly offsetBytes: number;
+}
+
+export interface VmdkDescriptor {
+  readonly createType: string;
+  readonly extents: readonly VmdkExtent[];
+}
+
+/** Text files of VMware are a few hundred bytes; a hostile one is not read beyond this. */
+export const maxDescriptorBytes: number = 1 << 20;
+
+/** Reads a descriptor: `key=value` lines, extent lines, comments; any line ending, any case of keys. */
+export function parseDescriptor(image: string, text: string): VmdkDescriptor {
+  const values = new Map<string, string>();
+  const extents: VmdkExtent[] = [];
+  for (const line of text.split(/\r\n|\r|\n/)) {
+    const trimmed = line.replace(/\0.*$/s, "").trim();
+    if (trimmed === "" || trimmed.startsWith("#")) continue;
+    const extent = /^(RW|RDONLY|NOACCESS)\s+(\d+)\s+([A-Z]+)(?:\s+"([^"]*)"(?:\s+(\d+))?)?/i.exec(trimmed);
+    if (extent) {
+      extents.push(readExtent(image, extent));
+      continue;
+    }
+    const pair = /^([A-Za-z0-9_.]+)\s*=\s*"?([^"]*)"?$/.exec(trimmed);
+    if (pair) values.set((pair[1] as string).toLowerCase(), (pair[2] as string).trim());
+  }
+  const parent = values.get("parentcid")?.toLowerCase();
+  if (parent !== undefined && parent !== "ffffffff") throw unsupported(image, `the disk is a delta of another (parentCID ${parent}), which this version does not read yet`);
+  if (extents.length === 0) throw damaged(image, "the VMDK descriptor names no extent");
+  if (extents.length > 4096) throw damaged(image, `the VMDK descriptor names ${extents.length} extents, more than 4096`);
+  return { createType: values.get("createtype") ?? "", extents };
+}
+
+function readExtent(image: string, [, access = "", sectors = "", kind = "", fileName, offset = "0"]: RegExpExecArray): VmdkExtent {
+  const type = kind.toUpperCase();
+  if (type !== "SPARSE" && type !== "FLAT" && type !== "VMFS" && type !== "ZERO") throw unsupported(image, `extents of type ${type} are not read (SPARSE, FLAT, VMFS and ZERO are)`);
+  const sizeBytes = Number(sectors) * 512;
+  const offsetBytes = Number(offset) * 512;
+  if (!Number.isSafeInteger(sizeBytes) || !Number.isSafeInteger(offsetBytes)) throw damaged(image, `an extent of ${sectors} sectors at ${offset} does not fit 2^53 bytes`);
+  if (type !== "ZERO" && !fileName) throw damaged(image, `an extent of type ${type} names no file`);
+  return { access: access.toUpperCase() as VmdkExtent["access"], sizeBytes, type, fileName: type === "ZERO" ? undefined : fileName, offsetBytes };
+}

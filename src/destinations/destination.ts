@@ -1,0 +1,36 @@
+import type { ByteFile } from "../converters/byte-file.ts";
+import type { ByteSink } from "../model/byte-sink.ts";
+import type { DestinationSpec } from "../model/desired.ts";
+
+/**
+ * Where exports go: a tree of immutable files with `/`-separated relative paths. What must hold of every implementation
+ * (test/contract/destination.ts checks it):
+ * - A file that `create` makes exists only after `finish`; before, or after `abort` or a crash, no reader sees it.
+ * - `put` is whole or not at all, and survives a power cut once it has returned. With `exclusive` the second of two fails
+ *   with `AlreadyExists`.
+ * - `remove` of what is not there succeeds. Paths never lead out of the destination.
+ * - A store that cannot be reached throws `DestinationUnreachable`, one without room `DestinationFull`; both are transient.
+ */
+export interface Destination {
+  readonly spec: DestinationSpec;
+  create(path: string): Promise<Upload>;
+  put(path: string, data: string, options?: { readonly exclusive?: boolean }): Promise<void>;
+  /** A small file. @throws NotFound when it is not there */
+  get(path: string, maxBytes: number): Promise<Buffer>;
+  open(path: string): Promise<ByteFile>;
+  /** Every file below `prefix`, sorted by path; leftovers of uploads that never finished are marked. */
+  list(prefix?: string): Promise<StoredFile[]>;
+  remove(path: string): Promise<void>;
+}
+
+export interface StoredFile {
+  readonly path: string;
+  readonly bytes: number;
+  readonly isPartial: boolean;
+}
+
+export interface Upload extends ByteSink {
+  /** @returns the bytes stored and their tree hash over pieces of 8 MiB, taken before they left */
+  finish(): Promise<{ readonly bytes: number; readonly hash: string }>;
+  abort(): Promise<void>;
+}

@@ -1,0 +1,117 @@
+import { readdirSync, statSync } from "node:fs";
+import { open, rm, rmdir } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { type ByteFile, openByteFile } from "../../converters/byte-file.ts";
+import { makeFolder, partialEnding, partialName, publish, syncFolder, writeDurably } from "../../files/durable.ts";
+import { fileError, LocalFileSink } from "../../files/local-file-sink.ts";
+import type { DestinationSpec } from "../../model/desired.ts";
+import { errnoOf, HypersdkError } from "../../model/errors.ts";
+import type { Random } from "../../model/ports.ts";
+import type { Destination, StoredFile, Upload } from "../destination.ts";
+
+/** A folder of this machine, or one that is mounted. Files appear by rename, after they were synced. */
+export function fileDestination(spec: DestinationSpec, random: Random): Destination {
+  const root = spec.url.slice("file://".length);
+  const at = (path: string): string => {
+    if (path === "" || path.startsWith("/") || path.split("/").some((part) => part === "" || part === "." || part === "..") || path.includes("\0")) {
+      throw new HypersdkError("Failed", `${JSON.stringify(path)} is no path inside a destination`);
+    }
+    return join(root, path);
+  };
+  return {
+    spec,
+    async create(path) {
+      const final = at(path);
+      await makeFolder(dirname(final));
+      const partial = partialName(final, random.uuid());
+      const sink = await LocalFileSink.create(partial, { hashed: true });
+      return uploadOver(sink, partial, final);
+    },
+    async put(path, data, { exclusive = false } = {}) {
+      const final = at(path);
+      await makeFolder(dirname(final));
+      if (!exclusive) return writeDurably(final, data, random.uuid());
+      try {
+        const file = await open(final, "wx", 0o600);
+        await file.writeFile(data);
+        await file.sync();
+        await file.close();
+        await syncFolder(dirname(final));
+      } catch (error) {
+        throw fileError(final, error);
+      }
+    },
+    async get(path, maxBytes) {
+      const file = await this.open(path);
+      try {
+        if (file.sizeBytes > maxBytes) throw new HypersdkError("ArtifactDamaged", `${path} has ${file.sizeBytes} bytes, more than ${maxBytes}`);
+        const data = Buffer.alloc(file.sizeBytes);
+        await file.read(0, data);
+        return data;
+      } finally {
+        await file.close();
+      }
+    },
+    async open(path): Promise<ByteFile> {
+      return openByteFile(at(path), path);
+    },
+    async list(prefix = "") {
+      const files: StoredFile[] = [];
+      listInto(files, root, prefix === "" ? "" : prefix.replace(/\/$/, ""));
+      return files.sort((a, b) => (a.path < b.path ? -1 : 1));
+    },
+    async remove(path) {
+      const final = at(path);
+      try {
+        await rm(final, { force: true });
+        // folders that became empty go with their last file
+        for (let folder = dirname(final); folder !== root && folder.startsWith(root); folder = dirname(folder)) {
+          try {
+            await rmdir(folder);
+          } catch {
+            break;
+          }
+        }
+      } catch (error) {
+        throw fileError(final, error);
+      }
+    },
+  };
+}
+
+function uploadOver(sink: LocalFileSink, partial: string, final: string): Upload {
+  return {
+    reserveHead: (bytes) => sink.reserveHead(bytes),
+    append: (data) => sink.append(data),
+    skip: (bytes) => sink.skip(bytes),
+    head: (data) => sink.head(data),
+    get position() {
+      return sink.position;
+    },
+    async finish() {
+      const stored = await sink.finish();
+      await publish(partial, final);
+      return stored;
+    },
+    async abort() {
+      await sink.abort();
+      await rm(partial, { force: true }).catch(() => {});
+    },
+  };
+}
+
+/** A folder that is not there yet is an empty destination; one that cannot be read is unreachable. */
+function listInto(files: StoredFile[], root: string, prefix: string): void {
+  let entries: import("node:fs").Dirent[];
+  try {
+    entries = readdirSync(join(root, prefix), { withFileTypes: true });
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return;
+    throw new HypersdkError("DestinationUnreachable", `cannot list ${join(root, prefix)}: ${errnoOf(error)}`, { cause: error });
+  }
+  for (const entry of entries) {
+    const path = prefix === "" ? entry.name : `${prefix}/${entry.name}`;
+    if (entry.isDirectory()) listInto(files, root, path);
+    else if (entry.isFile()) files.push({ path, bytes: statSync(join(root, path)).size, isPartial: entry.name.endsWith(partialEnding) });
+  }
+}

@@ -1,0 +1,27 @@
+import type { Instant } from "../model/instant.ts";
+import type { VmPath } from "../model/vm-path.ts";
+
+/** What the engine tells while it works. Typed and coded; `ui/` gives them words, `--events` writes them as they are. */
+export type EngineEvent =
+  | { readonly type: "config_applied"; readonly serial: number; readonly changes: number; readonly protections: number }
+  | { readonly type: "run_recovered"; readonly run: RunName; readonly outcome: "completed" | "queued" | "failed" }
+  | { readonly type: "export_started"; readonly run: RunName; readonly attempt: number; readonly disks: readonly { readonly name: string; readonly dataBytes: number; readonly virtualBytes: number }[] }
+  | { readonly type: "export_progress"; readonly run: RunName; readonly disk: number; readonly bytes: number }
+  | { readonly type: "disk_stored"; readonly run: RunName; readonly disk: number; readonly storedBytes: number }
+  | { readonly type: "export_verifying"; readonly run: RunName; readonly level: string }
+  | { readonly type: "export_completed"; readonly run: RunName; readonly point: string; readonly folder: string; readonly readBytes: number; readonly storedBytes: number; readonly durationMs: number }
+  | { readonly type: "export_retried"; readonly run: RunName; readonly attempt: number; readonly delayMs: number; readonly code: string; readonly reason: string }
+  | { readonly type: "export_failed"; readonly run: RunName; readonly code: string; readonly reason: string; readonly hint: string | null }
+  | { readonly type: "export_not_started"; readonly run: RunName; readonly reason: string }
+  | { readonly type: "export_interrupted"; readonly run: RunName }
+  | { readonly type: "point_removed"; readonly point: string; readonly vmPath: VmPath; readonly schedule: string; readonly storedBytes: number }
+  | { readonly type: "warning"; readonly code: string; readonly text: string };
+
+export interface RunName {
+  readonly id: string;
+  readonly schedule: string;
+  readonly vmPath: VmPath;
+  readonly fireTime: Instant;
+}
+
+export type Emit = (event: EngineEvent) => void;

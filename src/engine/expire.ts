@@ -1,0 +1,39 @@
+import { claim } from "../exports/lineage.ts";
+import { manifestName } from "../exports/manifest.ts";
+import type { DestinationSpec } from "../model/desired.ts";
+import { HypersdkError } from "../model/errors.ts";
+import type { RestorePoint } from "../model/recorded.ts";
+import type { Lease } from "../state/leases.ts";
+import type { EngineContext } from "./context.ts";
+
+/**
+ * Removes restore points, oldest first. The manifest goes first: a point without it does not exist, so that a crash leaves
+ * files that nobody lists and that the next removal clears. Never touches a destination of another state.
+ * @returns the points that could not be removed, with the reason
+ */
+export async function removePoints(points: readonly RestorePoint[], destinations: readonly DestinationSpec[], lease: Lease, context: EngineContext): Promise<{ readonly point: RestorePoint; readonly error: HypersdkError }[]> {
+  const { state, clock, emit, signal, revision } = context;
+  const failed: { point: RestorePoint; error: HypersdkError }[] = [];
+  for (const point of points) {
+    if (signal.aborted) break;
+    try {
+      const spec = destinations.find(({ url }) => url === point.destinationUrl);
+      if (!spec) throw new HypersdkError("NotFound", `no destination of the files has the URL ${point.destinationUrl}`);
+      const destination = await context.openDestination(spec);
+      await claim(destination, state.lineage, clock.now(), context.adopt);
+      const folder = point.manifestPath.slice(0, point.manifestPath.lastIndexOf("/"));
+      await destination.remove(`${folder}/${manifestName}`);
+      for (const { path } of await destination.list(folder)) await destination.remove(path);
+      state.write(lease, () => {
+        state.artifacts.remove(point.id);
+        state.audit.append({ at: clock.now(), type: "point.removed", subject: point.id, detail: { schedule: point.schedule, vmPath: point.vmPath, instant: point.instant, storedBytes: point.storedBytes }, commit: revision?.commit ?? null, author: revision?.author ?? null });
+      });
+      emit({ type: "point_removed", point: point.id, vmPath: point.vmPath, schedule: point.schedule, storedBytes: point.storedBytes });
+    } catch (error) {
+      if (!(error instanceof HypersdkError) || error.code === "LeaseLost") throw error;
+      failed.push({ point, error });
+      emit({ type: "warning", code: error.code, text: `the restore point ${point.id} of ${point.vmPath} was not removed: ${error.message}` });
+    }
+  }
+  return failed;
+}

@@ -1,0 +1,72 @@
+import type { Destination } from "../destinations/destination.ts";
+import { readMarker } from "../exports/lineage.ts";
+import { manifestName } from "../exports/manifest.ts";
+import type { DesiredState } from "../model/desired.ts";
+import { HypersdkError } from "../model/errors.ts";
+import type { Observed, ObservedDestination, ObservedVm, Unknown } from "../model/observed.ts";
+import type { EngineContext } from "./context.ts";
+
+/** Asks every provider and destination. What cannot be reached becomes unknown with its reason; it never fails the rest. */
+export async function observe(desired: DesiredState, context: Pick<EngineContext, "openProvider" | "openDestination">): Promise<Observed> {
+  const vms: ObservedVm[] = [];
+  const problems: { provider: string; message: string }[] = [];
+  const unknownProviders: Unknown[] = [];
+  const paths = new Map<string, string>();
+  for (const spec of desired.providers) {
+    try {
+      const inventory = await (await context.openProvider(spec)).inventory();
+      for (const vm of inventory.vms) {
+        const other = paths.get(vm.path);
+        if (other !== undefined) problems.push({ provider: spec.name, message: `${vm.path} is also a VM of provider ${other}: it is not taken twice` });
+        else {
+          paths.set(vm.path, spec.name);
+          vms.push(vm);
+        }
+      }
+      for (const message of inventory.problems) problems.push({ provider: spec.name, message });
+    } catch (error) {
+      unknownProviders.push({ name: spec.name, reason: reasonOf(error) });
+    }
+  }
+  const destinations: ObservedDestination[] = [];
+  const unknownDestinations: Unknown[] = [];
+  for (const spec of desired.destinations) {
+    try {
+      destinations.push(await observeDestination(await context.openDestination(spec)));
+    } catch (error) {
+      unknownDestinations.push({ name: spec.name, reason: reasonOf(error) });
+    }
+  }
+  return { vms, problems, unknownProviders, destinations, unknownDestinations };
+}
+
+/** What a plan says when it may look at nothing. */
+export function observeNothing(desired: DesiredState): Observed {
+  const reason = "not looked at: the plan is offline";
+  return {
+    vms: [], problems: [], destinations: [],
+    unknownProviders: desired.providers.map(({ name }) => ({ name, reason })),
+    unknownDestinations: desired.destinations.map(({ name }) => ({ name, reason })),
+  };
+}
+
+async function observeDestination(destination: Destination): Promise<ObservedDestination> {
+  const marker = await readMarker(destination);
+  const points: { manifestPath: string; storedBytes: number }[] = [];
+  const bytes = new Map<string, number>();
+  const files = marker ? await destination.list() : [];
+  for (const file of files) {
+    const folder = file.path.slice(0, Math.max(0, file.path.lastIndexOf("/")));
+    if (file.path.endsWith(`/${manifestName}`)) points.push({ manifestPath: file.path, storedBytes: 0 });
+    else if (!file.isPartial) bytes.set(folder, (bytes.get(folder) ?? 0) + file.bytes);
+  }
+  return {
+    name: destination.spec.name, url: destination.spec.url, ...(marker ? { lineage: marker.lineage } : {}),
+    points: points.map(({ manifestPath }) => ({ manifestPath, storedBytes: bytes.get(manifestPath.slice(0, manifestPath.lastIndexOf("/"))) ?? 0 })),
+  };
+}
+
+function reasonOf(error: unknown): string {
+  if (error instanceof HypersdkError) return error.message;
+  throw error;
+}

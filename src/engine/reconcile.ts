@@ -1,0 +1,108 @@
+import type { DesiredState, DestinationSpec, ProviderSpec, ScheduleSpec } from "../model/desired.ts";
+import { HypersdkError } from "../model/errors.ts";
+import type { DueExport, Plan } from "../plan/plan.ts";
+import { plan as makePlan } from "../plan/planner.ts";
+import type { Lease } from "../state/leases.ts";
+import { commitPlan } from "./commit-plan.ts";
+import type { EngineContext } from "./context.ts";
+import { removePoints } from "./expire.ts";
+import { observe } from "./observe.ts";
+import { runQueue } from "./queue.ts";
+import { recover } from "./recover.ts";
+import { type RunWork, runExport } from "./run-export.ts";
+
+export interface ReconcileOptions {
+  readonly lockTimeoutMs: number;
+  readonly parallelism: number | undefined;
+  readonly exports: boolean;
+  /** Narrows or refuses the plan; asked while the lock is held, so that what was approved is what is applied. */
+  readonly approve: (plan: Plan) => Promise<Plan>;
+}
+
+export interface Reconciled {
+  readonly plan: Plan;
+  readonly completed: number;
+  readonly failed: readonly RunWork[];
+  readonly interrupted: readonly RunWork[];
+  readonly notStarted: readonly RunWork[];
+  readonly removed: number;
+  readonly notRemoved: number;
+}
+
+/** One pass: recover, observe, plan, approve, commit, expire, export; again while an export has unblocked another. */
+export async function reconcile(desired: DesiredState, context: EngineContext, options: ReconcileOptions): Promise<Reconciled> {
+  let { plan, removed, notRemoved } = await applyConfiguration(desired, context, options);
+  const first = plan;
+  let completed = 0;
+  const failed: RunWork[] = [];
+  const interrupted: RunWork[] = [];
+  const notStarted: RunWork[] = [];
+  while (options.exports && plan.exports.length > 0) {
+    const work = workOf(plan.exports, desired, context);
+    const result = await runQueue(work, options.parallelism ?? desired.concurrency, context.signal, (item) => runExport(item, context));
+    completed += result.completed;
+    failed.push(...result.failed);
+    interrupted.push(...result.interrupted);
+    notStarted.push(...result.notStarted);
+    const mayUnblock = plan.deferred.some(({ waitsFor }) => waitsFor === "dependency");
+    if (!mayUnblock || context.signal.aborted || result.completed + result.failed.length === 0) break;
+    const allowed = new Set(first.deferred.map(nameOf));
+    const again = await applyConfiguration(desired, context, { ...options, approve: async (next) => ({ ...next, exports: next.exports.filter((due) => allowed.has(nameOf(due))) }) });
+    plan = again.plan;
+    removed += again.removed;
+    notRemoved += again.notRemoved;
+  }
+  return { plan: first, completed, failed, interrupted, notStarted, removed, notRemoved };
+}
+
+function nameOf({ schedule, provider, identity }: { readonly schedule: string; readonly provider: string; readonly identity: string }): string {
+  return `${schedule}\n${provider}\n${identity}`;
+}
+
+async function applyConfiguration(desired: DesiredState, context: EngineContext, options: ReconcileOptions): Promise<{ readonly plan: Plan; readonly removed: number; readonly notRemoved: number }> {
+  const { state, clock, random, revision } = context;
+  const lease: Lease = await state.take("reconcile", "apply", options.lockTimeoutMs, clock, random, context.signal);
+  try {
+    await recover(desired, context);
+    const observed = await observe(desired, context);
+    refuseForeign(observed.destinations, state.lineage, context.adopt);
+    const now = clock.now();
+    const made = makePlan({ desired, recorded: state.recorded(now), observed, revision, now });
+    const approved = await options.approve(made);
+    const plan = options.exports ? approved : { ...approved, exports: [] };
+    commitPlan(plan, desired, lease, context);
+    const byId = new Map(state.artifacts.list().map((point) => [point.id, point]));
+    const points = plan.expiry.remove.flatMap(({ point }) => byId.get(point) ?? []);
+    const notRemoved = (await removePoints(points, desired.destinations, lease, context)).length;
+    return { plan, removed: points.length - notRemoved, notRemoved };
+  } finally {
+    state.writeUnlocked(() => state.leases.release(lease));
+  }
+}
+
+/** @throws DestinationForeign before anything is changed, so that a CI job without its state does not begin a second history */
+export function refuseForeign(destinations: readonly { readonly name: string; readonly lineage?: string }[], lineage: string, adopt: boolean): void {
+  if (adopt) return;
+  for (const destination of destinations) {
+    if (destination.lineage === undefined || destination.lineage === lineage) continue;
+    throw new HypersdkError("DestinationForeign", `destination ${destination.name} belongs to state ${destination.lineage.slice(0, 8)}, not to this one (${lineage.slice(0, 8)})`, {
+      hint: "use the state file that belongs to it, or take the destination over with --adopt",
+    });
+  }
+}
+
+/** The journaled run of each due export, with what it needs. */
+function workOf(exports: readonly DueExport[], desired: DesiredState, { state }: EngineContext): RunWork[] {
+  const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
+  const providers = new Map(desired.providers.map((provider) => [provider.name, provider]));
+  const destinations = new Map(desired.destinations.map((destination) => [destination.name, destination]));
+  const runs = new Map(state.runs.open().map((run) => [`${nameOf(run)}\n${run.kind}\n${run.fireTime}`, run]));
+  return exports.flatMap((due): RunWork[] => {
+    const run = runs.get(`${nameOf(due)}\nscheduled\n${due.fireTime}`);
+    if (!run) return [];
+    return [{
+      run, schedule: schedules.get(due.schedule) as ScheduleSpec, provider: providers.get(due.provider) as ProviderSpec, destination: destinations.get(due.destination) as DestinationSpec,
+      expected: { readBytes: due.dataBytes, storedBytes: due.estimatedStoredBytes, durationMs: due.estimatedDurationMs },
+    }];
+  });
+}

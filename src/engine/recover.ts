@@ -1,0 +1,82 @@
+import { manifestName } from "../exports/manifest.ts";
+import { readManifest } from "../exports/restore.ts";
+import type { DesiredState } from "../model/desired.ts";
+import { HypersdkError } from "../model/errors.ts";
+import type { Lease } from "../state/leases.ts";
+import type { RunRow } from "../state/runs.ts";
+import type { EngineContext } from "./context.ts";
+import type { RunName } from "./events.ts";
+import { exportScope, proveAndComplete } from "./run-export.ts";
+
+/**
+ * Finds runs that a process left behind when it died. One whose manifest was published is finished; of any other the leftovers
+ * are removed and the run goes back into the queue. Runs of living processes are left alone.
+ */
+export async function recover(desired: DesiredState, context: EngineContext): Promise<void> {
+  const { state, clock, random, emit } = context;
+  for (const run of state.runs.open()) {
+    if (run.state === "queued") continue;
+    let lease: Lease;
+    try {
+      lease = await state.take(exportScope(run), `recovery of ${run.vmPath}`, 0, clock, random);
+    } catch (error) {
+      if (error instanceof HypersdkError && error.code === "LockHeld") continue;
+      throw error;
+    }
+    try {
+      const name: RunName = { id: run.id, schedule: run.schedule, vmPath: run.vmPath, fireTime: run.fireTime };
+      emit({ type: "run_recovered", run: name, outcome: await recoverRun(run, name, lease, desired, context) });
+    } catch (error) {
+      // an unreachable destination leaves the run as it is, for the next time
+      if (!(error instanceof HypersdkError)) throw error;
+      emit({ type: "warning", code: error.code, text: `the interrupted run of ${run.schedule} for ${run.vmPath} could not be cleared: ${error.message}` });
+    } finally {
+      state.writeUnlocked(() => state.leases.release(lease));
+    }
+  }
+}
+
+async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: DesiredState, context: EngineContext): Promise<"completed" | "queued" | "failed"> {
+  const { state, clock } = context;
+  const schedule = desired.schedules.find((each) => each.name === run.schedule);
+  if (run.folder !== undefined) {
+    const spec = desired.destinations.find((each) => each.url === run.destinationUrl) ?? { name: run.destination, url: run.destinationUrl, layout: "image" as const, expiryGraceMs: 0, inline: true, origin: { file: "", document: 0, pointer: [] } };
+    const destination = await context.openDestination(spec);
+    const files = await destination.list(run.folder);
+    const manifestPath = `${run.folder}/${manifestName}`;
+    if (schedule && files.some(({ path }) => path === manifestPath)) {
+      const manifest = await readManifest(destination, manifestPath);
+      const storedBytes = manifest.actuals.storedBytes;
+      state.write(lease, () =>
+        state.artifacts.add(
+          { id: manifest.id, runId: run.id, schedule: run.schedule, provider: run.provider, identity: run.identity, vmPath: run.vmPath, destination: run.destination, destinationUrl: run.destinationUrl, manifestPath, instant: manifest.source.instant, storedBytes },
+          clock.now(),
+        ),
+      );
+      try {
+        await proveAndComplete({ run, schedule }, destination, { manifest, manifestPath, storedBytes }, name, lease, context);
+        return "completed";
+      } catch (error) {
+        if (!(error instanceof HypersdkError && error.code === "ArtifactDamaged")) throw error;
+        // kept as bad; the run is made anew
+        state.write(lease, () => requeue(run, context));
+        return "queued";
+      }
+    }
+    for (const { path } of files) await destination.remove(path);
+  }
+  if (run.kind === "manual" || !schedule) {
+    state.write(lease, () => {
+      state.runs.endAttempt(run.id, clock.now(), "interrupted", undefined);
+      state.runs.end(run.id, "failed", clock.now(), { code: "Interrupted", message: "the process that ran it ended" });
+    });
+    return "failed";
+  }
+  state.write(lease, () => requeue(run, context));
+  return "queued";
+}
+
+function requeue(run: RunRow, { state, clock }: EngineContext): void {
+  state.runs.endAttempt(run.id, clock.now(), "interrupted", undefined);
+  state.runs.setState(run.id, "queued");
+}

@@ -1,0 +1,184 @@
+import type { Destination } from "../destinations/destination.ts";
+import { type Exported, exportVm } from "../exports/export-vm.ts";
+import { claim } from "../exports/lineage.ts";
+import { verifyPoint } from "../exports/verify.ts";
+import type { DestinationSpec, ProviderSpec, ScheduleSpec } from "../model/desired.ts";
+import { errnoOf, HypersdkError } from "../model/errors.ts";
+import type { RunRow } from "../state/runs.ts";
+import type { Lease } from "../state/leases.ts";
+import { retryDelayMs } from "../schedule/backoff.ts";
+import type { EngineContext } from "./context.ts";
+import type { RunName } from "./events.ts";
+
+/** Everything one run needs of the desired state. */
+export interface RunWork {
+  readonly run: RunRow;
+  readonly schedule: ScheduleSpec;
+  readonly provider: ProviderSpec;
+  readonly destination: DestinationSpec;
+  readonly expected: { readonly readBytes: number; readonly storedBytes: number | null; readonly durationMs: number | null };
+}
+
+export type RunOutcome = "completed" | "failed" | "interrupted" | "not started";
+
+export function exportScope({ schedule, provider, identity }: { readonly schedule: string; readonly provider: string; readonly identity: string }): string {
+  return `export ${schedule} ${provider} ${identity}`;
+}
+
+/**
+ * One run: attempts with backoff, the export, its verification, each step journaled before it is taken. A failure is recorded
+ * and returned, never thrown; what is thrown is a bug or a lost lock.
+ */
+export async function runExport(work: RunWork, context: EngineContext): Promise<RunOutcome> {
+  const { state, clock, random, emit } = context;
+  const { run } = work;
+  const name: RunName = { id: run.id, schedule: run.schedule, vmPath: run.vmPath, fireTime: run.fireTime };
+  let lease: Lease;
+  try {
+    lease = await state.take(exportScope(run), `export of ${run.vmPath} by ${run.schedule}`, 0, clock, random);
+  } catch (error) {
+    if (!(error instanceof HypersdkError && error.code === "LockHeld")) throw error;
+    emit({ type: "export_not_started", run: name, reason: error.message });
+    return "not started";
+  }
+  try {
+    return await attempts(work, name, lease, context);
+  } finally {
+    state.writeUnlocked(() => state.leases.release(lease));
+  }
+}
+
+async function attempts(work: RunWork, name: RunName, lease: Lease, context: EngineContext): Promise<RunOutcome> {
+  const { state, clock, random, emit, signal } = context;
+  const { run, schedule } = work;
+  for (let attempt = 1; ; attempt++) {
+    state.write(lease, () => state.runs.beginAttempt(run.id, clock.now()));
+    try {
+      await attemptOnce(work, name, attempt, lease, context);
+      return "completed";
+    } catch (error) {
+      if (signal.aborted) {
+        interrupt(work, lease, context);
+        emit({ type: "export_interrupted", run: name });
+        return "interrupted";
+      }
+      const failure = failureOf(error);
+      if (!failure) throw error;
+      state.write(lease, () => state.runs.endAttempt(run.id, clock.now(), "failed", failure.message));
+      const mayRetry = schedule.retry.on ? schedule.retry.on.includes(failure.code) : failure.isTransient;
+      if (attempt <= schedule.retry.attempts && mayRetry) {
+        const delayMs = retryDelayMs(schedule.retry, attempt, random.fraction());
+        emit({ type: "export_retried", run: name, attempt, delayMs, code: failure.code, reason: failure.message });
+        try {
+          await clock.sleep(delayMs, signal);
+          continue;
+        } catch {
+          interrupt(work, lease, context);
+          emit({ type: "export_interrupted", run: name });
+          return "interrupted";
+        }
+      }
+      fail(work, failure, lease, context);
+      emit({ type: "export_failed", run: name, code: failure.code, reason: failure.message, hint: failure.hint ?? null });
+      return "failed";
+    }
+  }
+}
+
+async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease: Lease, context: EngineContext): Promise<void> {
+  const { state, clock, random, emit, signal, revision } = context;
+  const { run, schedule } = work;
+  signal.throwIfAborted();
+  const provider = await context.openProvider(work.provider);
+  const destination = await context.openDestination(work.destination);
+  await claim(destination, state.lineage, clock.now(), context.adopt);
+  const exported = await exportVm(
+    provider, destination,
+    {
+      pointId: random.uuid(), runId: run.id, lineage: state.lineage, toolVersion: context.toolVersion,
+      schedule: run.schedule, kind: run.kind, fireTime: run.fireTime, commit: revision?.commit ?? null, identity: run.identity, vmPath: run.vmPath,
+      format: schedule.format, compression: schedule.compression, estimates: work.expected,
+    },
+    clock,
+    {
+      begins(folder, disks) {
+        state.write(lease, () => {
+          state.runs.setFolder(run.id, folder);
+          state.runs.setState(run.id, "storing");
+        });
+        emit({ type: "export_started", run: name, attempt, disks });
+      },
+      read: (disk, bytes) => emit({ type: "export_progress", run: name, disk, bytes }),
+      diskDone: (disk, storedBytes) => emit({ type: "disk_stored", run: name, disk, storedBytes }),
+    },
+    signal,
+  );
+  recordPoint(work, exported, lease, context);
+  await proveAndComplete(work, destination, exported, name, lease, context);
+}
+
+/** The manifest is published: from here on the point exists, whatever happens to this process. */
+function recordPoint({ run }: RunWork, { manifest, manifestPath, storedBytes }: Exported, lease: Lease, { state, clock }: EngineContext): void {
+  state.write(lease, () => {
+    state.artifacts.add(
+      {
+        id: manifest.id, runId: run.id, schedule: run.schedule, provider: run.provider, identity: run.identity, vmPath: run.vmPath,
+        destination: run.destination, destinationUrl: run.destinationUrl, manifestPath, instant: manifest.source.instant, storedBytes,
+      },
+      clock.now(),
+    );
+    state.runs.setState(run.id, "verifying");
+  });
+}
+
+/** Verifies a published point at the schedule's level and ends its run. Also the last step of a recovery. */
+export async function proveAndComplete({ run, schedule }: Pick<RunWork, "run" | "schedule">, destination: Destination, { manifest, manifestPath, storedBytes }: Exported, name: RunName, lease: Lease, context: EngineContext): Promise<void> {
+  const { state, clock, emit } = context;
+  emit({ type: "export_verifying", run: name, level: schedule.verify });
+  try {
+    await verifyPoint(destination, manifestPath, manifest, schedule.verify);
+  } catch (error) {
+    if (error instanceof HypersdkError && error.code === "ArtifactDamaged") state.write(lease, () => state.artifacts.setState(manifest.id, "bad"));
+    throw error;
+  }
+  const at = clock.now();
+  state.write(lease, () => {
+    state.runs.endAttempt(run.id, at, "completed", undefined);
+    state.runs.end(run.id, "completed", at);
+    state.configuration.recordSuccess(run, manifest.source.instant, manifest.actuals.durationMs, manifest.actuals.readBytes, storedBytes);
+    if (run.kind === "scheduled") state.configuration.markHandled(run, run.fireTime);
+    audit(context, "run.completed", run, { fireTime: run.fireTime, point: manifest.id, storedBytes });
+  });
+  emit({ type: "export_completed", run: name, point: manifest.id, folder: manifestPath.slice(0, manifestPath.lastIndexOf("/")), readBytes: manifest.actuals.readBytes, storedBytes, durationMs: manifest.actuals.durationMs });
+}
+
+/** Back into the queue: the next apply or watch starts it anew. A manual run belongs to who asked for it. */
+function interrupt({ run }: RunWork, lease: Lease, context: EngineContext): void {
+  const { state, clock } = context;
+  state.write(lease, () => {
+    state.runs.endAttempt(run.id, clock.now(), "interrupted", undefined);
+    if (run.kind === "manual") state.runs.end(run.id, "cancelled", clock.now(), { code: "Interrupted", message: "interrupted" });
+    else state.runs.setState(run.id, "queued");
+    audit(context, "run.interrupted", run, { fireTime: run.fireTime });
+  });
+}
+
+function fail({ run }: RunWork, failure: HypersdkError, lease: Lease, context: EngineContext): void {
+  const { state, clock } = context;
+  state.write(lease, () => {
+    state.runs.end(run.id, "failed", clock.now(), { code: failure.code, message: failure.message });
+    if (run.kind === "scheduled") state.configuration.markHandled(run, run.fireTime);
+    audit(context, "run.failed", run, { fireTime: run.fireTime, code: failure.code, reason: failure.message });
+  });
+}
+
+function audit({ state, clock, revision }: EngineContext, type: string, run: RunRow, detail: unknown): void {
+  state.audit.append({ at: clock.now(), type, subject: `${run.schedule}:${run.vmPath}`, detail, commit: revision?.commit ?? null, author: revision?.author ?? null });
+}
+
+/** The failure of one export as an error with a code; undefined for what must end the whole process. */
+function failureOf(error: unknown): HypersdkError | undefined {
+  if (error instanceof HypersdkError) return error.code === "LeaseLost" || error.code === "StateUnusable" || error.code === "StateFull" ? undefined : error;
+  const errno = errnoOf(error);
+  return errno ? new HypersdkError("Failed", `${errno}: ${(error as Error).message}`, { cause: error }) : undefined;
+}

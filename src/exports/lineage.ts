@@ -1,0 +1,55 @@
+import { HypersdkError } from "../model/errors.ts";
+import type { Instant } from "../model/instant.ts";
+import type { Destination } from "../destinations/destination.ts";
+
+/** Which state writes to a destination. Two states on one destination would each expire what the other keeps. */
+export interface DestinationMarker {
+  readonly formatVersion: 1;
+  readonly lineage: string;
+  readonly layout: "image" | "repository";
+  readonly createdAt: Instant;
+}
+
+export const markerPath = "hypersdk-destination.json";
+
+/** Undefined when nothing was ever written there. */
+export async function readMarker(destination: Destination): Promise<DestinationMarker | undefined> {
+  let bytes: Buffer;
+  try {
+    bytes = await destination.get(markerPath, 65_536);
+  } catch (error) {
+    if (error instanceof HypersdkError && error.code === "NotFound") return undefined;
+    throw error;
+  }
+  try {
+    const marker = JSON.parse(bytes.toString("utf8")) as DestinationMarker;
+    if (marker.formatVersion !== 1 || typeof marker.lineage !== "string") throw new Error("its fields are not those of version 1");
+    return marker;
+  } catch (error) {
+    throw new HypersdkError("DestinationForeign", `${markerPath} in ${destination.spec.name} cannot be read: ${(error as Error).message}`, { hint: "a newer hypersdk may have written it" });
+  }
+}
+
+/**
+ * Claims a destination for a state, or makes sure that it is its own.
+ * @throws DestinationForeign when another state writes there and `adopt` was not said
+ */
+export async function claim(destination: Destination, lineage: string, now: Instant, adopt: boolean): Promise<void> {
+  const marker = await readMarker(destination);
+  if (marker?.lineage === lineage) return;
+  const mine: DestinationMarker = { formatVersion: 1, lineage, layout: "image", createdAt: now };
+  if (!marker) {
+    try {
+      return await destination.put(markerPath, `${JSON.stringify(mine, null, 2)}\n`, { exclusive: true });
+    } catch (error) {
+      if (!(error instanceof HypersdkError && error.code === "AlreadyExists")) throw error;
+      return claim(destination, lineage, now, adopt);
+    }
+  }
+  if (!adopt) {
+    throw new HypersdkError("DestinationForeign", `destination ${destination.spec.name} belongs to state ${marker.lineage.slice(0, 8)}, not to this one (${lineage.slice(0, 8)})`, {
+      hint: "use the state file that belongs to it, or take it over with --adopt",
+    });
+  }
+  await destination.put(markerPath, `${JSON.stringify({ ...mine, createdAt: marker.createdAt }, null, 2)}\n`);
+}

@@ -1,0 +1,84 @@
+import { readFileSync } from "node:fs";
+import { Ajv2020, type ValidateFunction } from "ajv/dist/2020.js";
+import { HypersdkError } from "../model/errors.ts";
+import type { Instant } from "../model/instant.ts";
+import { type VmPath, vmPathSegment } from "../model/vm-path.ts";
+import { compactInstant } from "../model/instant.ts";
+
+/** What one restore point is: enough to restore it without the state file. Paths are relative to the manifest. */
+export interface Manifest {
+  readonly formatVersion: 1;
+  readonly id: string;
+  readonly lineage: string;
+  readonly tool: { readonly name: "hypersdk"; readonly version: string };
+  readonly source: {
+    readonly provider: string;
+    readonly providerType: string;
+    readonly vm: VmPath;
+    readonly identity: string;
+    readonly schedule: string;
+    readonly kind: "scheduled" | "manual";
+    readonly fireTime: Instant;
+    /** The point in time that the disks hold. */
+    readonly instant: Instant;
+    readonly commit: string | null;
+  };
+  readonly vm: { readonly name: string; readonly guestType?: string; readonly firmware?: "bios" | "efi"; readonly cpus?: number; readonly memoryBytes?: number };
+  readonly disks: readonly ManifestDisk[];
+  readonly times: { readonly startedAt: Instant; readonly endedAt: Instant };
+  readonly estimates: { readonly readBytes: number; readonly storedBytes: number | null; readonly durationMs: number | null };
+  readonly actuals: { readonly readBytes: number; readonly storedBytes: number; readonly durationMs: number };
+}
+
+export interface ManifestDisk {
+  /** Place in the boot order, from 0. */
+  readonly bootOrder: number;
+  readonly name: string;
+  readonly file: string;
+  readonly format: "qcow2" | "raw";
+  readonly compression: "none" | "zlib";
+  readonly virtualBytes: number;
+  readonly readBytes: number;
+  readonly storedBytes: number;
+  readonly storedHash: TreeHashValue;
+  readonly contentHash: TreeHashValue;
+  readonly source: { readonly format: string; readonly variant: string };
+}
+
+/** SHA-256 over the SHA-256s of the pieces. */
+export interface TreeHashValue {
+  readonly algorithm: "sha256-tree";
+  readonly pieceBytes: number;
+  readonly value: string;
+}
+
+export const manifestName = "manifest.json";
+export const maxManifestBytes: number = 4 * 2 ** 20;
+
+/** `<schedule>/<VM path as one segment>/20261121T020000Z-<run>` */
+export function pointFolder(schedule: string, vm: VmPath, instant: Instant, run: string): string {
+  return `${schedule}/${vmPathSegment(vm)}/${compactInstant(instant)}-${run.slice(0, 8)}`;
+}
+
+let validate: ValidateFunction | undefined;
+
+/** Reads a manifest that a store gave: nothing in it is trusted before the schema has seen it. */
+export function parseManifest(path: string, bytes: Buffer): Manifest {
+  let value: unknown;
+  try {
+    value = JSON.parse(bytes.toString("utf8"));
+  } catch (error) {
+    throw new HypersdkError("ArtifactDamaged", `${path} is no JSON`, { cause: error });
+  }
+  const version = (value as { formatVersion?: unknown } | null)?.formatVersion;
+  if (typeof version === "number" && version > 1) throw new HypersdkError("ArtifactDamaged", `${path} has format version ${version}: a newer hypersdk wrote it`, { hint: "use that version" });
+  if (!validate) {
+    const schema = JSON.parse(readFileSync(new URL("../../schemas/manifest.schema.json", import.meta.url), "utf8")) as object;
+    validate = new Ajv2020({ allowUnionTypes: true }).compile(schema);
+  }
+  if (!validate(value)) {
+    const first = validate.errors?.[0];
+    throw new HypersdkError("ArtifactDamaged", `${path} is no manifest: ${first?.instancePath || "/"} ${first?.message}`);
+  }
+  return value as Manifest;
+}

@@ -1,0 +1,46 @@
+import { HypersdkError } from "../model/errors.ts";
+import { contentPieceBytes } from "../model/tree-hash.ts";
+import type { BlockSource } from "../converters/block-source.ts";
+import type { DiskSink } from "../converters/disk-sink.ts";
+import { noNeighbours } from "../converters/neighbours.ts";
+import { openImageFile } from "../converters/open-image.ts";
+import { pour } from "../converters/pour.ts";
+import type { Destination } from "../destinations/destination.ts";
+import { type Manifest, type ManifestDisk, maxManifestBytes, parseManifest } from "./manifest.ts";
+
+export async function readManifest(destination: Destination, path: string): Promise<Manifest> {
+  return parseManifest(path, await destination.get(path, maxManifestBytes));
+}
+
+/** The disk of a restore point as it is stored. @param manifestPath relative to the destination */
+export async function openStoredDisk(destination: Destination, manifestPath: string, disk: ManifestDisk): Promise<BlockSource> {
+  const path = `${manifestPath.slice(0, manifestPath.lastIndexOf("/"))}/${disk.file}`;
+  const file = await destination.open(path);
+  if (file.sizeBytes !== disk.storedBytes) {
+    await file.close();
+    throw new HypersdkError("ArtifactDamaged", `${path} has ${file.sizeBytes} bytes, ${disk.storedBytes} were stored`);
+  }
+  const { source } = await openImageFile(file, noNeighbours, disk.format);
+  if (source.sizeBytes !== disk.virtualBytes) {
+    await source.close();
+    throw new HypersdkError("ArtifactDamaged", `${path} holds a disk of ${source.sizeBytes} bytes, the manifest says ${disk.virtualBytes}`);
+  }
+  return source;
+}
+
+/**
+ * Pours a stored disk into a sink and compares its content hash with the manifest's. Nothing that the sink has made may be
+ * used when this throws.
+ */
+export async function restoreDisk(source: BlockSource, disk: ManifestDisk, sink: DiskSink, options: { readonly signal?: AbortSignal; readonly onRead?: (bytes: number) => void }): Promise<void> {
+  if (disk.contentHash.pieceBytes !== contentPieceBytes) throw new HypersdkError("ArtifactDamaged", `the content hash of ${disk.name} has pieces of ${disk.contentHash.pieceBytes} bytes`);
+  const { contentHash } = await pour(source, sink, { ...options, hashed: true });
+  if (contentHash !== disk.contentHash.value) {
+    throw new HypersdkError("ArtifactDamaged", `the content of ${disk.name} is not what was exported: its hash is ${contentHash}, the manifest says ${disk.contentHash.value}`);
+  }
+}
+
+/** A sink that keeps nothing: for proving that a disk can be rebuilt. */
+export function discardingSink(): DiskSink {
+  return { blockBytes: 65_536, async write() {}, async finish() {} };
+}

@@ -1,0 +1,60 @@
+import { constants } from "node:fs";
+import { mkdir, open, rename, rm } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { fileError, guard } from "./local-file-sink.ts";
+
+/** Makes a folder entry (a new name, a renamed file) survive a power cut. */
+export async function syncFolder(path: string): Promise<void> {
+  const folder = await open(path, constants.O_RDONLY);
+  try {
+    await folder.sync();
+  } catch (error) {
+    // some file systems cannot sync a folder; then there is nothing more to be had
+    if (!["EINVAL", "ENOTSUP"].includes((error as NodeJS.ErrnoException).code ?? "")) throw error;
+  } finally {
+    await folder.close();
+  }
+}
+
+/** Creates the missing folders down to `path` and syncs each parent. */
+export async function makeFolder(path: string): Promise<void> {
+  const first = await guard(path, () => mkdir(path, { recursive: true }));
+  if (first === undefined) return;
+  for (let created = path; ; created = dirname(created)) {
+    await syncFolder(dirname(created));
+    if (created === first || created === dirname(created)) return;
+  }
+}
+
+/** The temporary neighbour of a file that is being written. Leftovers are known by the ending. */
+export function partialName(path: string, token: string): string {
+  return join(dirname(path), `.${basename(path)}.${token}${partialEnding}`);
+}
+
+export const partialEnding = ".partial";
+
+/** Gives a finished file its name; an old one is replaced in the same instant. */
+export async function publish(partial: string, path: string): Promise<void> {
+  await guard(path, async () => {
+    await rename(partial, path);
+    await syncFolder(dirname(path));
+  });
+}
+
+/** Writes a small file whole or not at all. */
+export async function writeDurably(path: string, data: string | Uint8Array, token: string): Promise<void> {
+  const partial = partialName(path, token);
+  try {
+    const file = await open(partial, "wx", 0o600);
+    try {
+      await file.writeFile(data);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await publish(partial, path);
+  } catch (error) {
+    await rm(partial, { force: true });
+    throw fileError(path, error);
+  }
+}

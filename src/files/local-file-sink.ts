@@ -1,0 +1,147 @@
+import { constants } from "node:fs";
+import { type FileHandle, open } from "node:fs/promises";
+import type { ByteSink } from "../model/byte-sink.ts";
+import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { storedPieceBytes } from "../model/tree-hash.ts";
+import { StoredHash } from "./stored-hash.ts";
+
+const stagingBytes = 1 << 20;
+
+/**
+ * Writes one new local file, holes left as holes, and hashes it on the way. The file is made under the path given, which
+ * must not exist; giving it its final name is the caller's work.
+ */
+export class LocalFileSink implements ByteSink {
+  readonly #file: FileHandle;
+  readonly #path: string;
+  readonly #hash: StoredHash | undefined;
+  #staging: Buffer = Buffer.allocUnsafeSlow(stagingBytes);
+  #spare: Buffer | undefined = Buffer.allocUnsafeSlow(stagingBytes);
+  #staged = 0;
+  #stagedAt = 0;
+  #pending: Promise<void> = Promise.resolve();
+  #headBytes = 0;
+  position = 0;
+
+  private constructor(file: FileHandle, path: string, hashed: boolean) {
+    this.#file = file;
+    this.#path = path;
+    this.#hash = hashed ? new StoredHash() : undefined;
+  }
+
+  static async create(path: string, options: { readonly hashed: boolean }): Promise<LocalFileSink> {
+    const flags = constants.O_CREAT | constants.O_EXCL | constants.O_RDWR | constants.O_NOFOLLOW;
+    return new LocalFileSink(await guard(path, () => open(path, flags, 0o600)), path, options.hashed);
+  }
+
+  reserveHead(bytes: number): void {
+    if (this.position !== 0) throw new Error("the head must be reserved first");
+    if (bytes > storedPieceBytes) throw new Error(`a head of ${bytes} bytes is more than ${storedPieceBytes}`);
+    this.#headBytes = bytes;
+    this.position = this.#stagedAt = bytes;
+    this.#hash?.reserveHead(bytes);
+  }
+
+  async append(data: Uint8Array): Promise<void> {
+    if (this.#staged + data.length > stagingBytes) await this.#flush();
+    if (data.length >= stagingBytes / 2) {
+      await this.#flush();
+      await this.#write(data, this.position);
+      this.#stagedAt = this.position + data.length;
+    } else {
+      this.#staging.set(data, this.#staged);
+      this.#staged += data.length;
+    }
+    this.position += data.length;
+  }
+
+  async skip(bytes: number): Promise<void> {
+    await this.#flush();
+    this.#hash?.updateZeros(bytes);
+    this.position += bytes;
+    this.#stagedAt = this.position;
+  }
+
+  async head(data: Uint8Array): Promise<void> {
+    if (data.length !== this.#headBytes) throw new Error(`a head of ${this.#headBytes} bytes was reserved, ${data.length} came`);
+    await this.#flush();
+    await this.#pending;
+    await guard(this.#path, () => writeAll(this.#file, data, 0));
+    this.#hash?.head(data);
+  }
+
+  /** Everything is on the disk afterwards. @returns the size, and the hash where one was asked for */
+  async finish(): Promise<{ readonly bytes: number; readonly hash: string }> {
+    await this.#flush();
+    await this.#pending;
+    await guard(this.#path, async () => {
+      await this.#file.truncate(this.position);
+      await this.#file.sync();
+      await this.#file.close();
+    });
+    return { bytes: this.position, hash: this.#hash?.digest() ?? "" };
+  }
+
+  /** Closes the file and leaves removing it to the caller. Never throws. */
+  async abort(): Promise<void> {
+    await this.#pending.catch(() => {});
+    await this.#file.close().catch(() => {});
+  }
+
+  async #flush(): Promise<void> {
+    if (this.#staged === 0) return;
+    const full = this.#staging.subarray(0, this.#staged);
+    const at = this.#stagedAt;
+    await this.#pending;
+    const free = this.#spare as Buffer;
+    this.#spare = this.#staging;
+    this.#staging = free;
+    this.#staged = 0;
+    this.#stagedAt = at + full.length;
+    // one write runs while the next buffer fills; it is awaited before its buffer is used again
+    this.#pending = this.#write(full, at);
+    this.#pending.catch(() => {});
+  }
+
+  async #write(data: Uint8Array, at: number): Promise<void> {
+    this.#hash?.update(data);
+    await guard(this.#path, () => writeAll(this.#file, data, at));
+  }
+}
+
+async function writeAll(file: FileHandle, data: Uint8Array, at: number): Promise<void> {
+  for (let done = 0; done < data.length; ) done += (await file.write(data, done, data.length - done, at + done)).bytesWritten;
+}
+
+/** Turns what the system says about a local path into an error with a code and a way out. */
+export async function guard<T>(path: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    throw fileError(path, error);
+  }
+}
+
+export function fileError(path: string, error: unknown): unknown {
+  const details = { cause: error };
+  switch (errnoOf(error)) {
+    case "ENOSPC":
+    case "EDQUOT":
+      return new HypersdkError("DestinationFull", `no space left for ${path}`, { ...details, hint: "make room and run the command again" });
+    case "EEXIST":
+      return new HypersdkError("AlreadyExists", `${path} exists already`, details);
+    case "EACCES":
+    case "EPERM":
+    case "EROFS":
+      return new HypersdkError("DestinationUnreachable", `no permission to write ${path}`, { ...details, hint: "give this user the right to write there" });
+    case "ENOENT":
+    case "ENOTDIR":
+    case "ELOOP":
+    case "EIO":
+    case "EFBIG":
+    case "ENAMETOOLONG":
+      return new HypersdkError("DestinationUnreachable", `cannot write ${path}: ${errnoOf(error)}`, details);
+    default:
+      return error;
+  }
+}

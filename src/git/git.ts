@@ -1,0 +1,29 @@
+import { type SimpleGit, simpleGit } from "simple-git";
+import { HypersdkError } from "../model/errors.ts";
+
+/**
+ * The operator's own settings that reach git. simple-git keeps everything else of `GIT_*` away from it; nothing of this comes
+ * from a repository or a configuration file.
+ */
+const passed = ["GIT_SSH_COMMAND", "GIT_SSH", "GIT_ASKPASS", "SSH_ASKPASS", "GIT_SSL_CAINFO", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM"];
+const set = { GIT_TERMINAL_PROMPT: "0", GIT_ALLOW_PROTOCOL: "file:ssh:https", GIT_OPTIONAL_LOCKS: "0", LC_ALL: "C" };
+
+/** Links become plain files with their target as text, so that no path of a checkout leads out of it. */
+const config = ["core.symlinks=false", "core.fsmonitor=false", "core.hooksPath=/dev/null"];
+
+/** git, in `folder`. A git that says nothing for five minutes is ended. */
+export function gitIn(folder: string, env: NodeJS.ProcessEnv): SimpleGit {
+  const own = Object.fromEntries(Object.entries(env).filter(([name]) => !/^GIT_|^(EDITOR|PAGER|VISUAL|PREFIX|SSH_ASKPASS|GIT)$/.test(name) || passed.includes(name)));
+  return simpleGit({
+    baseDir: folder, config, timeout: { block: 300_000 },
+    allowEnvironment: [...passed, ...Object.keys(set)],
+    unsafe: { allowUnsafeSshCommand: true, allowUnsafeAskPass: true, allowUnsafeConfigPaths: true, allowUnsafeFsMonitor: true, allowUnsafeHooksPath: true },
+  }).env({ ...own, ...set });
+}
+
+/** What git said on its error stream, without credentials, as one error. */
+export function gitError(what: string, error: unknown): HypersdkError {
+  const said = String((error as Error).message ?? error).replace(/\/\/[^/@\s]*@/g, "//…@");
+  const line = said.split("\n").map((each) => each.replace(/^(fatal|error|remote): /, "").trim()).find((each) => each !== "" && !/^(Cloning|warning|hint)/i.test(each)) ?? "git failed";
+  return new HypersdkError("SourceUnavailable", `${what}: ${line}`, { cause: error });
+}

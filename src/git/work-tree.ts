@@ -1,0 +1,56 @@
+import { join } from "node:path";
+import { HypersdkError } from "../model/errors.ts";
+import type { Revision } from "../plan/plan.ts";
+import { gitError, gitIn } from "./git.ts";
+
+export interface WorkTree {
+  /** The absolute top folder. */
+  readonly top: string;
+  readonly revision: Revision;
+  /** The YAML files that git tracks or does not ignore, below the folder that was asked for, relative to `top`, sorted. */
+  readonly files: readonly string[];
+}
+
+/** The work tree that holds `folder`; undefined when there is none. */
+export async function findTop(folder: string, env: NodeJS.ProcessEnv): Promise<string | undefined> {
+  try {
+    return (await gitIn(folder, env).raw(["rev-parse", "--show-toplevel"])).trim() || undefined;
+  } catch (error) {
+    if (/not a git repository|must be run in a work tree/i.test(String(error))) return undefined;
+    if (/dubious ownership/i.test(String(error))) throw gitError(`the work tree of ${folder} belongs to another user`, error);
+    if (/ENOENT|spawn git/.test(String(error))) throw new HypersdkError("SourceUnavailable", "git is not installed", { hint: "install git, or name files with -f" });
+    return undefined;
+  }
+}
+
+/** Reads what a work tree holds now. @param below the folder to list, relative to `top`; "" for all */
+export async function readWorkTree(top: string, below: string, env: NodeJS.ProcessEnv): Promise<WorkTree> {
+  const git = gitIn(top, env);
+  const inside = below === "" ? [] : ["--", `:(top,literal)${below}`];
+  const patterns = below === "" ? ["--", ":(top)*.yaml", ":(top)*.yml"] : inside;
+  try {
+    const [listed, revision] = await Promise.all([git.raw(["ls-files", "-z", "--full-name", "--cached", "--others", "--exclude-standard", ...patterns]), revisionOf(top, env)]);
+    const files = [...new Set(listed.split("\0").filter((path) => /\.ya?ml$/.test(path)))].sort();
+    return { top, revision, files };
+  } catch (error) {
+    throw gitError(`git cannot list ${join(top, below)}`, error);
+  }
+}
+
+/** Commit, branch, author, and whether the YAML files differ from the commit. */
+export async function revisionOf(top: string, env: NodeJS.ProcessEnv): Promise<Revision> {
+  const git = gitIn(top, env);
+  const status = await git.raw(["status", "--porcelain=v2", "--branch", "-z", "--untracked-files=normal", "--ignore-submodules=all", "--", ":(top)*.yaml", ":(top)*.yml"]);
+  const entries = status.split("\0");
+  const head = (key: string): string | undefined => entries.find((entry) => entry.startsWith(`# branch.${key} `))?.slice(`# branch.${key} `.length);
+  const commit = head("oid");
+  const hasCommit = commit !== undefined && commit !== "(initial)";
+  const author = hasCommit ? (await git.raw(["log", "-1", "--format=%an <%ae>", "--end-of-options", commit])).trim() : "";
+  const branch = head("head");
+  return {
+    commit: hasCommit ? commit : null,
+    branch: branch === undefined || branch === "(detached)" ? null : branch,
+    author: author || null,
+    dirty: entries.some((entry) => entry !== "" && !entry.startsWith("# ")),
+  };
+}

@@ -1,0 +1,17 @@
+/**
+ * A file that is written from front to back, but for a head whose content is known last. It is what a local file, a
+ * multi-part upload and a hash can all do, so that a format written over it goes to any store.
+ *
+ * A buffer given to `append` may be reused as soon as its promise has resolved.
+ */
+export interface ByteSink {
+  /** Leaves room for `head`; before anything is appended. */
+  reserveHead(bytes: number): void;
+  append(data: Uint8Array): Promise<void>;
+  /** Zero bytes, which a store may keep as a hole. */
+  skip(bytes: number): Promise<void>;
+  /** The reserved bytes; exactly as many as were reserved. */
+  head(data: Uint8Array): Promise<void>;
+  /** Bytes appended, skipped and reserved so far: the offset of what comes next. */
+  readonly position: number;
+}

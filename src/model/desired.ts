@@ -1,0 +1,142 @@
+import type { VmPath } from "./vm-path.ts";
+
+/** The desired state after reading, defaults and references: what the planner takes. All of it is plain, frozen-by-type data. */
+export interface DesiredState {
+  readonly providers: readonly ProviderSpec[];
+  readonly destinations: readonly DestinationSpec[];
+  readonly notifiers: readonly NotifierSpec[];
+  readonly schedules: readonly ScheduleSpec[];
+  readonly policies: readonly PolicySpec[];
+  readonly renames: readonly RenameSpec[];
+  /** Exports at once, over all schedules. */
+  readonly concurrency: number;
+  /** Fields that are accepted by the file format and have no effect in this version: `plan` and `apply` refuse them. */
+  readonly notAvailable: readonly NotAvailable[];
+}
+
+/** Where something stands: `file` as the user named it, `pointer` the keys and indexes down to it in document `document`. */
+export interface Origin {
+  readonly file: string;
+  readonly document: number;
+  readonly pointer: readonly (string | number)[];
+}
+
+export interface NotAvailable {
+  readonly what: string;
+  readonly origin: Origin;
+}
+
+export interface ProviderSpec {
+  readonly name: string;
+  readonly type: string;
+  /** The folder of a local provider, absolute. */
+  readonly path: string;
+  /** `path` as it was written, for people and for the recorded state. */
+  readonly writtenPath: string;
+  readonly root: VmPath;
+  readonly origin: Origin;
+}
+
+export interface DestinationSpec {
+  readonly name: string;
+  readonly url: string;
+  readonly layout: "image" | "repository";
+  readonly expiryGraceMs: number;
+  /** True for a destination that a schedule wrote in place as a URL: its name is that URL. */
+  readonly inline: boolean;
+  readonly origin: Origin;
+}
+
+export interface NotifierSpec {
+  readonly name: string;
+  readonly type: string;
+  readonly origin: Origin;
+}
+
+export interface Alert {
+  readonly type: "slack" | "email" | "webhook";
+  readonly target: string;
+  readonly via?: string;
+  readonly on: readonly string[];
+}
+
+/** A schedule or policy may be read from a folder of documents; the order of those never matters. */
+export interface PolicySpec {
+  readonly name: string;
+  readonly match: readonly string[];
+  readonly exclude: readonly string[];
+  readonly schedule: string;
+  readonly priority?: number;
+  readonly rpoMs?: number;
+  readonly alerts: readonly Alert[];
+  readonly origin: Origin;
+}
+
+export interface RenameSpec {
+  readonly vm: VmPath;
+  readonly formerly: VmPath;
+  readonly origin: Origin;
+}
+
+export type ExportFormat = "qcow2" | "raw";
+export type VerifyLevel = "none" | "stored" | "checksum" | "restore";
+export type Compression = "none" | "zlib";
+
+export interface ScheduleSpec {
+  readonly name: string;
+  readonly cron: string;
+  readonly timezone: string;
+  readonly vms: readonly string[];
+  readonly exclude: readonly string[];
+  /** A destination's name; an inline URL has become a destination of its own. */
+  readonly destination: string;
+  readonly suspend: boolean;
+  readonly initialExport: "scheduled" | "immediate";
+  readonly catchUp: "latest" | "skip";
+  readonly overlap: "skip" | "queue";
+  readonly rpoMs?: number;
+  readonly windows: readonly WindowSpec[];
+  readonly dependsOn: readonly DependencySpec[];
+  readonly retry: RetrySpec;
+  readonly concurrency: number;
+  readonly priority: number;
+  readonly format: ExportFormat;
+  readonly compression: Compression;
+  readonly retention?: RetentionSpec;
+  readonly verify: VerifyLevel;
+  readonly alerts: readonly Alert[];
+  readonly origin: Origin;
+}
+
+/** Times of day as minutes since midnight. */
+export interface WindowSpec {
+  readonly startMinute: number;
+  readonly endMinute: number;
+  readonly days: readonly number[];
+  readonly timezone: string;
+}
+
+export interface DependencySpec {
+  readonly schedule: string;
+  readonly state: "completed" | "failed" | "any";
+  readonly timeoutMs?: number;
+}
+
+export interface RetrySpec {
+  readonly attempts: number;
+  readonly strategy: "linear" | "exponential" | "fibonacci";
+  readonly initialDelayMs: number;
+  readonly maxDelayMs: number;
+  readonly jitter: number;
+  readonly on?: readonly string[];
+}
+
+export interface RetentionSpec {
+  readonly keepLast?: number;
+  readonly withinMs?: number;
+  readonly hourly?: number;
+  readonly daily?: number;
+  readonly weekly?: number;
+  readonly monthly?: number;
+  readonly yearly?: number;
+}

@@ -1,0 +1,75 @@
+/**
+ * Stable codes of the failures a caller can react to. The words of a message are free; the code is a promise.
+ * `cli/exit-codes.ts` says which process exit code each of them becomes.
+ */
+export type ErrorCode =
+  | "ConfigInvalid"
+  | "NotAvailableYet"
+  | "Usage"
+  | "NotFound"
+  | "AlreadyExists"
+  | "SourceUnavailable"
+  | "SourceChanged"
+  | "SourceLocked"
+  | "ProviderUnreachable"
+  | "DestinationUnreachable"
+  | "DestinationForeign"
+  | "DestinationFull"
+  | "ImageDamaged"
+  | "ImageUnsupported"
+  | "ImageUnsafe"
+  | "ArtifactDamaged"
+  | "StateUnusable"
+  | "StateFull"
+  | "LockHeld"
+  | "LeaseLost"
+  | "PlanStale"
+  | "PlanInvalid"
+  | "Declined"
+  | "TimedOut"
+  | "Interrupted"
+  | "PartlyFailed"
+  | "Failed";
+
+/** Codes of failures that may pass by themselves, so that a retry makes sense. */
+const transient: ReadonlySet<ErrorCode> = new Set([
+  "SourceChanged",
+  "ProviderUnreachable",
+  "DestinationUnreachable",
+  "DestinationFull",
+  "TimedOut",
+]);
+
+export interface ErrorDetails {
+  readonly cause?: unknown;
+  /** What the person can do about it, as one sentence. */
+  readonly hint?: string;
+}
+
+/** An expected failure of the outside world, with a stable code. Anything else that is thrown is a bug. */
+export class HypersdkError extends Error {
+  readonly code: ErrorCode;
+  readonly hint: string | undefined;
+
+  constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
+    super(message, details.cause === undefined ? undefined : { cause: details.cause });
+    this.name = "HypersdkError";
+    this.code = code;
+    this.hint = details.hint;
+  }
+
+  get isTransient(): boolean {
+    return transient.has(this.code);
+  }
+}
+
+/** True where `code` names a failure that may pass by itself. */
+export function isTransientCode(code: string): boolean {
+  return (transient as ReadonlySet<string>).has(code);
+}
+
+/** The errno of a system error (`ENOENT`, `ENOSPC`, …), or undefined for anything else. */
+export function errnoOf(error: unknown): string | undefined {
+  const code = error instanceof Error ? (error as NodeJS.ErrnoException).code : undefined;
+  return typeof code === "string" ? code : undefined;
+}

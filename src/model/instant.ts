@@ -1,0 +1,24 @@
+import type { Branded } from "./brand.ts";
+
+/** A point in time as ISO 8601 in UTC with milliseconds (`2026-11-21T02:00:00.000Z`): sorts as text, reads as is. */
+export type Instant = Branded<string, "Instant">;
+
+export function instantOf(epochMs: number): Instant {
+  return new Date(epochMs).toISOString() as Instant;
+}
+
+export function epochMsOf(instant: Instant): number {
+  return Date.parse(instant);
+}
+
+/** Reads an ISO 8601 time with a zone (`2026-11-21T02:00:00Z`, `…+01:00`); undefined when it is none. */
+export function parseInstant(text: string): Instant | undefined {
+  if (!/^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:\d\d)$/.test(text)) return undefined;
+  const ms = Date.parse(text);
+  return Number.isNaN(ms) ? undefined : instantOf(ms);
+}
+
+/** `20261121T020000Z`: safe in a file name, sorts by time; seconds are enough since the run id makes it unique. */
+export function compactInstant(instant: Instant): string {
+  return `${instant.slice(0, 19).replace(/[-:]/g, "")}Z`;
+}

@@ -1,0 +1,46 @@
+import type { VmPath } from "./vm-path.ts";
+
+/** What the providers and destinations showed when they were asked. */
+export interface Observed {
+  readonly vms: readonly ObservedVm[];
+  /** Providers that could not be reached: their VMs are unknown, which is never a reason to drop anything. */
+  readonly unknownProviders: readonly Unknown[];
+  /** What a provider could not take for a VM and why: a link that leads out, an image in no known format. */
+  readonly problems: readonly { readonly provider: string; readonly message: string }[];
+  readonly destinations: readonly ObservedDestination[];
+  readonly unknownDestinations: readonly Unknown[];
+}
+
+export interface Unknown {
+  readonly name: string;
+  readonly reason: string;
+}
+
+export interface ObservedVm {
+  readonly provider: string;
+  readonly path: VmPath;
+  /** The provider's own name for the VM, stable as long as the VM is the same; the path where it has none. */
+  readonly identity: string;
+  readonly name: string;
+  readonly disks: readonly ObservedDisk[];
+  readonly guestType?: string;
+  readonly firmware?: "bios" | "efi";
+}
+
+export interface ObservedDisk {
+  /** The file, relative to the VM's folder, with `/`. */
+  readonly name: string;
+  readonly format: string;
+  readonly virtualBytes: number;
+  /** Bytes that the source holds for it: an upper bound of what an export reads. */
+  readonly dataBytes: number;
+}
+
+export interface ObservedDestination {
+  readonly name: string;
+  readonly url: string;
+  /** The state that writes there; undefined when nothing was written yet. */
+  readonly lineage?: string;
+  /** The restore points that are there, by manifest path relative to the destination, with the size of their files. */
+  readonly points: readonly { readonly manifestPath: string; readonly storedBytes: number }[];
+}

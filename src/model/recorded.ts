@@ -1,0 +1,74 @@
+import type { Instant } from "./instant.ts";
+import type { VmPath } from "./vm-path.ts";
+
+/** What the state file knows, as the planner takes it. */
+export interface Recorded {
+  readonly lineage: string;
+  readonly serial: number;
+  readonly resources: readonly RecordedResource[];
+  readonly protections: readonly RecordedProtection[];
+  readonly points: readonly RestorePoint[];
+  /** Runs that have not ended, and the latest ended one of each schedule and fire time that a dependency may ask for. */
+  readonly runs: readonly RecordedRun[];
+  /** Schedules that `hypersdk suspend` holds back. */
+  readonly suspended: readonly string[];
+}
+
+export interface RecordedResource {
+  readonly address: string;
+  /** Canonical JSON of what was applied. */
+  readonly spec: string;
+  readonly file: string;
+}
+
+export type ProtectionState = "active" | "missing";
+
+export interface RecordedProtection {
+  readonly schedule: string;
+  readonly provider: string;
+  readonly identity: string;
+  readonly vmPath: VmPath;
+  readonly state: ProtectionState;
+  readonly effectiveSince: Instant;
+  /** The latest fire time that was run, skipped or superseded. */
+  readonly handledUntil?: Instant;
+  readonly lastSuccessAt?: Instant;
+  readonly lastDurationMs?: number;
+  readonly lastReadBytes?: number;
+  readonly lastStoredBytes?: number;
+}
+
+export type PointState = "good" | "bad";
+
+export interface RestorePoint {
+  readonly id: string;
+  readonly schedule: string;
+  readonly provider: string;
+  readonly identity: string;
+  readonly vmPath: VmPath;
+  readonly destination: string;
+  readonly destinationUrl: string;
+  /** The manifest's path, relative to the destination. */
+  readonly manifestPath: string;
+  readonly instant: Instant;
+  readonly storedBytes: number;
+  readonly state: PointState;
+  readonly held: boolean;
+  /** Set while retention has let it go: it may be deleted from then on. */
+  readonly expiresAt?: Instant;
+  readonly expiryRule?: string;
+}
+
+export type RunState = "queued" | "running" | "storing" | "verifying" | "completed" | "failed" | "cancelled" | "skipped";
+
+export interface RecordedRun {
+  readonly id: string;
+  readonly schedule: string;
+  readonly provider: string;
+  readonly identity: string;
+  readonly vmPath: VmPath;
+  readonly kind: "scheduled" | "manual";
+  readonly fireTime: Instant;
+  readonly state: RunState;
+  readonly endedAt?: Instant;
+}

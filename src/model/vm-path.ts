@@ -1,0 +1,32 @@
+import type { Branded } from "./brand.ts";
+
+/**
+ * Where a VM stands in its provider's tree: `/datacenter/vm/prod/db-01`. Segments are never empty, `.` or `..` and hold no
+ * control characters; a slash inside a name is written `%2f`. Made only by {@link parseVmPath} and {@link vmPathUnder}.
+ */
+export type VmPath = Branded<string, "VmPath">;
+
+export function parseVmPath(text: string): VmPath | undefined {
+  if (!text.startsWith("/") || text.length > 4096) return undefined;
+  const segments = text.slice(1).split("/");
+  return segments.every(isSegment) ? (text.normalize("NFC") as VmPath) : undefined;
+}
+
+/** The path of the VM whose folder names below `root` are `names`; a slash cannot occur in a file name, `%` is kept. */
+export function vmPathUnder(root: string, names: readonly string[]): VmPath | undefined {
+  return parseVmPath([root === "/" ? "" : root, ...names.map((name) => name.replaceAll("/", "%2f"))].join("/"));
+}
+
+/** One file-system segment that names the whole path: `/a/b c` becomes `a%2Fb%20c`. Reversible, safe on every store. */
+export function vmPathSegment(path: VmPath): string {
+  return encodeURIComponent(path.slice(1)).replace(/[!'()*~]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`).replace(/^\./, "%2E");
+}
+
+export function vmName(path: VmPath): string {
+  return path.slice(path.lastIndexOf("/") + 1);
+}
+
+function isSegment(segment: string): boolean {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is refused here
+  return segment !== "" && segment !== "." && segment !== ".." && !/[\u0000-\u001f\u007f\u2028\u2029]/.test(segment) && segment.isWellFormed();
+}

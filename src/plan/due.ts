@@ -1,0 +1,105 @@
+import type { ScheduleSpec } from "../model/desired.ts";
+import { formatDuration } from "../model/duration.ts";
+import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
+import type { RecordedProtection, RecordedRun } from "../model/recorded.ts";
+import { fireTimes } from "../schedule/cron.ts";
+import { isOpen, nextOpening } from "../schedule/windows.ts";
+import { type Member, protectionKey } from "./membership.ts";
+import type { DeferredExport, DueExport, SkippedExport } from "./plan.ts";
+
+/** With `catchUp: skip`, a fire time this long ago was missed, or half the way to the next one where that is sooner. */
+const missedAfterMs = 15 * 60_000;
+
+export interface DueContext {
+  readonly now: Instant;
+  readonly schedules: ReadonlyMap<string, ScheduleSpec>;
+  readonly protections: ReadonlyMap<string, RecordedProtection>;
+  readonly protectionsOf: (schedule: string) => readonly RecordedProtection[];
+  /** Runs by protection key. */
+  readonly runs: ReadonlyMap<string, readonly RecordedRun[]>;
+  readonly isSuspended: (schedule: string) => boolean;
+}
+
+export type Decision = { readonly kind: "due"; readonly export: DueExport } | { readonly kind: "deferred"; readonly export: DeferredExport } | { readonly kind: "skipped"; readonly export: SkippedExport };
+
+/** Whether the latest fire time of a protection runs now, waits, or never runs; undefined when none is open. */
+export function decide(member: Member, begins: boolean, context: DueContext): Decision | undefined {
+  const { schedule } = member;
+  if (!member.vm || context.isSuspended(schedule.name)) return undefined;
+  const nowMs = epochMsOf(context.now);
+  const key = protectionKey(schedule.name, member.provider, member.identity);
+  const times = fireTimes(schedule.cron, schedule.timezone);
+  const runs = context.runs.get(key) ?? [];
+  const fireTimeMs = begins ? (schedule.initialExport === "immediate" ? nowMs : undefined) : openFireTime(context.protections.get(key), times.latest(nowMs), runs);
+  if (fireTimeMs === undefined) return undefined;
+
+  const fireTime = instantOf(fireTimeMs);
+  if (runs.some((run) => run.kind === "scheduled" && run.fireTime === fireTime && isEnded(run))) return undefined;
+  const base = { schedule: schedule.name, provider: member.provider, identity: member.identity, vmPath: member.vmPath, fireTime, destination: schedule.destination, priority: member.priority };
+  const nextMs = times.next(Math.max(fireTimeMs, nowMs));
+  const deadline = instantOf(nextMs);
+  if (!begins && schedule.catchUp === "skip" && nowMs - fireTimeMs > Math.min(missedAfterMs, (nextMs - fireTimeMs) / 2)) {
+    return { kind: "skipped", export: { ...base, reason: `it was missed by ${formatDuration(nowMs - fireTimeMs)} and catchUp is skip` } };
+  }
+  if (runs.some((run) => run.state === "running" || run.state === "storing" || run.state === "verifying")) {
+    return { kind: "deferred", export: { ...base, waitsFor: "running", reason: "its last run still goes", until: null, deadline } };
+  }
+  const dependency = unmetDependency(schedule, fireTimeMs, nowMs, nextMs, context);
+  if (dependency?.isOver) return { kind: "skipped", export: { ...base, reason: dependency.reason } };
+  if (dependency) return { kind: "deferred", export: { ...base, waitsFor: "dependency", reason: dependency.reason, until: null, deadline } };
+  if (!isOpen(schedule.windows, nowMs)) {
+    const opening = nextOpening(schedule.windows, nowMs);
+    return { kind: "deferred", export: { ...base, waitsFor: "window", reason: "waits for its window", until: opening === undefined ? null : instantOf(opening), deadline } };
+  }
+  return { kind: "due", export: { ...base, ...sizesOf(member), ...estimatesOf(context.protections.get(key)), mode: "full", reason: begins ? "the protection begins and initialExport is immediate" : "its fire time has come" } };
+}
+
+/**
+ * The latest fire time that this protection has not handled and that lies after it became effective; or that of a run which
+ * was queued and never ended, such as a first export that is no fire time of the cron.
+ */
+function openFireTime(protection: RecordedProtection | undefined, latestMs: number, runs: readonly RecordedRun[]): number | undefined {
+  if (!protection) return undefined;
+  const handledMs = protection.handledUntil ? epochMsOf(protection.handledUntil) : 0;
+  const sinceMs = Math.max(epochMsOf(protection.effectiveSince), handledMs);
+  if (latestMs > sinceMs) return latestMs;
+  const queued = runs.filter((run) => run.kind === "scheduled" && !isEnded(run) && epochMsOf(run.fireTime) > handledMs).map((run) => epochMsOf(run.fireTime));
+  return queued.length > 0 ? Math.max(...queued) : undefined;
+}
+
+function isEnded({ state }: RecordedRun): boolean {
+  return state === "completed" || state === "failed" || state === "cancelled" || state === "skipped";
+}
+
+/** The first dependency whose latest firing at or before the fire time has not ended as it must. */
+function unmetDependency(schedule: ScheduleSpec, fireTimeMs: number, nowMs: number, nextMs: number, context: DueContext): { readonly reason: string; readonly isOver: boolean } | undefined {
+  for (const { schedule: name, state, timeoutMs } of schedule.dependsOn) {
+    const first = context.schedules.get(name) as ScheduleSpec;
+    const firingMs = fireTimes(first.cron, first.timezone).latest(fireTimeMs);
+    const firing = instantOf(firingMs);
+    const states = context.protectionsOf(name).flatMap((protection): RecordedRun["state"][] => {
+      // a protection that began after this firing has no part in it
+      if (epochMsOf(protection.effectiveSince) >= firingMs) return [];
+      const runs = context.runs.get(protectionKey(name, protection.provider, protection.identity)) ?? [];
+      return [runs.find((run) => run.kind === "scheduled" && run.fireTime === firing)?.state ?? "queued"];
+    });
+    const pending = states.filter((each) => each !== "completed" && each !== "failed" && each !== "cancelled" && each !== "skipped").length;
+    const unsuccessful = states.filter((each) => each === "failed" || each === "cancelled" || each === "skipped").length;
+    const isMet = pending === 0 && (state === "any" || (state === "completed" ? unsuccessful === 0 : unsuccessful > 0));
+    if (isMet) continue;
+    const limitMs = Math.min(timeoutMs === undefined ? nextMs : fireTimeMs + timeoutMs, nextMs);
+    const what = pending > 0 ? `${pending} of ${states.length} runs have not ended` : `it has not ${state}`;
+    if (nowMs >= limitMs) return { isOver: true, reason: `the dependency on ${name} (${state}) was not met within ${formatDuration(limitMs - fireTimeMs)}: ${what}` };
+    return { isOver: false, reason: `waits for ${name} to be ${state}: ${what}` };
+  }
+  return undefined;
+}
+
+function sizesOf({ vm }: Member): Pick<DueExport, "disks" | "virtualBytes" | "dataBytes"> {
+  const disks = vm?.disks ?? [];
+  return { disks: disks.length, virtualBytes: disks.reduce((sum, disk) => sum + disk.virtualBytes, 0), dataBytes: disks.reduce((sum, disk) => sum + disk.dataBytes, 0) };
+}
+
+function estimatesOf(protection: RecordedProtection | undefined): Pick<DueExport, "estimatedDurationMs" | "estimatedStoredBytes"> {
+  return { estimatedDurationMs: protection?.lastDurationMs ?? null, estimatedStoredBytes: protection?.lastStoredBytes ?? null };
+}

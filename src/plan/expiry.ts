@@ -1,0 +1,70 @@
+import type { DesiredState } from "../model/desired.ts";
+import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
+import type { RestorePoint } from "../model/recorded.ts";
+import { type RetentionVerdict, retain } from "../schedule/retention.ts";
+import type { Expiry, ExpiryMark } from "./plan.ts";
+
+/**
+ * Part 4 of a plan: which restore points retention lets go. Only marks: a point is removed after its time of grace, and
+ * then everything is asked again. Points of schedules that are no longer in the files are left alone.
+ */
+export function expiryOf(desired: DesiredState, points: readonly RestorePoint[], now: Instant, blockedReason: (point: RestorePoint) => string | undefined): Expiry {
+  const nowMs = epochMsOf(now);
+  const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
+  const graces = new Map(desired.destinations.map((destination) => [destination.name, destination.expiryGraceMs]));
+  const mark: ExpiryMark[] = [];
+  const withdraw: { point: string; reason: string }[] = [];
+  const remove: ExpiryMark[] = [];
+  const blocked: { schedule: string; vmPath: RestorePoint["vmPath"]; points: number; reason: string }[] = [];
+
+  for (const group of groupsOf(points)) {
+    const first = group[0] as RestorePoint;
+    const schedule = schedules.get(first.schedule);
+    if (!schedule) continue;
+    const verdicts = verdictsOf(group, schedule.retention, schedule.timezone, nowMs);
+    const byId = new Map(group.map((point) => [point.id, point]));
+    const leaving = verdicts.filter(({ keptBy }) => keptBy.length === 0).map(({ id }) => byId.get(id) as RestorePoint);
+    for (const { id, keptBy } of verdicts) {
+      if (keptBy.length > 0 && byId.get(id)?.expiresAt !== undefined) withdraw.push({ point: id, reason: `kept by ${keptBy.join(", ")}` });
+    }
+    const reason = blockedReason(first);
+    if (reason !== undefined) {
+      if (leaving.length > 0) blocked.push({ schedule: first.schedule, vmPath: first.vmPath, points: leaving.length, reason });
+      continue;
+    }
+    for (const point of leaving) {
+      const expiresAt = point.expiresAt ?? instantOf(nowMs + (graces.get(point.destination) ?? 7 * 86_400_000));
+      const entry = markOf(point, expiresAt, "no rule keeps it");
+      if (point.expiresAt === undefined) mark.push(entry);
+      if (epochMsOf(expiresAt) <= nowMs) remove.push(entry);
+    }
+  }
+  const oldestFirst = (a: ExpiryMark, b: ExpiryMark): number => (a.instant < b.instant ? -1 : a.instant > b.instant ? 1 : a.point < b.point ? -1 : 1);
+  return {
+    mark: mark.sort(oldestFirst), remove: remove.sort(oldestFirst),
+    withdraw: withdraw.sort((a, b) => (a.point < b.point ? -1 : 1)),
+    blocked: blocked.sort((a, b) => (a.schedule < b.schedule ? -1 : a.schedule > b.schedule ? 1 : a.vmPath < b.vmPath ? -1 : 1)),
+  };
+}
+
+export function verdictsOf(group: readonly RestorePoint[], retention: Parameters<typeof retain>[1], timezone: string, nowMs: number): RetentionVerdict[] {
+  const retainable = group.map((point) => ({ id: point.id, atMs: epochMsOf(point.instant), isGood: point.state === "good", isHeld: point.held }));
+  return retain(retainable, retention, timezone, nowMs);
+}
+
+/** Retention counts per VM, schedule and destination. */
+export function groupsOf(points: readonly RestorePoint[]): RestorePoint[][] {
+  const groups = new Map<string, RestorePoint[]>();
+  for (const point of points) {
+    const key = `${point.provider}\n${point.identity}\n${point.schedule}\n${point.destinationUrl}`;
+    const group = groups.get(key);
+    if (group) group.push(point);
+    else groups.set(key, [point]);
+  }
+  return [...groups.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, group]) => group);
+}
+
+function markOf(point: RestorePoint, expiresAt: Instant, rule: string): ExpiryMark {
+  const { id, schedule, vmPath, destination, instant, storedBytes } = point;
+  return { point: id, schedule, vmPath, destination, instant, storedBytes, expiresAt, rule };
+}

@@ -1,0 +1,200 @@
+import type { Instant } from "../model/instant.ts";
+import type { VmPath } from "../model/vm-path.ts";
+
+/**
+ * What apply would do and why, as plain data: the tree, the Markdown and the JSON are drawn from it, and apply carries out
+ * exactly it. The same inputs give the same bytes.
+ */
+export interface Plan {
+  readonly formatVersion: 1;
+  readonly at: Instant;
+  readonly revision: Revision | null;
+  readonly lineage: string;
+  readonly serial: number;
+  readonly desiredDigest: string;
+  readonly inventoryDigest: string;
+  readonly changes: readonly Change[];
+  readonly unchanged: number;
+  readonly protections: readonly ProtectionChange[];
+  readonly exports: readonly DueExport[];
+  readonly deferred: readonly DeferredExport[];
+  readonly skipped: readonly SkippedExport[];
+  readonly drift: readonly Drift[];
+  readonly expiry: Expiry;
+  readonly suspended: readonly string[];
+  readonly warnings: readonly PlanWarning[];
+}
+
+/** The state of the repository that the files came from. */
+export interface Revision {
+  readonly commit: string | null;
+  readonly branch: string | null;
+  readonly author: string | null;
+  /** True where the files differ from the commit. */
+  readonly dirty: boolean;
+}
+
+export type ResourceKind = "schedule" | "policy" | "destination" | "provider" | "notifier";
+
+export type Change = CreateChange | UpdateChange | DeleteChange;
+
+interface ChangeBase {
+  /** `schedule.daily-backup` */
+  readonly address: string;
+  readonly resource: ResourceKind;
+  readonly reason: string;
+  readonly consequences: Consequences;
+}
+
+export interface CreateChange extends ChangeBase {
+  readonly kind: "create";
+  readonly file: string;
+  /** Canonical JSON. */
+  readonly after: string;
+}
+
+export interface UpdateChange extends ChangeBase {
+  readonly kind: "update";
+  readonly file: string;
+  readonly before: string;
+  readonly after: string;
+  readonly fields: readonly FieldChange[];
+}
+
+export interface DeleteChange extends ChangeBase {
+  readonly kind: "delete";
+  /** The file in which it stood. */
+  readonly file: string;
+  readonly before: string;
+}
+
+export interface FieldChange {
+  readonly field: string;
+  readonly before: unknown;
+  readonly after: unknown;
+}
+
+/** What follows from a change to a schedule. */
+export interface Consequences {
+  readonly gained: readonly VmPath[];
+  readonly lost: readonly VmPath[];
+  readonly nextRunBefore?: Instant;
+  readonly nextRunAfter?: Instant;
+  /** Restore points that its new retention would let go. */
+  readonly expirable: number;
+  /** Restore points that stay although nothing makes new ones. */
+  readonly keepsPoints: number;
+}
+
+export type ProtectionChange = {
+  readonly schedule: string;
+  readonly provider: string;
+  readonly identity: string;
+  readonly vmPath: VmPath;
+} & (
+  | { readonly kind: "begin"; readonly reason: string }
+  | { readonly kind: "end"; readonly reason: string }
+  | { readonly kind: "missing" }
+  | { readonly kind: "found" }
+  | { readonly kind: "renamed"; readonly from: VmPath }
+  /** The schedule's cron or timezone changed, so that fire times before now are not its own. */
+  | { readonly kind: "restarted"; readonly reason: string }
+);
+
+interface ExportBase {
+  readonly schedule: string;
+  readonly provider: string;
+  readonly identity: string;
+  readonly vmPath: VmPath;
+  readonly fireTime: Instant;
+  readonly destination: string;
+  readonly priority: number;
+}
+
+export interface DueExport extends ExportBase {
+  readonly mode: "full";
+  readonly reason: string;
+  readonly disks: number;
+  readonly virtualBytes: number;
+  /** Bytes that the source holds: an upper bound of what is read. */
+  readonly dataBytes: number;
+  /** From the last run of this protection; null where there was none. */
+  readonly estimatedDurationMs: number | null;
+  readonly estimatedStoredBytes: number | null;
+}
+
+export interface DeferredExport extends ExportBase {
+  readonly waitsFor: "window" | "dependency" | "running";
+  readonly reason: string;
+  /** When it may start, where that is known. */
+  readonly until: Instant | null;
+  /** Its next fire time, by which it is superseded. */
+  readonly deadline: Instant;
+}
+
+/** A fire time that will never run, recorded so that nobody waits for it. */
+export interface SkippedExport extends ExportBase {
+  readonly reason: string;
+}
+
+export type Drift =
+  | { readonly kind: "vm-missing"; readonly schedule: string; readonly vmPath: VmPath; readonly message: string }
+  | { readonly kind: "vm-new"; readonly schedule: string; readonly vmPath: VmPath; readonly message: string }
+  | { readonly kind: "overdue"; readonly schedule: string; readonly vmPath: VmPath; readonly message: string }
+  | { readonly kind: "point-missing" | "point-altered"; readonly point: string; readonly destination: string; readonly message: string }
+  | { readonly kind: "unknown"; readonly what: string; readonly message: string };
+
+export interface Expiry {
+  /** Restore points that retention lets go from now on; they may be deleted after `expiresAt`. */
+  readonly mark: readonly ExpiryMark[];
+  /** Marked before, kept by the rules of today. */
+  readonly withdraw: readonly { readonly point: string; readonly reason: string }[];
+  /** Their time of grace is over. */
+  readonly remove: readonly ExpiryMark[];
+  readonly blocked: readonly { readonly schedule: string; readonly vmPath: VmPath; readonly points: number; readonly reason: string }[];
+}
+
+export interface ExpiryMark {
+  readonly point: string;
+  readonly schedule: string;
+  readonly vmPath: VmPath;
+  readonly destination: string;
+  readonly instant: Instant;
+  readonly storedBytes: number;
+  readonly expiresAt: Instant;
+  readonly rule: string;
+}
+
+export interface PlanWarning {
+  readonly code: string;
+  readonly message: string;
+  readonly address: string | null;
+}
+
+/** True where a plan has nothing for apply to do. */
+export function isEmpty(plan: Plan): boolean {
+  return !hasDifference(plan) && plan.exports.length === 0 && plan.skipped.length === 0;
+}
+
+/** True where desired, recorded and observed state differ: due exports alone are no difference. */
+export function hasDifference(plan: Plan): boolean {
+  const { mark, withdraw, remove } = plan.expiry;
+  return plan.changes.length + plan.protections.length + mark.length + withdraw.length + remove.length > 0 || plan.drift.some(({ kind }) => kind !== "unknown");
+}
+
+/** Why `apply --auto-approve=safe` would not carry a plan out; empty where it would. */
+export function unsafeReasons(plan: Plan): string[] {
+  const reasons: string[] = [];
+  for (const change of plan.changes) {
+    if (change.kind === "delete") reasons.push(`removes ${change.address}`);
+    if (change.consequences.expirable > 0) reasons.push(`${change.address} makes ${change.consequences.expirable} restore points expirable`);
+    if (change.kind !== "update") continue;
+    for (const { field, after } of change.fields) {
+      if (field === "destination" || field === "encryption" || (change.resource === "destination" && field === "url")) reasons.push(`changes ${field} of ${change.address}`);
+      if (field === "suspend" && after === true) reasons.push(`suspends ${change.address}`);
+    }
+  }
+  for (const protection of plan.protections) if (protection.kind === "end") reasons.push(`${protection.schedule} no longer protects ${protection.vmPath}`);
+  if (plan.expiry.mark.length > 0) reasons.push(`${plan.expiry.mark.length} restore points expire`);
+  return reasons;
+}

@@ -1,0 +1,247 @@
+import { createHash } from "node:crypto";
+import { canonicalJson } from "../model/canonical-json.ts";
+import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
+import { formatDuration } from "../model/duration.ts";
+import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
+import type { Observed, ObservedVm } from "../model/observed.ts";
+import type { Recorded, RecordedProtection, RecordedRun, RestorePoint } from "../model/recorded.ts";
+import type { VmPath } from "../model/vm-path.ts";
+import { fireTimes } from "../schedule/cron.ts";
+import { changesOf } from "./changes.ts";
+import { type Decision, type DueContext, decide } from "./due.ts";
+import { expiryOf } from "./expiry.ts";
+import { type Member, type Membership, membership, protectionKey } from "./membership.ts";
+import type { Consequences, Drift, Plan, PlanWarning, ProtectionChange, Revision } from "./plan.ts";
+import { resourcesOf } from "./resources.ts";
+
+export interface PlanInput {
+  readonly desired: DesiredState;
+  readonly recorded: Recorded;
+  readonly observed: Observed;
+  readonly revision: Revision | null;
+  readonly now: Instant;
+}
+
+/** The planner: a pure function of its input. No clock, no chance, no environment, no order of files. */
+export function plan({ desired, recorded, observed, revision, now }: PlanInput): Plan {
+  const vms = withRenames(desired, observed.vms);
+  const joined = membership(desired, vms, recorded.protections);
+  const protections = new Map(recorded.protections.map((protection) => [protectionKey(protection.schedule, protection.provider, protection.identity), protection]));
+  const protectionChanges = protectionChangesOf(desired, recorded, observed, joined, protections);
+  const begins = new Set(protectionChanges.filter(({ kind }) => kind === "begin" || kind === "restarted").map((change) => protectionKey(change.schedule, change.provider, change.identity)));
+  const resources = resourcesOf(desired);
+  const suspended = [...recorded.suspended].sort();
+
+  const context = dueContext(desired, recorded, protections, now);
+  const decisions: Decision[] = [];
+  for (const [key, member] of joined.members) {
+    const isNew = !protections.has(key);
+    const decision = begins.has(key) && !isNew ? undefined : decide(member, isNew, context);
+    if (decision) decisions.push(decision);
+  }
+  const overdue = overdueOf(joined, protections, context, now);
+  const blocked = (point: RestorePoint): string | undefined => {
+    const key = protectionKey(point.schedule, point.provider, point.identity);
+    if (overdue.has(key)) return "the protection is overdue";
+    return lastRunIsBad(recorded.points, point) ? "the last restore point failed its verification" : undefined;
+  };
+  const expiry = expiryOf(desired, recorded.points, now, blocked);
+  const changes = changesOf(resources, recorded.resources, consequencesOf(desired, recorded, protectionChanges, expiry.mark, now));
+  const byImportance = <T extends { priority: number; fireTime: string; schedule: string; vmPath: string }>(a: T, b: T): number =>
+    b.priority - a.priority || order(a.fireTime, b.fireTime) || order(a.schedule, b.schedule) || order(a.vmPath, b.vmPath);
+  return {
+    formatVersion: 1, at: now, revision, lineage: recorded.lineage, serial: recorded.serial,
+    desiredDigest: digest(canonicalJson(resources.map(({ address, spec }) => [address, spec])) + canonicalJson(desired.renames.map(({ vm, formerly }) => [vm, formerly]))),
+    inventoryDigest: digest(canonicalJson(vms.map((vm) => [vm.provider, vm.identity, vm.path, vm.disks.map((disk) => [disk.name, disk.format, disk.virtualBytes])]).sort((a, b) => order(String(a[0]) + a[1], String(b[0]) + b[1])))),
+    changes, unchanged: resources.length - changes.filter(({ kind }) => kind !== "delete").length,
+    protections: protectionChanges,
+    exports: decisions.flatMap((each) => (each.kind === "due" ? [each.export] : [])).sort(byImportance),
+    deferred: decisions.flatMap((each) => (each.kind === "deferred" ? [each.export] : [])).sort(byImportance),
+    skipped: decisions.flatMap((each) => (each.kind === "skipped" ? [each.export] : [])).sort(byImportance),
+    drift: driftOf(recorded, observed, protectionChanges, overdue, protections),
+    expiry, suspended,
+    warnings: warningsOf(desired, observed, joined),
+  };
+}
+
+function digest(text: string): string {
+  return createHash("sha256").update(text).digest("hex");
+}
+
+function order(a: string, b: string): number {
+  return a < b ? -1 : a > b ? 1 : 0;
+}
+
+/** A VM that `renames` says was known by another path keeps that path's identity, so that its history goes on. */
+function withRenames(desired: DesiredState, vms: readonly ObservedVm[]): ObservedVm[] {
+  const formerly = new Map(desired.renames.map((rename) => [rename.vm, rename.formerly]));
+  if (formerly.size === 0) return [...vms];
+  const roots = new Map(desired.providers.map((provider) => [provider.name, provider.root]));
+  return vms.map((vm) => {
+    const old = formerly.get(vm.path);
+    const root = roots.get(vm.provider) ?? "";
+    return old === undefined ? vm : { ...vm, identity: old.startsWith(`${root}/`) ? old.slice(root.length + 1) : old };
+  });
+}
+
+function protectionChangesOf(desired: DesiredState, recorded: Recorded, observed: Observed, joined: Membership, protections: ReadonlyMap<string, RecordedProtection>): ProtectionChange[] {
+  const changes: ProtectionChange[] = [];
+  const unknown = new Set(observed.unknownProviders.map(({ name }) => name));
+  const providers = new Set(desired.providers.map(({ name }) => name));
+  const rescheduled = rescheduledOf(desired, recorded);
+  const known = new Set(recorded.resources.map(({ address }) => address));
+  for (const [key, member] of joined.members) {
+    const at = { schedule: member.schedule.name, provider: member.provider, identity: member.identity, vmPath: member.vmPath };
+    const protection = protections.get(key);
+    if (!protection) {
+      const isNewSchedule = !known.has(`schedule.${member.schedule.name}`);
+      if (member.vm) changes.push({ ...at, kind: "begin", reason: isNewSchedule ? "the schedule is new" : "a pattern matches it now" });
+      continue;
+    }
+    if (!member.vm) {
+      // an unreachable provider changes nothing; one that is gone from the files shows no VMs
+      if (!unknown.has(member.provider) && protection.state === "active") changes.push({ ...at, kind: "missing" });
+      continue;
+    }
+    if (protection.state === "missing") changes.push({ ...at, kind: "found" });
+    if (protection.vmPath !== member.vmPath) changes.push({ ...at, kind: "renamed", from: protection.vmPath });
+    const why = rescheduled.get(member.schedule.name);
+    if (why) changes.push({ ...at, kind: "restarted", reason: why });
+  }
+  const schedules = new Set(desired.schedules.map(({ name }) => name));
+  for (const [key, protection] of protections) {
+    if (joined.members.has(key)) continue;
+    const reason = !schedules.has(protection.schedule) ? "the schedule was removed" : providers.has(protection.provider) ? "no pattern matches it any more" : "its provider was removed";
+    changes.push({ schedule: protection.schedule, provider: protection.provider, identity: protection.identity, vmPath: protection.vmPath, kind: "end", reason });
+  }
+  return changes.sort((a, b) => order(a.schedule, b.schedule) || order(a.vmPath, b.vmPath) || order(a.provider, b.provider) || order(a.kind, b.kind));
+}
+
+/** Schedules whose fire times are others now, or that stop being suspended: what passed before is not theirs. */
+function rescheduledOf(desired: DesiredState, recorded: Recorded): Map<string, string> {
+  const before = new Map(recorded.resources.map(({ address, spec }) => [address, spec]));
+  const reasons = new Map<string, string>();
+  const after = new Map(resourcesOf({ ...desired, destinations: [], notifiers: [], policies: [], providers: [] }).map(({ address, spec }) => [address, spec]));
+  for (const schedule of desired.schedules) {
+    const address = `schedule.${schedule.name}`;
+    const spec = before.get(address);
+    if (spec === undefined || spec === after.get(address)) continue;
+    const old = JSON.parse(spec) as Partial<ScheduleSpec>;
+    if (old.cron !== schedule.cron || old.timezone !== schedule.timezone) reasons.set(schedule.name, "its cron expression or timezone changed");
+    else if (old.suspend && !schedule.suspend) reasons.set(schedule.name, "it is no longer suspended");
+  }
+  return reasons;
+}
+
+function dueContext(desired: DesiredState, recorded: Recorded, protections: ReadonlyMap<string, RecordedProtection>, now: Instant): DueContext {
+  const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
+  const bySchedule = Map.groupBy(recorded.protections, ({ schedule }) => schedule);
+  const runs = new Map<string, RecordedRun[]>();
+  for (const run of recorded.runs) {
+    const key = protectionKey(run.schedule, run.provider, run.identity);
+    const list = runs.get(key);
+    if (list) list.push(run);
+    else runs.set(key, [run]);
+  }
+  const suspended = new Set(recorded.suspended);
+  return {
+    now, schedules, protections, runs,
+    protectionsOf: (schedule) => bySchedule.get(schedule) ?? [],
+    isSuspended: (schedule) => suspended.has(schedule) || (schedules.get(schedule)?.suspend ?? false),
+  };
+}
+
+/** Protections whose newest good restore point is older than their objective, with the words for it. */
+function overdueOf(joined: Membership, protections: ReadonlyMap<string, RecordedProtection>, context: DueContext, now: Instant): Map<string, string> {
+  const nowMs = epochMsOf(now);
+  const overdue = new Map<string, string>();
+  for (const [key, member] of joined.members) {
+    const protection = protections.get(key);
+    if (!protection || context.isSuspended(member.schedule.name)) continue;
+    const sinceMs = epochMsOf(protection.lastSuccessAt ?? protection.effectiveSince);
+    const ageMs = nowMs - sinceMs;
+    if (member.rpoMs === undefined && isFresh(member, sinceMs, nowMs)) continue;
+    const rpoMs = member.rpoMs ?? 2 * fireTimes(member.schedule.cron, member.schedule.timezone).longestGapMs();
+    if (ageMs <= rpoMs) continue;
+    const what = protection.lastSuccessAt ? `its last good export is ${formatDuration(ageMs)} old` : `it has had no good export for ${formatDuration(ageMs)}`;
+    overdue.set(key, `${what}, the objective is ${formatDuration(rpoMs)}`);
+  }
+  return overdue;
+}
+
+/** The gap that now lies in is no longer than the longest one, so nothing since its beginning can be overdue. */
+function isFresh(member: Member, sinceMs: number, nowMs: number): boolean {
+  return nowMs - sinceMs <= 60_000 || sinceMs >= fireTimes(member.schedule.cron, member.schedule.timezone).latest(nowMs);
+}
+
+function lastRunIsBad(points: readonly RestorePoint[], of: RestorePoint): boolean {
+  let newest: RestorePoint | undefined;
+  for (const point of points) {
+    if (point.schedule !== of.schedule || point.provider !== of.provider || point.identity !== of.identity) continue;
+    if (!newest || point.instant > newest.instant) newest = point;
+  }
+  return newest?.state === "bad";
+}
+
+function consequencesOf(desired: DesiredState, recorded: Recorded, protectionChanges: readonly ProtectionChange[], marks: readonly { readonly schedule: string }[], now: Instant) {
+  const nowMs = epochMsOf(now);
+  const bySchedule = Map.groupBy(protectionChanges, ({ schedule }) => schedule);
+  const points = Map.groupBy(recorded.points, ({ schedule }) => schedule);
+  const marked = Map.groupBy(marks, ({ schedule }) => schedule);
+  const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
+  return (name: string, before: string | undefined, after: string | undefined): Consequences => {
+    const changes = bySchedule.get(name) ?? [];
+    const old = before === undefined ? undefined : (JSON.parse(before) as ScheduleSpec);
+    const next = (schedule: ScheduleSpec | undefined): Instant | undefined => (schedule && !schedule.suspend ? instantOf(fireTimes(schedule.cron, schedule.timezone).next(nowMs)) : undefined);
+    const nextRunBefore = next(old);
+    const nextRunAfter = after === undefined ? undefined : next(schedules.get(name));
+    return {
+      gained: pathsOf(changes, "begin"), lost: pathsOf(changes, "end"),
+      ...(nextRunBefore ? { nextRunBefore } : {}), ...(nextRunAfter ? { nextRunAfter } : {}),
+      expirable: (marked.get(name) ?? []).length,
+      keepsPoints: after === undefined ? (points.get(name) ?? []).length : 0,
+    };
+  };
+}
+
+function pathsOf(changes: readonly ProtectionChange[], kind: ProtectionChange["kind"]): VmPath[] {
+  return changes.filter((change) => change.kind === kind).map(({ vmPath }) => vmPath);
+}
+
+/** Part 3 of a plan: what the world shows against what was recorded. What cannot be seen is unknown, never drift. */
+function driftOf(recorded: Recorded, observed: Observed, changes: readonly ProtectionChange[], overdue: ReadonlyMap<string, string>, protections: ReadonlyMap<string, RecordedProtection>): Drift[] {
+  const drift: Drift[] = [];
+  for (const { name, reason } of observed.unknownProviders) drift.push({ kind: "unknown", what: `provider.${name}`, message: reason });
+  for (const { name, reason } of observed.unknownDestinations) drift.push({ kind: "unknown", what: `destination.${name}`, message: reason });
+  for (const change of changes) {
+    const at = { schedule: change.schedule, vmPath: change.vmPath };
+    if (change.kind === "missing") drift.push({ ...at, kind: "vm-missing", message: `provider ${change.provider} no longer shows it` });
+    if (change.kind === "begin" && change.reason === "a pattern matches it now") drift.push({ ...at, kind: "vm-new", message: `new at provider ${change.provider}` });
+  }
+  for (const [key, message] of overdue) {
+    const protection = protections.get(key) as RecordedProtection;
+    drift.push({ kind: "overdue", schedule: protection.schedule, vmPath: protection.vmPath, message });
+  }
+  for (const destination of observed.destinations) {
+    const there = new Map(destination.points.map((point) => [point.manifestPath, point.storedBytes]));
+    for (const point of recorded.points) {
+      if (point.destination !== destination.name || point.destinationUrl !== destination.url) continue;
+      const bytes = there.get(point.manifestPath);
+      const at = { point: point.id, destination: destination.name };
+      if (bytes === undefined) drift.push({ ...at, kind: "point-missing", message: `${point.manifestPath} is gone` });
+      else if (bytes !== point.storedBytes) drift.push({ ...at, kind: "point-altered", message: `its files have ${bytes} bytes, ${point.storedBytes} were stored` });
+    }
+  }
+  return drift.sort((a, b) => order(a.kind, b.kind) || order(JSON.stringify(a), JSON.stringify(b)));
+}
+
+function warningsOf(desired: DesiredState, observed: Observed, joined: Membership): PlanWarning[] {
+  const warnings: PlanWarning[] = [];
+  if (observed.unknownProviders.length === 0) {
+    for (const { address, pattern } of joined.unmatched) warnings.push({ code: "HSW008", message: `the pattern ${pattern} matches no VM`, address });
+    const protectedSchedules = new Set([...joined.members.values()].map(({ schedule }) => schedule.name));
+    for (const { name } of desired.schedules) if (!protectedSchedules.has(name)) warnings.push({ code: "HSW003", message: `schedule "${name}" protects no VM`, address: `schedule.${name}` });
+  }
+  for (const { provider, message } of observed.problems) warnings.push({ code: "HSW012", message, address: `provider.${provider}` });
+  return warnings.sort((a, b) => order(a.code, b.code) || order(a.message, b.message) || order(a.address ?? "", b.address ?? ""));
+}

@@ -1,0 +1,29 @@
+import { canonicalJson } from "../model/canonical-json.ts";
+import type { DesiredState, Origin } from "../model/desired.ts";
+import type { ResourceKind } from "./plan.ts";
+
+/** One thing of the desired state with an address, as it is recorded. */
+export interface DesiredResource {
+  readonly address: string;
+  readonly resource: ResourceKind;
+  readonly name: string;
+  /** Canonical JSON without origins and without paths of this machine, so that it compares on any. */
+  readonly spec: string;
+  readonly file: string;
+}
+
+export function resourcesOf(desired: DesiredState): DesiredResource[] {
+  const list = (resource: ResourceKind, items: readonly { readonly name: string; readonly origin: Origin }[], without: readonly string[] = []): DesiredResource[] =>
+    items.map((item) => {
+      const spec: Record<string, unknown> = { ...item };
+      for (const key of ["origin", "name", ...without]) delete spec[key];
+      return { address: `${resource}.${item.name}`, resource, name: item.name, spec: canonicalJson(spec), file: item.origin.file };
+    });
+  return [
+    ...list("destination", desired.destinations.filter((destination) => !destination.inline), ["inline"]),
+    ...list("notifier", desired.notifiers),
+    ...list("policy", desired.policies),
+    ...list("provider", desired.providers, ["path"]),
+    ...list("schedule", desired.schedules),
+  ];
+}

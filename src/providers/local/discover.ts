@@ -1,0 +1,192 @@
+import { type Dirent, readdirSync, realpathSync, statSync } from "node:fs";
+import { basename, extname, join, relative, sep } from "node:path";
+import { HypersdkError } from "../../model/errors.ts";
+import { parseDescriptor } from "../../converters/vmdk/descriptor.ts";
+import { type Peeked, peek } from "./peek.ts";
+import { readSlice } from "./read-slice.ts";
+import { tarMembers } from "./tar-members.ts";
+import { readVmDescriptor, type VmDescriptor } from "./vm-descriptor.ts";
+
+/** A VM as its files in a folder tree. */
+export interface FoundVm {
+  /** Relative to the provider's folder: the VM's folder, or the image itself. */
+  readonly identity: string;
+  /** Names below the provider's root, from which the VM path is made. */
+  readonly names: readonly string[];
+  /** In boot order. */
+  readonly disks: readonly FoundDisk[];
+  readonly descriptor: VmDescriptor | undefined;
+}
+
+export interface FoundDisk {
+  /** The image's name in its folder, or in its archive. */
+  readonly name: string;
+  /** The absolute path of the file that holds it. */
+  readonly path: string;
+  /** Where the image lies in an `.ova`; the whole file otherwise. */
+  readonly within?: { readonly offset: number; readonly length: number };
+  readonly peeked: Peeked;
+}
+
+export interface Discovery {
+  readonly vms: readonly FoundVm[];
+  readonly problems: readonly string[];
+}
+
+const imageExtensions: ReadonlySet<string> = new Set([".vmdk", ".qcow2", ".qcow", ".raw", ".img", ".vhd", ".vhdx", ".vdi", ".ova"]);
+const maxDepth = 32;
+
+/**
+ * Walks a folder tree. A folder that directly holds images is one VM; an image directly at the top is one VM, and so is an
+ * `.ova` anywhere. Links are followed only to files inside the tree. Synchronous on purpose: for ten thousand folders the calls
+ * themselves are cheaper than waiting for each.
+ */
+export function discover(top: string): Discovery {
+  const vms: FoundVm[] = [];
+  const problems: string[] = [];
+  const root = rootOf(top);
+  walk(root, []);
+  return { vms: vms.sort((a, b) => (a.identity < b.identity ? -1 : 1)), problems: problems.sort() };
+
+  function walk(folder: string, names: readonly string[]): void {
+    const entries = listOf(folder);
+    if (!entries) return;
+    const images: string[] = [];
+    const descriptors: string[] = [];
+    for (const entry of entries) {
+      if (entry.name.startsWith(".")) continue;
+      const path = join(folder, entry.name);
+      if (entry.isDirectory()) {
+        if (names.length >= maxDepth) problems.push(`${shown(path)}: folders are nested deeper than ${maxDepth}`);
+        else walk(path, [...names, entry.name]);
+        continue;
+      }
+      const extension = extname(entry.name).toLowerCase();
+      const isImage = imageExtensions.has(extension);
+      if (!isImage && extension !== ".vmx" && extension !== ".ovf") continue;
+      if (entry.isSymbolicLink() && !leadsInside(path)) continue;
+      if (!entry.isSymbolicLink() && !entry.isFile()) continue;
+      (isImage ? images : descriptors).push(entry.name);
+    }
+    const archives = images.filter((name) => extname(name).toLowerCase() === ".ova");
+    for (const name of archives) add(folder, names, [name], undefined, true);
+    const disks = images.filter((name) => !archives.includes(name)).sort();
+    if (names.length === 0) for (const name of disksOf(folder, disks)) add(folder, names, [name], undefined, true);
+    else if (disks.length > 0) add(folder, names, disks, descriptorOf(folder, descriptors), false);
+  }
+
+  function add(folder: string, names: readonly string[], files: readonly string[], descriptor: VmDescriptor | undefined, isSingle: boolean): void {
+    const first = files[0] as string;
+    const identity = relative(root, isSingle ? join(folder, first) : folder).split(sep).join("/");
+    try {
+      if (isSingle && extname(first).toLowerCase() === ".ova") {
+        const { disks, descriptor: inside } = readArchive(join(folder, first));
+        vms.push({ identity, names: [...names, stem(first)], disks, descriptor: inside });
+        return;
+      }
+      const ordered = orderOf(files, descriptor, folder);
+      const disks = ordered.map((name): FoundDisk => ({ name, path: join(folder, name), peeked: peek(join(folder, name), name) }));
+      vms.push({ identity, names: isSingle ? [...names, stem(first)] : names, disks, descriptor });
+    } catch (error) {
+      if (!(error instanceof HypersdkError)) throw error;
+      problems.push(`${shown(join(root, identity))}: ${error.message}`);
+    }
+  }
+
+  /** The images that are disks, in the descriptor's order where there is one; extents belong to their descriptor. */
+  function orderOf(files: readonly string[], descriptor: VmDescriptor | undefined, folder: string): string[] {
+    const disks = disksOf(folder, files);
+    if (!descriptor || descriptor.disks.length === 0) return disks;
+    for (const name of descriptor.disks) if (!files.includes(name)) throw new HypersdkError("ImageDamaged", `${descriptor.file} names the disk ${JSON.stringify(name)}, which is not there`);
+    return [...descriptor.disks];
+  }
+
+  function disksOf(folder: string, files: readonly string[]): string[] {
+    const extents = new Set<string>();
+    for (const name of files) {
+      if (extname(name).toLowerCase() !== ".vmdk") continue;
+      for (const extent of extentsNamedBy(join(folder, name))) if (extent !== name) extents.add(extent);
+    }
+    return files.filter((name) => !extents.has(name));
+  }
+
+  function descriptorOf(folder: string, names: readonly string[]): VmDescriptor | undefined {
+    const sorted = [...names].sort((a, b) => Number(a.endsWith(".ovf")) - Number(b.endsWith(".ovf")) || (a < b ? -1 : 1));
+    const chosen = sorted[0];
+    if (chosen === undefined) return undefined;
+    try {
+      return readVmDescriptor(join(folder, chosen));
+    } catch (error) {
+      if (!(error instanceof HypersdkError)) throw error;
+      problems.push(`${shown(join(folder, chosen))}: ${error.message}; the disks are taken in the order of their names`);
+      return undefined;
+    }
+  }
+
+  function listOf(folder: string): Dirent[] | undefined {
+    try {
+      return readdirSync(folder, { withFileTypes: true });
+    } catch (error) {
+      const code = (error as NodeJS.ErrnoException).code;
+      if (folder === root) throw new HypersdkError("ProviderUnreachable", `cannot read the folder ${top}: ${code}`, { cause: error });
+      problems.push(`${shown(folder)}: cannot be read (${code})`);
+      return undefined;
+    }
+  }
+
+  function leadsInside(path: string): boolean {
+    try {
+      const real = realpathSync(path);
+      if (!statSync(real).isFile()) return false;
+      if (real.startsWith(root + sep)) return true;
+      problems.push(`${shown(path)} is a link that leads out of ${top}: refused`);
+    } catch {
+      problems.push(`${shown(path)} is a link that leads nowhere`);
+    }
+    return false;
+  }
+
+  function shown(path: string): string {
+    return JSON.stringify(relative(root, path).split(sep).join("/")).slice(1, -1);
+  }
+}
+
+function rootOf(top: string): string {
+  try {
+    return realpathSync(top);
+  } catch (error) {
+    throw new HypersdkError("ProviderUnreachable", `the folder ${top} is not there`, { cause: error, hint: "create it, or correct the provider's path" });
+  }
+}
+
+function stem(name: string): string {
+  return basename(name, extname(name));
+}
+
+/** The extent files that a text descriptor names; nothing for any other file. */
+function extentsNamedBy(path: string): string[] {
+  const size = statSync(path).size;
+  if (size > 1 << 20) return [];
+  const text = readSlice(path, 0, size).toString("utf8");
+  if (!/^\uFEFF?\s*#\s*Disk\s*Descriptor\s*File/i.test(text)) return [];
+  try {
+    return parseDescriptor(path, text).extents.flatMap(({ fileName }) => fileName ?? []);
+  } catch {
+    return [];
+  }
+}
+
+function readArchive(path: string): { disks: FoundDisk[]; descriptor: VmDescriptor | undefined } {
+  const members = tarMembers(path);
+  const ovf = members.find(({ name }) => name.toLowerCase().endsWith(".ovf"));
+  if (!ovf) throw new HypersdkError("ImageDamaged", "the archive holds no .ovf");
+  const descriptor = readVmDescriptor(path, ovf);
+  const disks = descriptor.disks.map((name): FoundDisk => {
+    const member = members.find((each) => each.name === name);
+    if (!member) throw new HypersdkError("ImageDamaged", `${ovf.name} names the disk ${JSON.stringify(name)}, which the archive does not hold`);
+    const within = { offset: member.offset, length: member.length };
+    return { name, path, within, peeked: peek(path, name, within) };
+  });
+  if (disks.length === 0) throw new HypersdkError("ImageDamaged", `${ovf.name} names no disk`);
+  return { disks, descriptor };
+}

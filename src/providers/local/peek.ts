@@ -1,0 +1,66 @@
+import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
+import { detectHead } from "../../converters/detect.ts";
+import { parseDescriptor } from "../../converters/vmdk/descriptor.ts";
+import { HypersdkError } from "../../model/errors.ts";
+
+/** What the first bytes of an image tell, for an inventory: cheap, and never trusted by the reader that follows. */
+export interface Peeked {
+  readonly format: string;
+  readonly virtualBytes: number;
+  /** Allocated bytes of the file or member. */
+  readonly dataBytes: number;
+}
+
+export function peek(path: string, name: string, within?: { readonly offset: number; readonly length: number }): Peeked {
+  let descriptor: number;
+  try {
+    descriptor = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+  } catch (error) {
+    throw new HypersdkError("SourceUnavailable", `${name} cannot be opened: ${(error as NodeJS.ErrnoException).code}`, { cause: error });
+  }
+  try {
+    const stat = fstatSync(descriptor);
+    const sizeBytes = within?.length ?? stat.size;
+    const head = Buffer.alloc(Math.min(sizeBytes, 512));
+    readSync(descriptor, head, 0, head.length, within?.offset ?? 0);
+    const dataBytes = within?.length ?? Math.min(stat.size, stat.blocks * 512);
+    const found = detectHead(head);
+    if (found.kind === "unread") return { format: found.name, virtualBytes: 0, dataBytes };
+    if (found.kind === "nothing") {
+      if (/\.(vmdk|qcow2?)$/i.test(name)) throw new HypersdkError("ImageDamaged", `${name} holds no ${name.split(".").at(-1)} image: its header is missing`);
+      return { format: "raw", virtualBytes: sizeBytes, dataBytes };
+    }
+    if (/\.raw$/i.test(name)) {
+      throw new HypersdkError("ImageUnsafe", `${name} is named raw, but begins like a ${found.format.split("-")[0]} image: a guest may have written that`, { hint: "give the file the extension of what it really is" });
+    }
+    switch (found.format) {
+      case "qcow2":
+        return { format: "qcow2", virtualBytes: head.length >= 32 ? Number(head.readBigUInt64BE(24)) : 0, dataBytes };
+      case "vmdk-sparse":
+        return { format: "vmdk", virtualBytes: head.length >= 20 ? Number(head.readBigUInt64LE(12)) * 512 : 0, dataBytes };
+      case "vmdk-descriptor": {
+        const text = Buffer.alloc(Math.min(sizeBytes, 1 << 20));
+        readSync(descriptor, text, 0, text.length, within?.offset ?? 0);
+        const virtualBytes = parseDescriptor(name, text.toString("utf8")).extents.reduce((sum, extent) => sum + extent.sizeBytes, 0);
+        return { format: "vmdk", virtualBytes, dataBytes: Math.min(virtualBytes, extentBytes(path, name, text.toString("utf8"))) };
+      }
+    }
+  } finally {
+    closeSync(descriptor);
+  }
+}
+
+/** Allocated bytes of the extents beside a descriptor; a missing one counts as nothing here and as an error when it is read. */
+function extentBytes(path: string, name: string, text: string): number {
+  const folder = path.slice(0, path.length - name.length);
+  let bytes = 0;
+  for (const { fileName } of parseDescriptor(name, text).extents) {
+    if (!fileName || /[/\\]/.test(fileName)) continue;
+    try {
+      const descriptor = openSync(folder + fileName, constants.O_RDONLY | constants.O_NONBLOCK);
+      bytes += fstatSync(descriptor).blocks * 512;
+      closeSync(descriptor);
+    } catch {}
+  }
+  return bytes;
+}

@@ -1,0 +1,15 @@
+import type { ProviderSpec } from "../model/desired.ts";
+import { HypersdkError } from "../model/errors.ts";
+import type { Clock } from "../model/ports.ts";
+import type { Provider } from "./provider.ts";
+
+/** One line for each kind of provider; the code behind it is loaded when it is used. */
+const kinds: Readonly<Record<string, (spec: ProviderSpec, clock: Clock) => Promise<Provider>>> = {
+  local: async (spec, clock) => (await import("./local/local-provider.ts")).localProvider(spec, clock),
+};
+
+export function openProvider(spec: ProviderSpec, clock: Clock): Promise<Provider> {
+  const open = kinds[spec.type];
+  if (!open) throw new HypersdkError("NotAvailableYet", `provider type "${spec.type}" is not available yet`);
+  return open(spec, clock);
+}

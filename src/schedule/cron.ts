@@ -1,0 +1,185 @@
+import { CronPattern } from "croner";
+import { fieldsOf, instantOfWall, startOfDay, wallOf } from "./zone.ts";
+
+/**
+ * Fire times of a five-field cron expression in a timezone. croner reads the expression; the walk over wall time is ours,
+ * because at a daylight-saving change croner skips `15,45 2 * * *` and runs `30 2,14 * * *` twice.
+ *
+ * An hour field of `*`, with or without a step, means real hours: every instant whose wall time matches. Otherwise
+ * a time inside the spring gap fires at the first instant after it (several collapse into one), and an ambiguous autumn
+ * time at its first occurrence.
+ */
+export interface FireTimes {
+  /** The first fire time after `epochMs`, exclusive. */
+  next(epochMs: number): number;
+  /** The last fire time at or before `epochMs`. */
+  latest(epochMs: number): number;
+  /** The longest time between two neighbouring fire times in wall time, in milliseconds. */
+  longestGapMs(): number;
+}
+
+export type CronProblem = "fields" | "syntax" | "never";
+
+const minuteMs = 60_000;
+const hourMs = 60 * minuteMs;
+const dayMs = 24 * hourMs;
+/** Eight years hold every combination of weekday, leap day and the one leap year that a century leaves out. */
+const horizonDays = 8 * 366 + 1;
+
+const nicknames: Readonly<Record<string, string>> = {
+  "@hourly": "0 * * * *", "@daily": "0 0 * * *", "@weekly": "0 0 * * 0", "@monthly": "0 0 1 * *", "@yearly": "0 0 1 1 *",
+};
+
+const parsed = new Map<string, Fields | CronProblem>();
+const walks = new Map<string, FireTimes>();
+
+/** What is wrong with an expression, or undefined when it is right. */
+export function cronProblem(expression: string): CronProblem | undefined {
+  const fields = parse(expression);
+  return typeof fields === "string" ? fields : undefined;
+}
+
+/** True where both day fields are set, which cron joins by OR: a frequent surprise. */
+export function setsBothDayFields(expression: string): boolean {
+  const [, , day, , weekday] = expression.trim().split(/\s+/);
+  return day !== undefined && weekday !== undefined && !day.startsWith("*") && !weekday.startsWith("*");
+}
+
+/** @throws when `expression` is not valid: callers have checked it with {@link cronProblem}. */
+export function fireTimes(expression: string, zone: string): FireTimes {
+  const key = `${zone} ${expression}`;
+  let walk = walks.get(key);
+  if (!walk) {
+    const fields = parse(expression);
+    if (typeof fields === "string") throw new Error(`cron expression "${expression}" was not validated: ${fields}`);
+    walk = walkOf(fields, zone);
+    if (walks.size > 100_000) walks.clear();
+    walks.set(key, walk);
+  }
+  return walk;
+}
+
+interface Fields {
+  readonly realHours: boolean;
+  readonly minutes: readonly number[];
+  readonly hours: readonly number[];
+  matchesDay(wallDay: number): boolean;
+}
+
+function parse(expression: string): Fields | CronProblem {
+  let fields = parsed.get(expression);
+  if (fields === undefined) {
+    fields = read(expression);
+    if (parsed.size > 100_000) parsed.clear();
+    parsed.set(expression, fields);
+  }
+  return fields;
+}
+
+function read(expression: string): Fields | CronProblem {
+  const text = nicknames[expression.trim()] ?? expression.trim();
+  const parts = text.split(/\s+/);
+  if (parts.length !== 5) return "fields";
+  if (/[LW#?+]/.test(text.replace(/JUL/gi, "").replace(/WED/gi, ""))) return "syntax";
+  let pattern: CronPattern;
+  try {
+    pattern = new CronPattern(text, undefined, { mode: "5-part" });
+  } catch {
+    return "syntax";
+  }
+  const set = (flags: readonly number[]): number[] => flags.flatMap((flag, i) => (flag ? [i] : []));
+  const { day, month, dayOfWeek } = pattern;
+  const anyDay = parts[2]?.startsWith("*") ?? false;
+  const anyWeekday = parts[4]?.startsWith("*") ?? false;
+  const fields: Fields = {
+    realHours: /^\*(\/\d+)?$/.test(parts[1] ?? ""),
+    minutes: set(pattern.minute),
+    hours: set(pattern.hour),
+    matchesDay(wallDay) {
+      const at = fieldsOf(wallDay);
+      if (!month[at.month - 1]) return false;
+      const byDay = Boolean(day[at.day - 1]);
+      const byWeekday = Boolean(dayOfWeek[at.weekday]);
+      return anyDay || anyWeekday ? byDay && byWeekday : byDay || byWeekday;
+    },
+  };
+  return nextDay(fields, Date.UTC(2024, 0, 1)) === undefined ? "never" : fields;
+}
+
+function walkOf(fields: Fields, zone: string): FireTimes {
+  const next = fields.realHours ? (at: number) => nextReal(fields, zone, at) : (at: number) => nextFixed(fields, zone, at);
+  let gap: number | undefined;
+  return {
+    next,
+    latest(epochMs) {
+      for (const back of [hourMs, dayMs, 8 * dayMs, 32 * dayMs, 370 * dayMs, horizonDays * dayMs]) {
+        let found = next(epochMs - back);
+        if (found > epochMs) continue;
+        for (let later = next(found); later <= epochMs; later = next(found)) found = later;
+        return found;
+      }
+      throw new Error("a cron expression fires at least once in eight years");
+    },
+    longestGapMs: () => (gap ??= longestGap(fields)),
+  };
+}
+
+/** Wall times of matching days in order, each mapped to its instant; the mapping never goes back, so the first hit wins. */
+function nextFixed(fields: Fields, zone: string, after: number): number {
+  const from = startOfDay(wallOf(zone, after)) - dayMs;
+  for (let day = nextDay(fields, from); day !== undefined; day = nextDay(fields, day + dayMs)) {
+    for (const hour of fields.hours) {
+      for (const minute of fields.minutes) {
+        const wall = day + hour * hourMs + minute * minuteMs;
+        if (wall < wallOf(zone, after) - 3 * hourMs) continue;
+        const instant = instantOfWall(zone, wall);
+        if (instant > after) return instant;
+      }
+    }
+  }
+  throw new Error("a cron expression has a next fire time");
+}
+
+/** Real time forward: days that do not match are jumped by the calendar, hours by the quarter of an hour. */
+function nextReal(fields: Fields, zone: string, after: number): number {
+  let instant = Math.floor(after / minuteMs) * minuteMs + minuteMs;
+  for (;;) {
+    const wall = wallOf(zone, instant);
+    const day = startOfDay(wall);
+    const matching = nextDay(fields, day);
+    if (matching === undefined) throw new Error("a cron expression has a next fire time");
+    const at = fieldsOf(wall);
+    if (matching === day && fields.hours.includes(at.hour)) {
+      const minute = fields.minutes.find((m) => m >= at.minute);
+      if (minute === at.minute) return instant;
+      const quarterEnd = Math.floor(at.minute / 15) * 15 + 15;
+      instant += (Math.min(minute ?? 60, quarterEnd) - at.minute) * minuteMs;
+    } else {
+      const far = matching - wall - 3 * hourMs;
+      instant += far > 0 ? Math.floor(far / minuteMs) * minuteMs : (15 - (at.minute % 15)) * minuteMs;
+    }
+  }
+}
+
+/** The first matching day at or after `wallDay`, or undefined when there is none in eight years. */
+function nextDay(fields: Pick<Fields, "matchesDay">, wallDay: number): number | undefined {
+  for (let i = 0; i < horizonDays; i++) if (fields.matchesDay(wallDay + i * dayMs)) return wallDay + i * dayMs;
+  return undefined;
+}
+
+function longestGap(fields: Fields): number {
+  const times = fields.hours.flatMap((hour) => fields.minutes.map((minute) => hour * hourMs + minute * minuteMs));
+  const first = times[0] ?? 0;
+  const last = times.at(-1) ?? 0;
+  let longest = 0;
+  for (let i = 1; i < times.length; i++) longest = Math.max(longest, (times[i] ?? 0) - (times[i - 1] ?? 0));
+  const start = Date.UTC(2024, 0, 1);
+  let previous = nextDay(fields, start);
+  while (previous !== undefined && previous < start + horizonDays * dayMs) {
+    const following = nextDay(fields, previous + dayMs);
+    if (following === undefined) break;
+    longest = Math.max(longest, following + first - previous - last);
+    previous = following;
+  }
+  return longest;
+}

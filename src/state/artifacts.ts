@@ -1,0 +1,57 @@
+import type { Instant } from "../model/instant.ts";
+import type { RestorePoint } from "../model/recorded.ts";
+import type { VmPath } from "../model/vm-path.ts";
+import type { Db } from "./database.ts";
+
+export type NewArtifact = Omit<RestorePoint, "held" | "expiresAt" | "expiryRule" | "state"> & { readonly runId: string };
+
+/** Restore points: what completed exports left at destinations. */
+export class Artifacts {
+  readonly #db: Db;
+
+  constructor(db: Db) {
+    this.#db = db;
+  }
+
+  /** A point counts as good until its verification says otherwise. Recording it twice is fine. */
+  add(point: NewArtifact, now: Instant): void {
+    this.#db
+      .prepare(`INSERT INTO artifacts (id, run_id, schedule, provider, identity, vm_path, destination, destination_url, manifest_path, instant, stored_bytes, state, created_at)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'good', ?) ON CONFLICT DO NOTHING`)
+      .run(point.id, point.runId, point.schedule, point.provider, point.identity, point.vmPath, point.destination, point.destinationUrl, point.manifestPath, point.instant, point.storedBytes, now);
+  }
+
+  setState(id: string, state: RestorePoint["state"]): void {
+    this.#db.prepare("UPDATE artifacts SET state = ? WHERE id = ?").run(state, id);
+  }
+
+  mark(id: string, expiresAt: Instant, rule: string): void {
+    this.#db.prepare("UPDATE artifacts SET expires_at = ?, expiry_rule = ? WHERE id = ? AND expires_at IS NULL").run(expiresAt, rule, id);
+  }
+
+  withdraw(id: string): void {
+    this.#db.prepare("UPDATE artifacts SET expires_at = NULL, expiry_rule = NULL WHERE id = ?").run(id);
+  }
+
+  remove(id: string): void {
+    this.#db.prepare("DELETE FROM artifacts WHERE id = ?").run(id);
+  }
+
+  /** Oldest first. */
+  list(): RestorePoint[] {
+    return (this.#db.prepare("SELECT * FROM artifacts ORDER BY instant, id").all() as RawArtifact[]).map(pointOf);
+  }
+}
+
+interface RawArtifact {
+  id: string; schedule: string; provider: string; identity: string; vm_path: string; destination: string; destination_url: string; manifest_path: string; instant: string; stored_bytes: number;
+  state: "good" | "bad"; held_reason: string | null; expires_at: string | null; expiry_rule: string | null;
+}
+
+function pointOf(row: RawArtifact): RestorePoint {
+  return {
+    id: row.id, schedule: row.schedule, provider: row.provider, identity: row.identity, vmPath: row.vm_path as VmPath, destination: row.destination, destinationUrl: row.destination_url,
+    manifestPath: row.manifest_path, instant: row.instant as Instant, storedBytes: row.stored_bytes, state: row.state, held: row.held_reason !== null,
+    ...(row.expires_at === null ? {} : { expiresAt: row.expires_at as Instant }), ...(row.expiry_rule === null ? {} : { expiryRule: row.expiry_rule }),
+  };
+}

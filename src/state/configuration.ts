@@ -1,0 +1,108 @@
+import type { Instant } from "../model/instant.ts";
+import type { RecordedProtection, RecordedResource } from "../model/recorded.ts";
+import type { VmPath } from "../model/vm-path.ts";
+import type { Db } from "./database.ts";
+
+interface ProtectionRow {
+  schedule: string; provider: string; identity: string; vm_path: string; state: "active" | "missing"; effective_since: string; handled_until: string | null;
+  last_success_at: string | null; last_duration_ms: number | null; last_read_bytes: number | null; last_stored_bytes: number | null;
+}
+
+export type ProtectionId = Pick<RecordedProtection, "schedule" | "provider" | "identity">;
+
+/** What was applied: resources, suspensions, protections, and the identity of the state. */
+export class Configuration {
+  readonly #db: Db;
+  readonly #upsertResource;
+  readonly #insertProtection;
+
+  constructor(db: Db) {
+    this.#db = db;
+    this.#upsertResource = db.prepare("INSERT INTO resources (address, spec, file, serial) VALUES (?, ?, ?, ?) ON CONFLICT (address) DO UPDATE SET spec = excluded.spec, file = excluded.file, serial = excluded.serial");
+    this.#insertProtection = db.prepare("INSERT INTO protections (schedule, provider, identity, vm_path, state, effective_since) VALUES (?, ?, ?, ?, 'active', ?)");
+  }
+
+  meta(key: string): string | undefined {
+    return this.#db.prepare("SELECT value FROM meta WHERE key = ?").pluck().get(key) as string | undefined;
+  }
+
+  setMeta(key: string, value: string): void {
+    this.#db.prepare("INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value").run(key, value);
+  }
+
+  resources(): RecordedResource[] {
+    return this.#db.prepare("SELECT address, spec, file FROM resources ORDER BY address").all() as RecordedResource[];
+  }
+
+  setResource(address: string, spec: string, file: string, serial: number): void {
+    this.#upsertResource.run(address, spec, file, serial);
+  }
+
+  removeResource(address: string): void {
+    this.#db.prepare("DELETE FROM resources WHERE address = ?").run(address);
+  }
+
+  protections(): RecordedProtection[] {
+    return (this.#db.prepare("SELECT * FROM protections ORDER BY schedule, vm_path, provider").all() as ProtectionRow[]).map(protectionOf);
+  }
+
+  beginProtection(id: ProtectionId, vmPath: VmPath, since: Instant): void {
+    this.#insertProtection.run(id.schedule, id.provider, id.identity, vmPath, since);
+  }
+
+  endProtection(id: ProtectionId): void {
+    this.#where("DELETE FROM protections", id);
+  }
+
+  setProtectionState(id: ProtectionId, state: RecordedProtection["state"]): void {
+    this.#where("UPDATE protections SET state = ?", id, state);
+  }
+
+  renameProtection(id: ProtectionId, vmPath: VmPath): void {
+    this.#where("UPDATE protections SET vm_path = ?", id, vmPath);
+  }
+
+  restartProtection(id: ProtectionId, since: Instant): void {
+    this.#where("UPDATE protections SET effective_since = ?", id, since);
+  }
+
+  restartSchedule(schedule: string, since: Instant): void {
+    this.#db.prepare("UPDATE protections SET effective_since = ? WHERE schedule = ?").run(since, schedule);
+  }
+
+  /** A fire time has run, failed for good, or was skipped. */
+  markHandled(id: ProtectionId, fireTime: Instant): void {
+    this.#where("UPDATE protections SET handled_until = max(coalesce(handled_until, ''), ?)", id, fireTime);
+  }
+
+  recordSuccess(id: ProtectionId, at: Instant, durationMs: number, readBytes: number, storedBytes: number): void {
+    this.#where("UPDATE protections SET last_success_at = max(coalesce(last_success_at, ''), ?), last_duration_ms = ?, last_read_bytes = ?, last_stored_bytes = ?", id, at, durationMs, readBytes, storedBytes);
+  }
+
+  suspensions(): string[] {
+    return this.#db.prepare("SELECT schedule FROM suspensions ORDER BY schedule").pluck().all() as string[];
+  }
+
+  suspend(schedule: string, at: Instant): boolean {
+    return this.#db.prepare("INSERT OR IGNORE INTO suspensions (schedule, since) VALUES (?, ?)").run(schedule, at).changes > 0;
+  }
+
+  resume(schedule: string): boolean {
+    return this.#db.prepare("DELETE FROM suspensions WHERE schedule = ?").run(schedule).changes > 0;
+  }
+
+  #where(statement: string, { schedule, provider, identity }: ProtectionId, ...values: unknown[]): void {
+    this.#db.prepare(`${statement} WHERE schedule = ? AND provider = ? AND identity = ?`).run(...values, schedule, provider, identity);
+  }
+}
+
+function protectionOf(row: ProtectionRow): RecordedProtection {
+  return {
+    schedule: row.schedule, provider: row.provider, identity: row.identity, vmPath: row.vm_path as VmPath, state: row.state, effectiveSince: row.effective_since as Instant,
+    ...(row.handled_until === null ? {} : { handledUntil: row.handled_until as Instant }),
+    ...(row.last_success_at === null ? {} : { lastSuccessAt: row.last_success_at as Instant }),
+    ...(row.last_duration_ms === null ? {} : { lastDurationMs: row.last_duration_ms }),
+    ...(row.last_read_bytes === null ? {} : { lastReadBytes: row.last_read_bytes }),
+    ...(row.last_stored_bytes === null ? {} : { lastStoredBytes: row.last_stored_bytes }),
+  };
+}

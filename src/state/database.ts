@@ -1,0 +1,97 @@
+import { existsSync, mkdirSync, statSync } from "node:fs";
+import { dirname } from "node:path";
+import { umask } from "node:process";
+import Database from "better-sqlite3";
+import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { initial } from "./migrations/001-initial.ts";
+
+export type Db = Database.Database;
+
+/** Numbered from 1; each runs in a transaction of its own and is never changed once released. */
+const migrations: readonly string[] = [initial];
+
+/** `PRAGMA application_id` of a state file: "HYPS". */
+const applicationId = 0x48595053;
+
+/**
+ * Opens the state file, making or migrating it with `write`. A file that is not ours, is damaged or was made by a newer
+ * version is refused and left as it is.
+ */
+export function openDatabase(path: string, mode: "read" | "write"): Db {
+  refuseWhatIsNoFile(path);
+  if (mode === "write") mkdirState(path);
+  return unusable(path, () => {
+    const before = umask(0o077);
+    let db: Db;
+    try {
+      db = new Database(path, { fileMustExist: mode === "read", timeout: 10_000 });
+    } finally {
+      umask(before);
+    }
+    try {
+      const version = db.pragma("user_version", { simple: true }) as number;
+      const application = db.pragma("application_id", { simple: true }) as number;
+      const isEmpty = (db.prepare("SELECT count(*) FROM sqlite_schema").pluck().get() as number) === 0;
+      if (application !== applicationId && !(isEmpty && version === 0)) throw new HypersdkError("StateUnusable", `${path} is a database of another program`, { hint: "name another file with --state" });
+      if (version > migrations.length) throw new HypersdkError("StateUnusable", `${path} has state version ${version}; this hypersdk knows up to ${migrations.length}`, { hint: "use the newer version that wrote it" });
+      db.pragma("foreign_keys = ON");
+      db.pragma("synchronous = FULL");
+      if (mode === "read") db.pragma("query_only = ON");
+      else {
+        db.pragma("journal_mode = WAL");
+        migrate(db, version);
+      }
+      return db;
+    } catch (error) {
+      db.close();
+      throw error;
+    }
+  });
+}
+
+function migrate(db: Db, version: number): void {
+  for (let next = version; next < migrations.length; next++) {
+    db.transaction(() => {
+      // another process may have been faster
+      if ((db.pragma("user_version", { simple: true }) as number) > next) return;
+      db.exec(migrations[next] as string);
+      db.pragma(`application_id = ${applicationId}`);
+      db.pragma(`user_version = ${next + 1}`);
+    }).immediate();
+  }
+}
+
+function refuseWhatIsNoFile(path: string): void {
+  if (!existsSync(path)) return;
+  if (statSync(path).isDirectory()) throw new HypersdkError("StateUnusable", `the state file ${path} is a folder`, { hint: "name a file with --state" });
+}
+
+function mkdirState(path: string): void {
+  try {
+    mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+  } catch (error) {
+    throw new HypersdkError("StateUnusable", `cannot make the folder of the state file ${path}: ${errnoOf(error)}`, { cause: error });
+  }
+}
+
+/** Turns what SQLite says about a file into an error that says what to do. */
+export function unusable<T>(path: string, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw stateError(path, error);
+  }
+}
+
+export function stateError(path: string, error: unknown): unknown {
+  const code = error instanceof Database.SqliteError ? error.code : undefined;
+  if (code === undefined) return error;
+  const fail = (message: string, hint: string): HypersdkError => new HypersdkError(code === "SQLITE_FULL" ? "StateFull" : "StateUnusable", message, { cause: error, hint });
+  if (code === "SQLITE_NOTADB" || code.startsWith("SQLITE_CORRUPT")) return fail(`the state file ${path} is damaged or no state file: ${code}`, "restore it from a backup made with `hypersdk state backup`");
+  if (code === "SQLITE_FULL") return fail(`no space left for the state file ${path}`, "make room and run the command again: nothing recorded is lost");
+  if (code.startsWith("SQLITE_CANTOPEN")) return fail(`cannot open the state file ${path}`, "check that the folder is there and that this user may use it");
+  if (code.startsWith("SQLITE_READONLY")) return fail(`the state file ${path} cannot be written`, "give this user the right to write the file and its folder");
+  if (code.startsWith("SQLITE_IOERR")) return fail(`the state file ${path} cannot be read or written: ${code}`, "check the disk that holds it");
+  if (code === "SQLITE_BUSY") return new HypersdkError("LockHeld", `the state file ${path} is in use by another process`, { cause: error });
+  return error;
+}

@@ -1,0 +1,61 @@
+import { existsSync, mkdirSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import Database from "better-sqlite3";
+
+/**
+ * Proof that a process lives: an SQLite file of its own that it holds with `BEGIN EXCLUSIVE`. The kernel frees it however the
+ * process ends, and honours it across containers that share the folder; a process that is merely stopped keeps it.
+ */
+export class ProcessLock {
+  readonly #path: string;
+  readonly #db: Database.Database;
+
+  private constructor(path: string, db: Database.Database) {
+    this.#path = path;
+    this.#db = db;
+  }
+
+  static hold(folder: string, holder: string): ProcessLock {
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    const path = lockPath(folder, holder);
+    const db = new Database(path, { timeout: 0 });
+    db.exec("BEGIN EXCLUSIVE");
+    return new ProcessLock(path, db);
+  }
+
+  release(): void {
+    this.#db.close();
+    removeLock(this.#path);
+  }
+}
+
+/** True while the process that holds `holder`'s lock lives. A lock that is free is removed. */
+export function isAlive(folder: string, holder: string): boolean {
+  const path = lockPath(folder, holder);
+  if (!existsSync(path)) return false;
+  let db: Database.Database;
+  try {
+    db = new Database(path, { fileMustExist: true, timeout: 0 });
+  } catch {
+    return false;
+  }
+  try {
+    db.exec("BEGIN EXCLUSIVE");
+    db.exec("ROLLBACK");
+  } catch (error) {
+    return error instanceof Database.SqliteError && error.code.startsWith("SQLITE_BUSY");
+  } finally {
+    db.close();
+  }
+  removeLock(path);
+  return false;
+}
+
+function lockPath(folder: string, holder: string): string {
+  return join(folder, `${holder}.lock`);
+}
+
+function removeLock(path: string): void {
+  rmSync(path, { force: true });
+  rmSync(`${path}-journal`, { force: true });
+}

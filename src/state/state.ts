@@ -1,0 +1,145 @@
+import { chmodSync, existsSync } from "node:fs";
+import { HypersdkError } from "../model/errors.ts";
+import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
+import type { Clock, Random } from "../model/ports.ts";
+import type { Recorded, RecordedRun } from "../model/recorded.ts";
+import { Artifacts } from "./artifacts.ts";
+import { AuditLog } from "./audit.ts";
+import { Configuration } from "./configuration.ts";
+import { type Db, openDatabase, stateError, unusable } from "./database.ts";
+import { type Lease, Leases } from "./leases.ts";
+import { ProcessLock } from "./process-lock.ts";
+import { Runs } from "./runs.ts";
+
+/** The lineage of a state that has no file yet. */
+export const newLineage = "new";
+
+/** How far back ended runs are shown to the planner: the longest wait that a dependency may have is one cron period. */
+const dependencyHorizonMs = 400 * 86_400_000;
+
+/** The state file, open. Everything durable that hypersdk knows. */
+export class State {
+  readonly path: string;
+  readonly configuration: Configuration;
+  readonly runs: Runs;
+  readonly artifacts: Artifacts;
+  readonly audit: AuditLog;
+  readonly leases: Leases;
+  readonly #db: Db;
+  readonly #lock: ProcessLock | undefined;
+
+  private constructor(path: string, db: Db, holder: string, lock: ProcessLock | undefined) {
+    this.path = path;
+    this.#db = db;
+    this.#lock = lock;
+    this.configuration = new Configuration(db);
+    this.runs = new Runs(db);
+    this.artifacts = new Artifacts(db);
+    this.audit = new AuditLog(db);
+    this.leases = new Leases(db, lockFolder(path), holder);
+  }
+
+  /** For readers; undefined when there is no state file yet. */
+  static openForReading(path: string): State | undefined {
+    return existsSync(path) ? new State(path, openDatabase(path, "read"), "reader", undefined) : undefined;
+  }
+
+  /** For writers; makes the file where there is none. */
+  static openForWriting(path: string, random: Random): State {
+    const db = openDatabase(path, "write");
+    return unusable(path, () => {
+      const holder = random.uuid();
+      const state = new State(path, db, holder, ProcessLock.hold(lockFolder(path), holder));
+      db.transaction(() => {
+        if (state.configuration.meta("lineage") !== undefined) return;
+        state.configuration.setMeta("lineage", random.uuid());
+        state.configuration.setMeta("serial", "0");
+      }).immediate();
+      chmodSync(path, 0o600);
+      return state;
+    });
+  }
+
+  get lineage(): string {
+    return this.configuration.meta("lineage") ?? newLineage;
+  }
+
+  get serial(): number {
+    return Number(this.configuration.meta("serial") ?? 0);
+  }
+
+  recorded(now: Instant): Recorded {
+    return unusable(this.path, () => ({
+      lineage: this.lineage, serial: this.serial,
+      resources: this.configuration.resources(), protections: this.configuration.protections(), points: this.artifacts.list(),
+      runs: this.#runsAsTheyAre(now), suspended: this.configuration.suspensions(),
+    }));
+  }
+
+  /** A run whose process is gone is one that waits: the next apply clears what it left and starts it anew. */
+  #runsAsTheyAre(now: Instant): RecordedRun[] {
+    const runs = this.runs.forPlanner(instantOf(epochMsOf(now) - dependencyHorizonMs));
+    if (!runs.some(({ state }) => state === "running" || state === "storing" || state === "verifying")) return runs;
+    const alive = new Set(this.leases.list().filter((lease) => lease.alive).map(({ scope }) => scope));
+    return runs.map((run) => {
+      const isGoing = run.state === "running" || run.state === "storing" || run.state === "verifying";
+      return isGoing && !alive.has(`export ${run.schedule} ${run.provider} ${run.identity}`) ? { ...run, state: "queued" as const } : run;
+    });
+  }
+
+  /** One transaction that writes only while `lease` is held. */
+  write<T>(lease: Lease, work: () => T): T {
+    return unusable(this.path, () =>
+      this.#db
+        .transaction(() => {
+          this.leases.check(lease);
+          return work();
+        })
+        .immediate(),
+    );
+  }
+
+  /** One transaction for what needs no lease: suspending, breaking a lock. */
+  writeUnlocked<T>(work: () => T): T {
+    return unusable(this.path, () => this.#db.transaction(work).immediate());
+  }
+
+  /** Takes a lease, waiting up to `timeoutMs` for whoever holds it. @throws LockHeld with the holder */
+  async take(scope: string, operation: string, timeoutMs: number, clock: Clock, random: Random, signal?: AbortSignal): Promise<Lease> {
+    const deadlineMs = epochMsOf(clock.now()) + timeoutMs;
+    for (;;) {
+      const taken = unusable(this.path, () => this.leases.take(scope, random.uuid(), operation, clock.now()));
+      if (taken.ok) return taken.lease;
+      const { heldBy } = taken;
+      if (epochMsOf(clock.now()) >= deadlineMs) {
+        throw new HypersdkError("LockHeld", `"${scope}" is held by \`${heldBy.operation}\` (pid ${heldBy.pid} on ${heldBy.host}) since ${heldBy.since}`, {
+          hint: `wait for it with --lock-timeout, or if it hangs: hypersdk force-unlock ${heldBy.holder}`,
+        });
+      }
+      await clock.sleep(200, signal);
+    }
+  }
+
+  /** A consistent copy, made while others go on. */
+  async backup(target: string): Promise<void> {
+    if (existsSync(target)) throw new HypersdkError("AlreadyExists", `${target} exists already`);
+    try {
+      await this.#db.backup(target);
+    } catch (error) {
+      throw stateError(target, error);
+    }
+    chmodSync(target, 0o600);
+  }
+
+  close(): void {
+    this.#db.close();
+    this.#lock?.release();
+  }
+}
+
+function lockFolder(path: string): string {
+  return `${path}.locks`;
+}
+
+/** What the planner is given when there is no state file yet. */
+export const emptyRecorded: Recorded = { lineage: newLineage, serial: 0, resources: [], protections: [], points: [], runs: [], suspended: [] };
