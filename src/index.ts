@@ -3,8 +3,8 @@ export type { BlockSource, ByteRange, Extent, Piece } from "./converters/block-s
 export { compareDisks, type Difference } from "./converters/compare.ts";
 export type { ImageFormat } from "./converters/detect.ts";
 export type { DiskSink } from "./converters/disk-sink.ts";
-export { openImage, type OpenedImage } from "./converters/open-image.ts";
-export { pour, type Poured, type PourOptions } from "./converters/pour.ts";
+export { type OpenedImage, openImage } from "./converters/open-image.ts";
+export { type Poured, type PourOptions, pour } from "./converters/pour.ts";
 export type { Manifest, ManifestDisk } from "./exports/manifest.ts";
 export { type ErrorCode, HypersdkError } from "./model/errors.ts";
 export type { Plan } from "./plan/plan.ts";

@@ -30,6 +30,9 @@ export const adapters: Pick<EngineContext, "openProvider" | "openDestination"> =
   openDestination: (spec) => openDestination(spec, random),
 };
 
-export function engineContext(state: State, options: { readonly emit: Emit; readonly signal: AbortSignal; readonly revision: Revision | null; readonly adopt: boolean }): EngineContext {
+export function engineContext(
+  state: State,
+  options: { readonly emit: Emit; readonly signal: AbortSignal; readonly revision: Revision | null; readonly adopt: boolean },
+): EngineContext {
   return { state, clock, random, toolVersion: toolVersion(), ...adapters, ...options };
 }

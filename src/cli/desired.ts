@@ -22,11 +22,27 @@ export async function loadDesired(options: SourceOptions, io: Io): Promise<Loade
   const errors = diagnostics.filter(({ severity }) => severity === "error");
   if (!desired || errors.length > 0) throw new ConfigInvalid(diagnostics, `the configuration has ${errors.length} ${errors.length === 1 ? "error" : "errors"}`);
   if (desired.notAvailable.length > 0) {
-    const refused = desired.notAvailable.map(({ what, origin }): Diagnostic => ({ ...loaded.sourceOf(origin.file).at(origin.pointer, origin.document, { severity: "error", code: "HSW010", message: `${what} is not available yet`, label: "remove it, or use a version that has it" }, true) }));
-    throw new ConfigInvalid(refused, `the configuration uses ${[...new Set(desired.notAvailable.map(({ what }) => what))].join(", ")}, which this version does not carry out`);
+    const refused = desired.notAvailable.map(
+      ({ what, origin }): Diagnostic => ({
+        ...loaded
+          .sourceOf(origin.file)
+          .at(
+            origin.pointer,
+            origin.document,
+            { severity: "error", code: "HSW010", message: `${what} is not available yet`, label: "remove it, or use a version that has it" },
+            true,
+          ),
+      }),
+    );
+    throw new ConfigInvalid(
+      refused,
+      `the configuration uses ${[...new Set(desired.notAvailable.map(({ what }) => what))].join(", ")}, which this version does not carry out`,
+    );
   }
   if (loaded.fileCount === 0 || desired.schedules.length + desired.policies.length + desired.destinations.length === 0) {
-    io.err(`${io.errStyle.yellow("warning")}: no infrastructure documents were found${loaded.ignoredDocuments > 0 ? ` (${loaded.ignoredDocuments} other YAML documents ignored)` : ""}; \`hypersdk init\` writes a first one\n`);
+    io.err(
+      `${io.errStyle.yellow("warning")}: no infrastructure documents were found${loaded.ignoredDocuments > 0 ? ` (${loaded.ignoredDocuments} other YAML documents ignored)` : ""}; \`hypersdk init\` writes a first one\n`,
+    );
   }
   if (!io.quiet && !io.json && diagnostics.length > 0) io.err(`${renderDiagnostics(diagnostics, io.errStyle)}\n`);
   return { ...loaded, desired };

@@ -25,7 +25,8 @@ export function openEventLog(target: string | undefined): EventLog {
   const progress = new Map<string, { bytes: number; toldMs: number }>();
   return {
     write(event) {
-      if (event.type !== "export_progress") return line({ type: event.type, at: clock.now(), level: levelOf(event), message: messageOf(event), ...withoutType(event) });
+      if (event.type !== "export_progress")
+        return line({ type: event.type, at: clock.now(), level: levelOf(event), message: messageOf(event), ...withoutType(event) });
       const key = `${event.run.id} ${event.disk}`;
       const known = progress.get(key) ?? { bytes: 0, toldMs: 0 };
       known.bytes += event.bytes;
@@ -52,18 +53,31 @@ function levelOf({ type }: EngineEvent): "info" | "warn" | "error" {
 function messageOf(event: EngineEvent): string {
   const about = "run" in event ? `${event.run.schedule} ${event.run.vmPath}` : "";
   switch (event.type) {
-    case "config_applied": return `configuration applied, serial ${event.serial}`;
-    case "run_recovered": return `${about}: an earlier run was cut off (${event.outcome})`;
-    case "export_started": return `${about}: started, attempt ${event.attempt}`;
-    case "export_progress": return `${about}: disk ${event.disk}`;
-    case "disk_stored": return `${about}: disk ${event.disk} stored`;
-    case "export_verifying": return `${about}: verifying (${event.level})`;
-    case "export_completed": return `${about}: completed`;
-    case "export_retried": return `${about}: ${event.reason}; retry ${event.attempt}`;
-    case "export_failed": return `${about}: ${event.reason}`;
-    case "export_not_started": return `${about}: not started, ${event.reason}`;
-    case "export_interrupted": return `${about}: interrupted`;
-    case "point_removed": return `${event.schedule} ${event.vmPath}: expired restore point removed`;
-    case "warning": return event.text;
+    case "config_applied":
+      return `configuration applied, serial ${event.serial}`;
+    case "run_recovered":
+      return `${about}: an earlier run was cut off (${event.outcome})`;
+    case "export_started":
+      return `${about}: started, attempt ${event.attempt}`;
+    case "export_progress":
+      return `${about}: disk ${event.disk}`;
+    case "disk_stored":
+      return `${about}: disk ${event.disk} stored`;
+    case "export_verifying":
+      return `${about}: verifying (${event.level})`;
+    case "export_completed":
+      return `${about}: completed`;
+    case "export_retried":
+      return `${about}: ${event.reason}; retry ${event.attempt}`;
+    case "export_failed":
+      return `${about}: ${event.reason}`;
+    case "export_not_started":
+      return `${about}: not started, ${event.reason}`;
+    case "export_interrupted":
+      return `${about}: interrupted`;
+    case "point_removed":
+      return `${event.schedule} ${event.vmPath}: expired restore point removed`;
+    case "warning":
+      return event.text;
   }
 }

@@ -31,8 +31,13 @@ export function makeIo(options: GlobalOptions): Io {
   const { env, stdout, stderr, stdin } = process;
   const out = (text: string): void => void stdout.write(text);
   return {
-    env, cwd: process.cwd(), json: options.json ?? false, quiet: options.quiet ?? false, eventsTarget: options.events,
-    style: styleOf(!options.json && wantsColour(stdout, env, options.color)), errStyle: styleOf(wantsColour(stderr, env, options.color)),
+    env,
+    cwd: process.cwd(),
+    json: options.json ?? false,
+    quiet: options.quiet ?? false,
+    eventsTarget: options.events,
+    style: styleOf(!options.json && wantsColour(stdout, env, options.color)),
+    errStyle: styleOf(wantsColour(stderr, env, options.color)),
     isInteractive: stdin.isTTY === true && stdout.isTTY === true && env["HYPERSDK_INPUT"] !== "0" && !options.json,
     out,
     err: (text) => void stderr.write(text),

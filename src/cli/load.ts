@@ -2,12 +2,12 @@ import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { dirname, join, relative, resolve, sep } from "node:path";
-import { type Combined, type ConfigFile, combine } from "../config/combine.ts";
 import type { Access } from "../config/access.ts";
+import { type Combined, type ConfigFile, combine } from "../config/combine.ts";
 import { type Fragment, readFile } from "../config/read-file.ts";
 import { SourceFile } from "../config/source-file.ts";
-import { findTop, readWorkTree, revisionOf } from "../git/work-tree.ts";
 import { checkOut, insideOf } from "../git/remote.ts";
+import { findTop, readWorkTree, revisionOf } from "../git/work-tree.ts";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
 import type { Revision } from "../plan/plan.ts";
 import { toolVersion } from "./compose.ts";
@@ -45,7 +45,8 @@ interface Listed {
 /** Reads the desired state from wherever the options say, without changing anything. */
 export async function load(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<Loaded> {
   if (options.repo !== undefined) return loadRemote(options.repo, options, env, cwd);
-  if (options.branch !== undefined || options.ref !== undefined) throw new HypersdkError("Usage", "--branch and --ref need --repo", { hint: "without it, the files are taken as they are in the work tree" });
+  if (options.branch !== undefined || options.ref !== undefined)
+    throw new HypersdkError("Usage", "--branch and --ref need --repo", { hint: "without it, the files are taken as they are in the work tree" });
   const top = await findTop(cwd, env);
   const base = top ?? cwd;
   const statePath = statePathOf(options, env, cwd) ?? join(base, ".hypersdk", "state.db");
@@ -54,17 +55,22 @@ export async function load(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: 
     return build(listed, top ? await revisionOf(top, env) : null, statePath, base, undefined, env);
   }
   if (!top) {
-    throw new HypersdkError("SourceUnavailable", `${cwd} is in no git work tree`, { hint: "name files with -f, a repository with --repo, or begin with `hypersdk init`" });
+    throw new HypersdkError("SourceUnavailable", `${cwd} is in no git work tree`, {
+      hint: "name files with -f, a repository with --repo, or begin with `hypersdk init`",
+    });
   }
   const below = options.path === undefined ? "" : relative(top, resolve(cwd, options.path)).split(sep).join("/");
   if (below.startsWith("..")) throw new HypersdkError("Usage", `--path ${options.path} leads out of the work tree`);
   const tree = await readWorkTree(top, below, env);
-  const listed = tree.files.filter((file) => !file.startsWith(".hypersdk/")).flatMap((file): Listed[] => (isInside(join(top, file), top) ? [{ file, path: join(top, file), wasNamed: false }] : []));
+  const listed = tree.files
+    .filter((file) => !file.startsWith(".hypersdk/"))
+    .flatMap((file): Listed[] => (isInside(join(top, file), top) ? [{ file, path: join(top, file), wasNamed: false }] : []));
   return build(listed, tree.revision, statePath, top, undefined, env);
 }
 
 async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<Loaded> {
-  if (options.file && options.file.length > 0) throw new HypersdkError("Usage", "-f and --repo cannot be combined", { hint: "name a folder inside the repository with --path" });
+  if (options.file && options.file.length > 0)
+    throw new HypersdkError("Usage", "-f and --repo cannot be combined", { hint: "name a folder inside the repository with --path" });
   const path = options.path ?? "";
   const id = createHash("sha256").update(`${repo}\n${path}`).digest("hex").slice(0, 16);
   const home = join(env["XDG_STATE_HOME"] ?? join(homedir(), ".local", "state"), "hypersdk", id);
@@ -84,7 +90,14 @@ async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.Proc
   return build(listed, revision, statePathOf(options, env, cwd) ?? join(home, "state.db"), access.checkout, access, env);
 }
 
-function build(listed: readonly Listed[], revision: Revision | null, statePath: string, base: string, access: Access | undefined, env: NodeJS.ProcessEnv): Loaded {
+function build(
+  listed: readonly Listed[],
+  revision: Revision | null,
+  statePath: string,
+  base: string,
+  access: Access | undefined,
+  env: NodeJS.ProcessEnv,
+): Loaded {
   const cache = new ParseCache(env);
   const paths = new Map<string, string>();
   const files: ConfigFile[] = [];
@@ -125,7 +138,12 @@ function listNamed(name: string, cwd: string): Listed[] {
   return readdirSync(path, { recursive: true, withFileTypes: true })
     .filter((entry) => entry.isFile() && /\.ya?ml$/.test(entry.name))
     .map((entry) => join(entry.parentPath, entry.name))
-    .filter((file) => !relative(path, file).split(sep).some((part) => part.startsWith(".") || part === "node_modules"))
+    .filter(
+      (file) =>
+        !relative(path, file)
+          .split(sep)
+          .some((part) => part.startsWith(".") || part === "node_modules"),
+    )
     .map((file) => ({ file: join(name, relative(path, file)), path: file, wasNamed: false }));
 }
 
@@ -144,7 +162,10 @@ function statePathOf(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string
 }
 
 function listOf(value: string | undefined): string[] {
-  return (value ?? "").split(",").map((each) => each.trim()).filter((each) => each !== "");
+  return (value ?? "")
+    .split(",")
+    .map((each) => each.trim())
+    .filter((each) => each !== "");
 }
 
 /**
@@ -179,4 +200,3 @@ class ParseCache {
     return fragment;
   }
 }
-

@@ -40,7 +40,8 @@ function withEnvironmentArgs(argv: readonly string[], env: NodeJS.ProcessEnv): s
   const at = argv.findIndex((word) => !word.startsWith("-"));
   const command = argv[at];
   if (command === undefined || command === "__complete") return [...argv];
-  const words = (text: string | undefined): string[] => [...(text ?? "").matchAll(/"([^"]*)"|'([^']*)'|(\S+)/g)].map((match) => match[1] ?? match[2] ?? match[3] ?? "");
+  const words = (text: string | undefined): string[] =>
+    [...(text ?? "").matchAll(/"([^"]*)"|'([^']*)'|(\S+)/g)].map((match) => match[1] ?? match[2] ?? match[3] ?? "");
   return [...argv.slice(0, at + 1), ...words(env["HYPERSDK_ARGS"]), ...words(env[`HYPERSDK_ARGS_${command}`]), ...argv.slice(at + 1)];
 }
 
@@ -70,11 +71,17 @@ function bug(error: unknown, io: Io, args: readonly string[]): number {
   let where = "";
   try {
     where = join(mkdtempSync(join(tmpdir(), "hypersdk-")), "bug-report.txt");
-    writeFileSync(where, `hypersdk on Node ${process.versions.node}, ${process.platform} ${process.arch}\ncommand: ${args.find((word) => !word.startsWith("-")) ?? ""}\n\n${text}\n`, { mode: 0o600 });
+    writeFileSync(
+      where,
+      `hypersdk on Node ${process.versions.node}, ${process.platform} ${process.arch}\ncommand: ${args.find((word) => !word.startsWith("-")) ?? ""}\n\n${text}\n`,
+      { mode: 0o600 },
+    );
   } catch {
     where = "";
   }
-  io.err(`${io.errStyle.red("this is a bug in hypersdk")}: ${error instanceof Error ? error.message : String(error)}\n${where ? `       a report was written to ${where}\n` : ""}`);
+  io.err(
+    `${io.errStyle.red("this is a bug in hypersdk")}: ${error instanceof Error ? error.message : String(error)}\n${where ? `       a report was written to ${where}\n` : ""}`,
+  );
   if (isDebug(args)) io.err(`${text}\n`);
   return exitCodes.bug;
 }

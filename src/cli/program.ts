@@ -27,7 +27,10 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     .addHelpText("after", `\n${exitCodeHelp}\n\nExamples:\n  hypersdk init && hypersdk plan\n  hypersdk apply --auto-approve=safe`);
 
   const define = (parent: Command, spec: string, description: string, examples: readonly [string, string], run: Run): Command => {
-    const command = parent.command(spec).description(description).addHelpText("after", `\nExamples:\n  ${examples.join("\n  ")}`);
+    const command = parent
+      .command(spec)
+      .description(description)
+      .addHelpText("after", `\nExamples:\n  ${examples.join("\n  ")}`);
     command.action(async (...given: unknown[]) => {
       const self = given.at(-1) as Command;
       const args = given.slice(0, -2).flat() as string[];
@@ -37,67 +40,279 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     return command;
   };
   const add = (spec: string, description: string, examples: readonly [string, string], run: Run): Command => define(program, spec, description, examples, run);
-  const group = (name: string, description: string, examples: readonly [string, string]): Command => program.command(name).description(description).addHelpText("after", `\nExamples:\n  ${examples.join("\n  ")}`);
+  const group = (name: string, description: string, examples: readonly [string, string]): Command =>
+    program
+      .command(name)
+      .description(description)
+      .addHelpText("after", `\nExamples:\n  ${examples.join("\n  ")}`);
 
-  add("init [dir]", "write a first configuration with comments", ["hypersdk init", "hypersdk init infra --ci github"], async ([dir], options, io) => (await import("./commands/init.ts")).init(dir, options, io))
-    .addOption(new Option("--ci <kind>", "also write a pipeline file").choices(["github", "gitlab"]));
-  source(add("validate", "read and check the files; every finding with its place", ["hypersdk validate", "hypersdk validate -f infra/schedules.yaml --json"], async (_, options, io) => (await import("./commands/validate.ts")).validate(options, io)));
-  source(add("fmt", "put the files in canonical order and spacing, comments kept", ["hypersdk fmt", "hypersdk fmt --check"], async (_, options, io) => (await import("./commands/fmt.ts")).fmt(options, io)).option("--check", "write nothing; exit 2 where a file would change"));
-  narrowing(source(add("plan", "show what apply would do, and why", ["hypersdk plan", "hypersdk plan --out plan.json --detailed-exitcode"], async (_, options, io) => (await import("./commands/plan.ts")).plan(options, io))))
+  add("init [dir]", "write a first configuration with comments", ["hypersdk init", "hypersdk init infra --ci github"], async ([dir], options, io) =>
+    (await import("./commands/init.ts")).init(dir, options, io),
+  ).addOption(new Option("--ci <kind>", "also write a pipeline file").choices(["github", "gitlab"]));
+  source(
+    add(
+      "validate",
+      "read and check the files; every finding with its place",
+      ["hypersdk validate", "hypersdk validate -f infra/schedules.yaml --json"],
+      async (_, options, io) => (await import("./commands/validate.ts")).validate(options, io),
+    ),
+  );
+  source(
+    add("fmt", "put the files in canonical order and spacing, comments kept", ["hypersdk fmt", "hypersdk fmt --check"], async (_, options, io) =>
+      (await import("./commands/fmt.ts")).fmt(options, io),
+    ).option("--check", "write nothing; exit 2 where a file would change"),
+  );
+  narrowing(
+    source(
+      add("plan", "show what apply would do, and why", ["hypersdk plan", "hypersdk plan --out plan.json --detailed-exitcode"], async (_, options, io) =>
+        (await import("./commands/plan.ts")).plan(options, io),
+      ),
+    ),
+  )
     .option("--out <file>", "save the plan for apply")
     .option("--detailed-exitcode", "exit 2 where there is a difference; due exports alone are none")
     .option("--at <time>", "the plan as of another time, such as 2026-12-01T02:00:00Z")
     .option("--offline", "reach no provider and no destination, as in a pull request")
     .option("--summary", "only the last line")
     .option("--markdown <file>", "also write the plan as Markdown");
-  add("show <file>", "print a saved plan", ["hypersdk show plan.json", "hypersdk show plan.json --json"], async ([file], options, io) => (await import("./commands/show.ts")).show(file as string, options, io));
-  narrowing(source(add("apply [planfile]", "carry out a plan: changes, expiry, exports", ["hypersdk apply", "hypersdk apply --auto-approve=safe"], async ([file], options, io) => (await import("./commands/apply.ts")).apply(file, options, io))))
+  add("show <file>", "print a saved plan", ["hypersdk show plan.json", "hypersdk show plan.json --json"], async ([file], options, io) =>
+    (await import("./commands/show.ts")).show(file as string, options, io),
+  );
+  narrowing(
+    source(
+      add(
+        "apply [planfile]",
+        "carry out a plan: changes, expiry, exports",
+        ["hypersdk apply", "hypersdk apply --auto-approve=safe"],
+        async ([file], options, io) => (await import("./commands/apply.ts")).apply(file, options, io),
+      ),
+    ),
+  )
     .addOption(new Option("--auto-approve [how]", "do not ask; `safe` refuses what removes or weakens protection").choices(["all", "safe"]).preset("all"))
     .option("--parallelism <n>", "exports at once", positive)
     .option("--lock-timeout <duration>", "wait this long for the lock, such as 30s")
     .option("--no-exports", "only the configuration")
     .option("--adopt", "take destinations over that belong to another state");
-  source(add("run <schedule>", "export a schedule's VMs now, whatever its fire time and windows say", ["hypersdk run nightly", "hypersdk run nightly --vm /datacenter/vm/prod/db-01"], async ([name], options, io) => (await import("./commands/run.ts")).run(name as string, options, io)))
-    .option("--vm <pattern...>", "only these VMs").option("--full", "a full export (the only kind in the image layout)").option("--parallelism <n>", "exports at once", positive).option("--adopt", "take destinations over that belong to another state");
-  source(add("status", "one screen: revision, next runs, last results, overdue VMs, stored bytes", ["hypersdk status", "hypersdk status --json"], async (_, options, io) => (await import("./commands/status.ts")).status(options, io)));
-  source(add("get", "tables of what there is", ["hypersdk get schedules", "hypersdk get artifacts --output wide"], async ([kind], options, io) => (await import("./commands/get.ts")).get(kind as string, options, io)))
-    .addArgument(new Argument("<kind>", "schedules, policies, protections, runs, artifacts, vms or destinations")).addOption(new Option("--output <form>", "wide has more columns").choices(["wide"]));
-  narrowing(source(add("drift", "only where the world differs from what was recorded; changes nothing", ["hypersdk drift", "hypersdk drift --json"], async (_, options, io) => (await import("./commands/plan.ts")).drift(options, io))));
-  source(add("history", "the audit log, newest first", ["hypersdk history", "hypersdk history --limit 200 --json"], async (_, options, io) => (await import("./commands/history.ts")).history(options, io))).option("--limit <n>", "how many rows", positive);
+  source(
+    add(
+      "run <schedule>",
+      "export a schedule's VMs now, whatever its fire time and windows say",
+      ["hypersdk run nightly", "hypersdk run nightly --vm /datacenter/vm/prod/db-01"],
+      async ([name], options, io) => (await import("./commands/run.ts")).run(name as string, options, io),
+    ),
+  )
+    .option("--vm <pattern...>", "only these VMs")
+    .option("--full", "a full export (the only kind in the image layout)")
+    .option("--parallelism <n>", "exports at once", positive)
+    .option("--adopt", "take destinations over that belong to another state");
+  source(
+    add(
+      "status",
+      "one screen: revision, next runs, last results, overdue VMs, stored bytes",
+      ["hypersdk status", "hypersdk status --json"],
+      async (_, options, io) => (await import("./commands/status.ts")).status(options, io),
+    ),
+  );
+  source(
+    add("get", "tables of what there is", ["hypersdk get schedules", "hypersdk get artifacts --output wide"], async ([kind], options, io) =>
+      (await import("./commands/get.ts")).get(kind as string, options, io),
+    ),
+  )
+    .addArgument(new Argument("<kind>", "schedules, policies, protections, runs, artifacts, vms or destinations"))
+    .addOption(new Option("--output <form>", "wide has more columns").choices(["wide"]));
+  narrowing(
+    source(
+      add(
+        "drift",
+        "only where the world differs from what was recorded; changes nothing",
+        ["hypersdk drift", "hypersdk drift --json"],
+        async (_, options, io) => (await import("./commands/plan.ts")).drift(options, io),
+      ),
+    ),
+  );
+  source(
+    add("history", "the audit log, newest first", ["hypersdk history", "hypersdk history --limit 200 --json"], async (_, options, io) =>
+      (await import("./commands/history.ts")).history(options, io),
+    ),
+  ).option("--limit <n>", "how many rows", positive);
   const audit = group("audit", "the proof of the audit log", ["hypersdk audit verify", "hypersdk audit verify --json"]);
-  source(define(audit, "verify", "walk the chain of hashes and find the first broken row", ["hypersdk audit verify", "hypersdk audit verify --json"], async (_, options, io) => (await import("./commands/history.ts")).auditVerify(options, io)));
-  source(add("suspend <schedule>", "run nothing of a schedule until it is resumed", ["hypersdk suspend nightly", "hypersdk suspend nightly --json"], async ([name], options, io) => (await import("./commands/state.ts")).setSuspended(name as string, true, options, io)));
-  source(add("resume <schedule>", "let a suspended schedule run again", ["hypersdk resume nightly", "hypersdk resume nightly --json"], async ([name], options, io) => (await import("./commands/state.ts")).setSuspended(name as string, false, options, io)));
-  point(source(add("restore [point]", "write the disks of a restore point into new files, and prove their content", ["hypersdk restore --vm /datacenter/vm/web --to web.qcow2", "hypersdk restore exports/nightly/web/20261121T020000Z-1a2b3c4d --to restored/"], async ([id], options, io) => (await import("./commands/restore.ts")).restore(id, options, io))))
-    .requiredOption("--to <path>", "a new file, or a folder (ending in /) for all disks").option("--disk <n>", "only this disk, 0 is the boot disk", whole).addOption(new Option("--format <format>", "by the name of the file, where this is silent").choices(formats)).option("--overwrite", "replace what is there");
-  point(source(add("verify [point]", "read restore points back and prove them; all, where none is named", ["hypersdk verify", "hypersdk verify 1a2b3c4d --level checksum"], async ([id], options, io) => (await import("./commands/verify.ts")).verify(id, options, io))))
-    .addOption(new Option("--level <level>", "checksum reads the files back; restore rebuilds the disks (default)").choices(["checksum", "restore"]));
-  source(add("expire", "remove restore points that retention let go, after their time of grace", ["hypersdk expire --dry-run", "hypersdk expire --schedule old --auto-approve"], async (_, options, io) => (await import("./commands/expire.ts")).expire(options, io)))
-    .option("--schedule <name>", "everything that a schedule kept which is no longer in the files").option("--dry-run", "only show").option("--auto-approve", "do not ask");
-  add("convert <in> <out>", "convert a disk image", ["hypersdk convert disk.vmdk disk.qcow2", "hypersdk convert disk.vmdk disk.qcow2 --compress"], async ([input, output], options, io) => (await import("./commands/convert.ts")).convert(input as string, output as string, options, io))
-    .addOption(new Option("--from <format>", "what IN is, where its content may lie").choices(inputFormats)).addOption(new Option("--to <format>", "what to write; by the name of OUT otherwise").choices(formats)).option("--compress", "deflate the clusters (qcow2)").option("--overwrite", "replace OUT");
+  source(
+    define(
+      audit,
+      "verify",
+      "walk the chain of hashes and find the first broken row",
+      ["hypersdk audit verify", "hypersdk audit verify --json"],
+      async (_, options, io) => (await import("./commands/history.ts")).auditVerify(options, io),
+    ),
+  );
+  source(
+    add(
+      "suspend <schedule>",
+      "run nothing of a schedule until it is resumed",
+      ["hypersdk suspend nightly", "hypersdk suspend nightly --json"],
+      async ([name], options, io) => (await import("./commands/state.ts")).setSuspended(name as string, true, options, io),
+    ),
+  );
+  source(
+    add("resume <schedule>", "let a suspended schedule run again", ["hypersdk resume nightly", "hypersdk resume nightly --json"], async ([name], options, io) =>
+      (await import("./commands/state.ts")).setSuspended(name as string, false, options, io),
+    ),
+  );
+  point(
+    source(
+      add(
+        "restore [point]",
+        "write the disks of a restore point into new files, and prove their content",
+        ["hypersdk restore --vm /datacenter/vm/web --to web.qcow2", "hypersdk restore exports/nightly/web/20261121T020000Z-1a2b3c4d --to restored/"],
+        async ([id], options, io) => (await import("./commands/restore.ts")).restore(id, options, io),
+      ),
+    ),
+  )
+    .requiredOption("--to <path>", "a new file, or a folder (ending in /) for all disks")
+    .option("--disk <n>", "only this disk, 0 is the boot disk", whole)
+    .addOption(new Option("--format <format>", "by the name of the file, where this is silent").choices(formats))
+    .option("--overwrite", "replace what is there");
+  point(
+    source(
+      add(
+        "verify [point]",
+        "read restore points back and prove them; all, where none is named",
+        ["hypersdk verify", "hypersdk verify 1a2b3c4d --level checksum"],
+        async ([id], options, io) => (await import("./commands/verify.ts")).verify(id, options, io),
+      ),
+    ),
+  ).addOption(new Option("--level <level>", "checksum reads the files back; restore rebuilds the disks (default)").choices(["checksum", "restore"]));
+  source(
+    add(
+      "expire",
+      "remove restore points that retention let go, after their time of grace",
+      ["hypersdk expire --dry-run", "hypersdk expire --schedule old --auto-approve"],
+      async (_, options, io) => (await import("./commands/expire.ts")).expire(options, io),
+    ),
+  )
+    .option("--schedule <name>", "everything that a schedule kept which is no longer in the files")
+    .option("--dry-run", "only show")
+    .option("--auto-approve", "do not ask");
+  add(
+    "convert <in> <out>",
+    "convert a disk image",
+    ["hypersdk convert disk.vmdk disk.qcow2", "hypersdk convert disk.vmdk disk.qcow2 --compress"],
+    async ([input, output], options, io) => (await import("./commands/convert.ts")).convert(input as string, output as string, options, io),
+  )
+    .addOption(new Option("--from <format>", "what IN is, where its content may lie").choices(inputFormats))
+    .addOption(new Option("--to <format>", "what to write; by the name of OUT otherwise").choices(formats))
+    .option("--compress", "deflate the clusters (qcow2)")
+    .option("--overwrite", "replace OUT");
   const image = group("image", "look at disk images", ["hypersdk image info disk.vmdk", "hypersdk image compare disk.vmdk disk.qcow2"]);
   const from = (): Option => new Option("--from <format>", "what it is, where its content may lie").choices(inputFormats);
-  define(image, "info <file>", "what an image is", ["hypersdk image info disk.vmdk", "hypersdk image info disk.img --from raw --json"], async ([file], options, io) => (await import("./commands/image.ts")).info(file as string, options, io)).addOption(from());
-  define(image, "check <file>", "whether an image is sound: tables, refcounts, streams", ["hypersdk image check disk.qcow2", "hypersdk image check disk.vmdk --json"], async ([file], options, io) => (await import("./commands/image.ts")).check(file as string, options, io)).addOption(from());
-  define(image, "map <file>", "where an image has data", ["hypersdk image map disk.qcow2", "hypersdk image map disk.vmdk --json"], async ([file], options, io) => (await import("./commands/image.ts")).map(file as string, options, io)).addOption(from());
-  define(image, "compare <left> <right>", "whether two images hold the same disk", ["hypersdk image compare disk.vmdk disk.qcow2", "hypersdk image compare a.raw b.qcow2 --json"], async ([left, right], options, io) => (await import("./commands/image.ts")).compare(left as string, right as string, options, io)).addOption(from());
+  define(
+    image,
+    "info <file>",
+    "what an image is",
+    ["hypersdk image info disk.vmdk", "hypersdk image info disk.img --from raw --json"],
+    async ([file], options, io) => (await import("./commands/image.ts")).info(file as string, options, io),
+  ).addOption(from());
+  define(
+    image,
+    "check <file>",
+    "whether an image is sound: tables, refcounts, streams",
+    ["hypersdk image check disk.qcow2", "hypersdk image check disk.vmdk --json"],
+    async ([file], options, io) => (await import("./commands/image.ts")).check(file as string, options, io),
+  ).addOption(from());
+  define(
+    image,
+    "map <file>",
+    "where an image has data",
+    ["hypersdk image map disk.qcow2", "hypersdk image map disk.vmdk --json"],
+    async ([file], options, io) => (await import("./commands/image.ts")).map(file as string, options, io),
+  ).addOption(from());
+  define(
+    image,
+    "compare <left> <right>",
+    "whether two images hold the same disk",
+    ["hypersdk image compare disk.vmdk disk.qcow2", "hypersdk image compare a.raw b.qcow2 --json"],
+    async ([left, right], options, io) => (await import("./commands/image.ts")).compare(left as string, right as string, options, io),
+  ).addOption(from());
   const schedule = group("schedule", "look at a schedule's times", ["hypersdk schedule preview nightly", "hypersdk schedule preview nightly --count 30"]);
-  source(define(schedule, "preview <name>", "the next fire times, and when windows let them start", ["hypersdk schedule preview nightly", "hypersdk schedule preview nightly --from 2026-03-28T00:00:00Z --count 5"], async ([name], options, io) => (await import("./commands/schedule.ts")).preview(name as string, options, io))).option("--from <time>", "from this time on").option("--count <n>", "how many", positive);
+  source(
+    define(
+      schedule,
+      "preview <name>",
+      "the next fire times, and when windows let them start",
+      ["hypersdk schedule preview nightly", "hypersdk schedule preview nightly --from 2026-03-28T00:00:00Z --count 5"],
+      async ([name], options, io) => (await import("./commands/schedule.ts")).preview(name as string, options, io),
+    ),
+  )
+    .option("--from <time>", "from this time on")
+    .option("--count <n>", "how many", positive);
   const state = group("state", "look at the state file and care for it", ["hypersdk state list", "hypersdk state backup state-copy.db"]);
-  source(define(state, "list", "the addresses that are recorded", ["hypersdk state list", "hypersdk state list --json"], async (_, options, io) => (await import("./commands/state.ts")).list(options, io)));
-  source(define(state, "show <address>", "what is recorded of one", ["hypersdk state show schedule.nightly", "hypersdk state show destination.backups --json"], async ([address], options, io) => (await import("./commands/state.ts")).show(address as string, options, io)));
-  source(define(state, "backup <file>", "a consistent copy, while others go on", ["hypersdk state backup state-copy.db", "hypersdk state backup /srv/state-$(date +%F).db"], async ([file], options, io) => (await import("./commands/state.ts")).backup(file as string, options, io)));
-  source(define(state, "forget <pattern>", "drop missing VMs from the protections; their restore points stay", ["hypersdk state forget /datacenter/vm/old-01", "hypersdk state forget '/datacenter/vm/lab/*'"], async ([pattern], options, io) => (await import("./commands/state.ts")).forget(pattern as string, options, io)));
+  source(
+    define(state, "list", "the addresses that are recorded", ["hypersdk state list", "hypersdk state list --json"], async (_, options, io) =>
+      (await import("./commands/state.ts")).list(options, io),
+    ),
+  );
+  source(
+    define(
+      state,
+      "show <address>",
+      "what is recorded of one",
+      ["hypersdk state show schedule.nightly", "hypersdk state show destination.backups --json"],
+      async ([address], options, io) => (await import("./commands/state.ts")).show(address as string, options, io),
+    ),
+  );
+  source(
+    define(
+      state,
+      "backup <file>",
+      "a consistent copy, while others go on",
+      ["hypersdk state backup state-copy.db", "hypersdk state backup /srv/state-$(date +%F).db"],
+      async ([file], options, io) => (await import("./commands/state.ts")).backup(file as string, options, io),
+    ),
+  );
+  source(
+    define(
+      state,
+      "forget <pattern>",
+      "drop missing VMs from the protections; their restore points stay",
+      ["hypersdk state forget /datacenter/vm/old-01", "hypersdk state forget '/datacenter/vm/lab/*'"],
+      async ([pattern], options, io) => (await import("./commands/state.ts")).forget(pattern as string, options, io),
+    ),
+  );
   const lock = group("lock", "who works on the state", ["hypersdk lock show", "hypersdk lock show --json"]);
-  source(define(lock, "show", "the locks that are held, and whether their holders live", ["hypersdk lock show", "hypersdk lock show --json"], async (_, options, io) => (await import("./commands/state.ts")).lockShow(options, io)));
-  source(add("force-unlock <id>", "break a lock; the process that held it cannot write any more", ["hypersdk lock show", "hypersdk force-unlock 5f0c…"], async ([id], options, io) => (await import("./commands/state.ts")).forceUnlock(id as string, options, io)));
-  add("completion <shell>", "a script for bash, zsh or fish", ['eval "$(hypersdk completion bash)"', "hypersdk completion fish > ~/.config/fish/completions/hypersdk.fish"], async ([shell], _, io) => {
-    io.out((await import("./commands/completion.ts")).completionScript(shell as string));
-    return 0;
-  });
-  add("version", "the version, and what it runs on", ["hypersdk version", "hypersdk version --json"], async (_, __, io) => (await import("./commands/version.ts")).version(io));
-  source(add("doctor", "look at everything a run needs, and say what is amiss", ["hypersdk doctor", "hypersdk doctor --json"], async (_, options, io) => (await import("./commands/doctor.ts")).doctor(options, io)));
+  source(
+    define(
+      lock,
+      "show",
+      "the locks that are held, and whether their holders live",
+      ["hypersdk lock show", "hypersdk lock show --json"],
+      async (_, options, io) => (await import("./commands/state.ts")).lockShow(options, io),
+    ),
+  );
+  source(
+    add(
+      "force-unlock <id>",
+      "break a lock; the process that held it cannot write any more",
+      ["hypersdk lock show", "hypersdk force-unlock 5f0c…"],
+      async ([id], options, io) => (await import("./commands/state.ts")).forceUnlock(id as string, options, io),
+    ),
+  );
+  add(
+    "completion <shell>",
+    "a script for bash, zsh or fish",
+    ['eval "$(hypersdk completion bash)"', "hypersdk completion fish > ~/.config/fish/completions/hypersdk.fish"],
+    async ([shell], _, io) => {
+      io.out((await import("./commands/completion.ts")).completionScript(shell as string));
+      return 0;
+    },
+  );
+  add("version", "the version, and what it runs on", ["hypersdk version", "hypersdk version --json"], async (_, __, io) =>
+    (await import("./commands/version.ts")).version(io),
+  );
+  source(
+    add("doctor", "look at everything a run needs, and say what is amiss", ["hypersdk doctor", "hypersdk doctor --json"], async (_, options, io) =>
+      (await import("./commands/doctor.ts")).doctor(options, io),
+    ),
+  );
   for (const command of allOf(program)) command.exitOverride().configureOutput({ writeErr() {} });
   return program;
 }
@@ -125,7 +340,10 @@ function narrowing(command: Command): Command {
 }
 
 function point(command: Command): Command {
-  return command.option("--vm <path>", "the newest good restore point of this VM").option("--at <time>", "the newest at or before this time").option("--schedule <name>", "of this schedule");
+  return command
+    .option("--vm <path>", "the newest good restore point of this VM")
+    .option("--at <time>", "the newest at or before this time")
+    .option("--schedule <name>", "of this schedule");
 }
 
 function positive(text: string): number {

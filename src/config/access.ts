@@ -21,7 +21,8 @@ export function checkAccess(
   access: Access,
   report: Report,
 ): void {
-  const isAllowed = (path: string): boolean => [access.checkout, ...access.paths].some((root) => path === root || path.startsWith(root === "/" ? "/" : `${root}/`));
+  const isAllowed = (path: string): boolean =>
+    [access.checkout, ...access.paths].some((root) => path === root || path.startsWith(root === "/" ? "/" : `${root}/`));
   const refusePath = (path: string, origin: Origin, below: Pointer): void =>
     report.error("HSE024", origin, below, `the path ${path} is outside the repository`, `the operator must allow it: --allow-path ${path}`);
   for (const provider of providers) if (provider.type === "local" && !isAllowed(provider.path)) refusePath(provider.path, provider.origin, ["path"]);
@@ -34,7 +35,13 @@ export function checkAccess(
       for (const { reference, below } of references(item.value, [])) {
         const origin = { file, document: item.document, pointer: item.pointer };
         if (reference.kind === "env" && !access.env.includes(reference.name)) {
-          report.error("HSE024", origin, below, `the environment variable ${reference.name} is not allowed to this repository`, `the operator must allow it: --allow-env ${reference.name}`);
+          report.error(
+            "HSE024",
+            origin,
+            below,
+            `the environment variable ${reference.name} is not allowed to this repository`,
+            `the operator must allow it: --allow-env ${reference.name}`,
+          );
         }
         if (reference.kind === "file") {
           const path = reference.name.startsWith("/") ? reference.name : `${folders.get(file)}/${reference.name}`;

@@ -1,4 +1,14 @@
-import type { DesiredState, DestinationSpec, NotAvailable, NotifierSpec, Origin, PolicySpec, ProviderSpec, RenameSpec, ScheduleSpec } from "../model/desired.ts";
+import type {
+  DesiredState,
+  DestinationSpec,
+  NotAvailable,
+  NotifierSpec,
+  Origin,
+  PolicySpec,
+  ProviderSpec,
+  RenameSpec,
+  ScheduleSpec,
+} from "../model/desired.ts";
 import { nearestName } from "../model/nearest.ts";
 import { parseVmPath, type VmPath } from "../model/vm-path.ts";
 import { type Access, checkAccess } from "./access.ts";
@@ -36,13 +46,17 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     report.warn("HSW010", origin, below, `${what} is not available yet`, "plan and apply refuse it", true);
   };
   const items = (section: Section): (RawItem & { origin: Origin })[] =>
-    files.flatMap(({ file, fragment }) => fragment.items.filter((item) => item.section === section).map((item) => ({ ...item, origin: { file, document: item.document, pointer: item.pointer } })));
+    files.flatMap(({ file, fragment }) =>
+      fragment.items.filter((item) => item.section === section).map((item) => ({ ...item, origin: { file, document: item.document, pointer: item.pointer } })),
+    );
 
   for (const { file, fragment } of files) for (const { key, document } of fragment.later) later({ file, document, pointer: [] }, [key], `"${key}"`);
 
   const defaults = mergeDefaults(files, report);
   const providers = unique(items("providers"), "provider", report).map((item) => decodeProvider(item.value, item.origin, folders, report, later));
-  const destinations = unique(items("destinations"), "destination", report).flatMap((item) => decodeDestination(item.value, item.origin, folders, report, later));
+  const destinations = unique(items("destinations"), "destination", report).flatMap((item) =>
+    decodeDestination(item.value, item.origin, folders, report, later),
+  );
   const notifiers: NotifierSpec[] = unique(items("notifiers"), "notifier", report).map(({ value, origin }) => {
     later(origin, ["type"], `notifier type "${value["type"]}"`);
     return { name: value["name"] as string, type: value["type"] as string, origin };
@@ -95,7 +109,14 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
 /** With no `providers` at all, VMs come from the folder `machines` beside the first file that has a schedule. */
 function defaultProvider(schedule: ScheduleSpec, folders: ReadonlyMap<string, string>): ProviderSpec {
   const origin = { ...schedule.origin, pointer: [] };
-  return { name: "local", type: "local", path: resolvePath(folders.get(origin.file) ?? "/", "./machines"), writtenPath: "./machines", root: "/datacenter/vm" as VmPath, origin };
+  return {
+    name: "local",
+    type: "local",
+    path: resolvePath(folders.get(origin.file) ?? "/", "./machines"),
+    writtenPath: "./machines",
+    root: "/datacenter/vm" as VmPath,
+    origin,
+  };
 }
 
 function unique<T extends RawItem & { origin: Origin }>(items: readonly T[], kind: string, report: Report): T[] {
@@ -107,7 +128,11 @@ function unique<T extends RawItem & { origin: Origin }>(items: readonly T[], kin
       first.set(name, origin);
       return true;
     }
-    report.error("HSE010", origin, isVmBackup ? [] : ["name"], `${kind} "${name}" is defined twice`, "names are unique over all files", { file: known.file, line: report.lineOf(known), label: "the first one stands here" });
+    report.error("HSE010", origin, isVmBackup ? [] : ["name"], `${kind} "${name}" is defined twice`, "names are unique over all files", {
+      file: known.file,
+      line: report.lineOf(known),
+      label: "the first one stands here",
+    });
     return false;
   });
 }
@@ -121,7 +146,11 @@ function mergeDefaults(files: readonly ConfigFile[], report: Report): Record<str
       for (const [key, member] of Object.entries(value)) {
         const known = from.get(key);
         if (known && JSON.stringify(merged[key]) !== JSON.stringify(member)) {
-          report.error("HSE021", origin, [key], `the default of "${key}" is set twice, differently`, "defaults hold for all files", { file: known.file, line: report.lineOf(known), label: "the first one stands here" });
+          report.error("HSE021", origin, [key], `the default of "${key}" is set twice, differently`, "defaults hold for all files", {
+            file: known.file,
+            line: report.lineOf(known),
+            label: "the first one stands here",
+          });
         }
         merged[key] = member;
         from.set(key, origin);
@@ -137,10 +166,15 @@ function decodeProvider(value: RawItem["value"], origin: Origin, folders: Readon
   const type = value["type"] as string;
   const written = (value["path"] as string | undefined) ?? "./machines";
   if (type !== "local") later(origin, ["type"], `provider type "${type}"`);
-  else for (const key of Object.keys(value)) if (!["name", "type", "path", "root"].includes(key)) report.error("HSE006", origin, [key], `a local provider has no "${key}"`, "known here: name, type, path, root");
+  else
+    for (const key of Object.keys(value))
+      if (!["name", "type", "path", "root"].includes(key))
+        report.error("HSE006", origin, [key], `a local provider has no "${key}"`, "known here: name, type, path, root");
   return {
-    name: value["name"] as string, type,
-    path: resolvePath(folders.get(origin.file) ?? "/", written), writtenPath: written,
+    name: value["name"] as string,
+    type,
+    path: resolvePath(folders.get(origin.file) ?? "/", written),
+    writtenPath: written,
     root: vmPathOf((value["root"] as string | undefined) ?? "/datacenter/vm", origin, "root", report) ?? ("/" as VmPath),
     origin,
   };
@@ -155,18 +189,40 @@ function decodeDestination(value: RawItem["value"], origin: Origin, folders: Rea
     return [];
   }
   if (url.scheme !== "file") later(origin, ["url"], `a destination at ${url.scheme}://`);
-  else for (const key of Object.keys(value)) if (!destinationFieldsOfFile.includes(key)) report.error("HSE006", origin, [key], `a file destination has no "${key}"`, `known here: ${destinationFieldsOfFile.join(", ")}`);
+  else
+    for (const key of Object.keys(value))
+      if (!destinationFieldsOfFile.includes(key))
+        report.error("HSE006", origin, [key], `a file destination has no "${key}"`, `known here: ${destinationFieldsOfFile.join(", ")}`);
   if (value["layout"] === "repository") later(origin, ["layout"], "layout repository");
-  return [{
-    name: value["name"] as string, url: url.url, layout: (value["layout"] as "image" | undefined) ?? "image", inline: false,
-    expiryGraceMs: durationOf(value["expiryGrace"], origin, ["expiryGrace"], report) ?? 7 * 86_400_000, origin,
-  }];
+  return [
+    {
+      name: value["name"] as string,
+      url: url.url,
+      layout: (value["layout"] as "image" | undefined) ?? "image",
+      inline: false,
+      expiryGraceMs: durationOf(value["expiryGrace"], origin, ["expiryGrace"], report) ?? 7 * 86_400_000,
+      origin,
+    },
+  ];
 }
 
-function inlineDestination(text: string, owner: Origin, folders: ReadonlyMap<string, string>, known: string[], report: Report, later: Later): DestinationSpec | undefined {
+function inlineDestination(
+  text: string,
+  owner: Origin,
+  folders: ReadonlyMap<string, string>,
+  known: string[],
+  report: Report,
+  later: Later,
+): DestinationSpec | undefined {
   if (!text.includes(":")) {
     const near = nearestName(text, known);
-    report.error("HSE012", owner, ["destination"], `unknown destination "${text}"`, near ? `no destination has this name; did you mean "${near}"?` : "no destination has this name, and it is no URL");
+    report.error(
+      "HSE012",
+      owner,
+      ["destination"],
+      `unknown destination "${text}"`,
+      near ? `no destination has this name; did you mean "${near}"?` : "no destination has this name, and it is no URL",
+    );
     return undefined;
   }
   const url = parseDestinationUrl(text, folders.get(owner.file) ?? "/");
@@ -186,16 +242,21 @@ function decodePolicy(value: RawItem["value"], origin: Origin, report: Report, l
   const alerts = alertsOf(value["alerts"]);
   if (alerts.length > 0) later(origin, ["alerts"], "alerts");
   return {
-    name: value["name"] as string, schedule: value["schedule"] as string,
+    name: value["name"] as string,
+    schedule: value["schedule"] as string,
     match: patternsOf(match, origin, Array.isArray(value["match"]) ? ["match"] : undefined, "match", report),
     exclude: patternsOf((value["exclude"] as string[] | undefined) ?? [], origin, ["exclude"], "exclude", report),
-    ...(priority === undefined ? {} : { priority }), ...(rpoMs === undefined ? {} : { rpoMs }), alerts, origin,
+    ...(priority === undefined ? {} : { priority }),
+    ...(rpoMs === undefined ? {} : { rpoMs }),
+    alerts,
+    origin,
   };
 }
 
 function vmPathOf(text: string, origin: Origin, key: string, report: Report): VmPath | undefined {
   const path = parseVmPath(text);
-  if (!path) report.error("HSE017", origin, [key], `"${key}" cannot be ${JSON.stringify(text)}`, 'segments are not empty, ".", ".." and hold no control characters');
+  if (!path)
+    report.error("HSE017", origin, [key], `"${key}" cannot be ${JSON.stringify(text)}`, 'segments are not empty, ".", ".." and hold no control characters');
   return path;
 }
 
@@ -210,7 +271,8 @@ function checkReferences(schedules: readonly ScheduleSpec[], policies: readonly 
   const needs = new Map(schedules.map((schedule) => [schedule.name, schedule]));
   for (const schedule of schedules) {
     for (const [i, dependency] of schedule.dependsOn.entries()) {
-      if (!names.has(dependency.schedule)) report.error("HSE013", schedule.origin, ["dependsOn", i, "schedule"], `unknown schedule "${dependency.schedule}"`, unknown(dependency.schedule));
+      if (!names.has(dependency.schedule))
+        report.error("HSE013", schedule.origin, ["dependsOn", i, "schedule"], `unknown schedule "${dependency.schedule}"`, unknown(dependency.schedule));
     }
   }
   const reported = new Set<string>();

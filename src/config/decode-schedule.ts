@@ -53,32 +53,55 @@ export function decodeSchedule(
 
   const windows = ((get("windows") as Record<string, unknown>[] | undefined) ?? []).map((window, i): WindowSpec => {
     const zone = (window["timezone"] as string | undefined) ?? timezone;
-    if (!isTimezone(zone)) report.error("HSE016", origin, "windows" in value ? ["windows", i, "timezone"] : [], `unknown timezone "${zone}"`, "an IANA name such as Europe/Berlin or UTC");
+    if (!isTimezone(zone))
+      report.error(
+        "HSE016",
+        origin,
+        "windows" in value ? ["windows", i, "timezone"] : [],
+        `unknown timezone "${zone}"`,
+        "an IANA name such as Europe/Berlin or UTC",
+      );
     const days = (window["days"] as string[] | undefined) ?? weekdays;
-    return { startMinute: minuteOf(window["start"]), endMinute: minuteOf(window["end"]), days: days.map((day) => weekdays.indexOf(day)).sort(), timezone: zone };
+    return {
+      startMinute: minuteOf(window["start"]),
+      endMinute: minuteOf(window["end"]),
+      days: days.map((day) => weekdays.indexOf(day)).sort(),
+      timezone: zone,
+    };
   });
   const rpoMs = durationOf(value["rpo"], origin, ["rpo"], report);
   const retention = retentionOf(get("retention"), origin, below("retention"), report);
   const schedule: ScheduleSpec = {
-    name: value["name"] as string, cron, timezone,
+    name: value["name"] as string,
+    cron,
+    timezone,
     vms: patternsOf(value["vms"] as string[], origin, ["vms"], "vms", report),
     exclude: patternsOf((value["exclude"] as string[] | undefined) ?? [], origin, ["exclude"], "exclude", report),
     destination: value["destination"] as string,
     suspend: (value["suspend"] as boolean | undefined) ?? false,
-    initialExport: get("initialExport") ?? "scheduled", catchUp: get("catchUp") ?? "latest", overlap,
+    initialExport: get("initialExport") ?? "scheduled",
+    catchUp: get("catchUp") ?? "latest",
+    overlap,
     ...(rpoMs === undefined ? {} : { rpoMs }),
     windows,
     dependsOn: ((value["dependsOn"] as Record<string, unknown>[] | undefined) ?? []).map((entry, i) => {
       const timeoutMs = durationOf(entry["timeout"], origin, ["dependsOn", i, "timeout"], report);
-      return { schedule: entry["schedule"] as string, state: (entry["state"] as "completed" | undefined) ?? "completed", ...(timeoutMs === undefined ? {} : { timeoutMs }) };
+      return {
+        schedule: entry["schedule"] as string,
+        state: (entry["state"] as "completed" | undefined) ?? "completed",
+        ...(timeoutMs === undefined ? {} : { timeoutMs }),
+      };
     }),
     retry: retryOf((get("retry") as Record<string, unknown> | undefined) ?? {}, origin, below("retry"), report),
     // a default concurrency is the limit over all schedules, not one for each
     concurrency: (value["concurrency"] as number | undefined) ?? 2,
     priority: priorityOf(get("priority")) ?? 50,
-    format: format as ExportFormat, compression: compression.algorithm as Compression, verify: verify as VerifyLevel,
+    format: format as ExportFormat,
+    compression: compression.algorithm as Compression,
+    verify: verify as VerifyLevel,
     ...(retention === undefined ? {} : { retention }),
-    alerts, origin,
+    alerts,
+    origin,
   };
   return report.diagnostics.filter(({ severity }) => severity === "error").length === errorsBefore ? schedule : undefined;
 }

@@ -22,7 +22,8 @@ export function priorityOf(value: unknown): number | undefined {
 export function patternsOf(values: readonly string[], origin: Origin, list: Pointer | undefined, key: string, report: Report): string[] {
   for (const [i, value] of values.entries()) {
     const pattern = parsePattern(value);
-    if (typeof pattern === "string") report.error("HSE017", origin, list ? [...list, i] : [key], `the pattern ${JSON.stringify(value)} cannot be used`, pattern);
+    if (typeof pattern === "string")
+      report.error("HSE017", origin, list ? [...list, i] : [key], `the pattern ${JSON.stringify(value)} cannot be used`, pattern);
   }
   return [...values];
 }
@@ -33,7 +34,14 @@ export function alertsOf(value: unknown): Alert[] {
       const target = entry[type];
       if (target === undefined) return [];
       const via = entry["via"] as string | undefined;
-      return [{ type, target: String(target), on: (entry["on"] as string[] | undefined) ?? ["failure", "recovery", "overdue"], ...(via === undefined ? {} : { via }) }];
+      return [
+        {
+          type,
+          target: String(target),
+          on: (entry["on"] as string[] | undefined) ?? ["failure", "recovery", "overdue"],
+          ...(via === undefined ? {} : { via }),
+        },
+      ];
     }),
   );
 }

@@ -1,4 +1,6 @@
-export type ParsedUrl = { readonly ok: true; readonly scheme: string; readonly url: string } | { readonly ok: false; readonly message: string; readonly label: string };
+export type ParsedUrl =
+  | { readonly ok: true; readonly scheme: string; readonly url: string }
+  | { readonly ok: false; readonly message: string; readonly label: string };
 
 const schemes = ["file", "s3", "azure", "gs", "gcs", "sftp"];
 
@@ -9,9 +11,12 @@ const schemes = ["file", "s3", "azure", "gs", "gcs", "sftp"];
 export function parseDestinationUrl(text: string, folder: string): ParsedUrl {
   const scheme = /^([a-z][a-z0-9+.-]*):/.exec(text)?.[1];
   if (!scheme || !schemes.includes(scheme)) {
-    return { ok: false, message: `${shown(text)} is no destination`, label: "file:///path, s3://bucket/prefix, azure://container/prefix, gs://bucket/prefix or sftp://host/path" };
+    return {
+      ok: false,
+      message: `${shown(text)} is no destination`,
+      label: "file:///path, s3://bucket/prefix, azure://container/prefix, gs://bucket/prefix or sftp://host/path",
+    };
   }
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is refused here
   if (/[\u0000-\u001f\u007f]/.test(text)) return { ok: false, message: "the URL holds a control character", label: "remove it" };
   if (scheme !== "file") {
     if (!/^[a-z0-9]+:\/\/[^/@\s]+(\/.*)?$/.test(text)) {
@@ -23,7 +28,8 @@ export function parseDestinationUrl(text: string, folder: string): ParsedUrl {
   }
   const rest = text.slice("file:".length);
   const isRelative = /^\.{1,2}\//.test(rest) || rest === ".";
-  if (!rest.startsWith("///") && !isRelative) return { ok: false, message: `${shown(text)} is no local folder`, label: "file:///srv/backups with three slashes, or file:./exports beside this file" };
+  if (!rest.startsWith("///") && !isRelative)
+    return { ok: false, message: `${shown(text)} is no local folder`, label: "file:///srv/backups with three slashes, or file:./exports beside this file" };
   let path: string;
   try {
     path = decodeURIComponent(isRelative ? `${folder}/${rest}` : rest.slice(2));

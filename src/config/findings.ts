@@ -14,8 +14,10 @@ export function reportFindings(desired: DesiredState, report: Report): void {
   const named = new Set(desired.policies.map((policy) => policy.schedule));
   for (const schedule of desired.schedules) {
     const { origin } = schedule;
-    if (setsBothDayFields(schedule.cron)) report.warn("HSW001", origin, ["cron"], `"${schedule.cron}" sets both day fields`, "cron joins them by OR: it fires on either");
-    if (schedule.vms.length === 0 && !named.has(schedule.name)) report.warn("HSW003", origin, ["vms"], `schedule "${schedule.name}" protects no VM`, "it has no pattern, and no policy names it");
+    if (setsBothDayFields(schedule.cron))
+      report.warn("HSW001", origin, ["cron"], `"${schedule.cron}" sets both day fields`, "cron joins them by OR: it fires on either");
+    if (schedule.vms.length === 0 && !named.has(schedule.name))
+      report.warn("HSW003", origin, ["vms"], `schedule "${schedule.name}" protects no VM`, "it has no pattern, and no policy names it");
     retentionFinding(schedule, report);
     windowFindings(schedule, schedules, report);
     alertFindings(schedule.alerts, schedule, desired, report);
@@ -30,7 +32,13 @@ function retentionFinding(schedule: ScheduleSpec, report: Report): void {
   if (retention?.withinMs === undefined || Object.keys(retention).length > 1) return;
   const gap = fireTimes(schedule.cron, schedule.timezone).longestGapMs();
   if (retention.withinMs < gap) {
-    report.warn("HSW004", schedule.origin, ["retention"], `retention of ${formatDuration(retention.withinMs)} is shorter than the time between exports`, `"${schedule.cron}" leaves up to ${formatDuration(gap)}: only the newest restore point will stay`);
+    report.warn(
+      "HSW004",
+      schedule.origin,
+      ["retention"],
+      `retention of ${formatDuration(retention.withinMs)} is shorter than the time between exports`,
+      `"${schedule.cron}" leaves up to ${formatDuration(gap)}: only the newest restore point will stay`,
+    );
   }
 }
 
@@ -43,7 +51,14 @@ function windowFindings(schedule: ScheduleSpec, schedules: ReadonlyMap<string, S
       fire = times.next(fire);
       inside = isOpen(schedule.windows, fire);
     }
-    if (!inside) report.warn("HSW006", schedule.origin, ["windows"], `"${schedule.cron}" never fires inside a window`, `every run waits for a window to open, up to ${waitOf(schedule, times.next(referenceMs))}`);
+    if (!inside)
+      report.warn(
+        "HSW006",
+        schedule.origin,
+        ["windows"],
+        `"${schedule.cron}" never fires inside a window`,
+        `every run waits for a window to open, up to ${waitOf(schedule, times.next(referenceMs))}`,
+      );
   }
   for (const [i, dependency] of schedule.dependsOn.entries()) {
     const first = schedules.get(dependency.schedule);
@@ -51,7 +66,13 @@ function windowFindings(schedule: ScheduleSpec, schedules: ReadonlyMap<string, S
     const fire = fireTimes(schedule.cron, schedule.timezone).next(referenceMs);
     const opening = nextOpening(first.windows, fireTimes(first.cron, first.timezone).latest(fire));
     if (opening !== undefined && opening > fire + dependency.timeoutMs) {
-      report.warn("HSW007", schedule.origin, ["dependsOn", i], `"${dependency.schedule}" cannot have started when the timeout of ${formatDuration(dependency.timeoutMs)} ends`, "its own window opens later");
+      report.warn(
+        "HSW007",
+        schedule.origin,
+        ["dependsOn", i],
+        `"${dependency.schedule}" cannot have started when the timeout of ${formatDuration(dependency.timeoutMs)} ends`,
+        "its own window opens later",
+      );
     }
   }
 }
@@ -84,7 +105,13 @@ function policyFindings(policies: readonly PolicySpec[], report: Report): void {
       const other = first.get(key);
       if (!other) first.set(key, policy);
       else if (other.priority !== policy.priority || other.rpoMs !== policy.rpoMs) {
-        report.warn("HSW002", policy.origin, ["match"], `policies "${other.name}" and "${policy.name}" disagree about ${pattern}`, "the highest priority and the shortest rpo win");
+        report.warn(
+          "HSW002",
+          policy.origin,
+          ["match"],
+          `policies "${other.name}" and "${policy.name}" disagree about ${pattern}`,
+          "the highest priority and the shortest rpo win",
+        );
       }
     }
   }

@@ -21,7 +21,12 @@ export function formatText(source: SourceFile): string | undefined {
     }
   }
   if (!isOurs) return undefined;
-  return documents.map((document: Document.Parsed, i) => (i > 0 && !document.directives.docStart ? "---\n" : "") + document.toString({ indent: 2, lineWidth: 0, flowCollectionPadding: false })).join("");
+  return documents
+    .map(
+      (document: Document.Parsed, i) =>
+        (i > 0 && !document.directives.docStart ? "---\n" : "") + document.toString({ indent: 2, lineWidth: 0, flowCollectionPadding: false }),
+    )
+    .join("");
 }
 
 /** Known keys first, in their order; the others keep theirs. */

@@ -38,7 +38,12 @@ export function readFile(file: string, bytes: Uint8Array, wasNamed: boolean): Fr
   const empty: Fragment = { items: [], defaults: [], later: [], ignoredDocuments: 0, diagnostics: [] };
   const fail = (words: DiagnosticWords): Fragment => ({ ...empty, diagnostics: [{ ...words, file, line: 1, column: 1, length: 1, source: "" }] });
   if (bytes.byteLength > maxFileBytes) {
-    return fail({ severity: "error", code: "HSE003", message: `the file has ${bytes.byteLength} bytes`, label: `at most ${maxFileBytes} are read; split it into several files` });
+    return fail({
+      severity: "error",
+      code: "HSE003",
+      message: `the file has ${bytes.byteLength} bytes`,
+      label: `at most ${maxFileBytes} are read; split it into several files`,
+    });
   }
   let text: string;
   try {
@@ -49,7 +54,13 @@ export function readFile(file: string, bytes: Uint8Array, wasNamed: boolean): Fr
       : { ...empty, ignoredDocuments: 1 };
   }
   if (!marks.test(text)) {
-    if (wasNamed) return fail({ severity: "error", code: "HSE011", message: "this is no hypersdk document", label: 'it needs "version: v2", or "kind: VMBackup" with its apiVersion' });
+    if (wasNamed)
+      return fail({
+        severity: "error",
+        code: "HSE011",
+        message: "this is no hypersdk document",
+        label: 'it needs "version: v2", or "kind: VMBackup" with its apiVersion',
+      });
     return { ...empty, ignoredDocuments: countDocuments(text) };
   }
   return readDocuments(new SourceFile(file, text), wasNamed, empty);
@@ -67,7 +78,14 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
         for (const error of document.errors) {
           const duplicate = error.code === "DUPLICATE_KEY";
           const message = duplicate ? "a key stands twice in one mapping" : `this is not valid YAML: ${error.message.split("\n")[0]}`;
-          diagnostics.push(source.atOffset(error.pos[0], error.pos[1] - error.pos[0], { severity: "error", code: duplicate ? "HSE005" : "HSE001", message, ...(duplicate ? { label: "remove one of the two" } : {}) }));
+          diagnostics.push(
+            source.atOffset(error.pos[0], error.pos[1] - error.pos[0], {
+              severity: "error",
+              code: duplicate ? "HSE005" : "HSE001",
+              message,
+              ...(duplicate ? { label: "remove one of the two" } : {}),
+            }),
+          );
         }
         continue;
       }
@@ -84,15 +102,39 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
       } else if (isMapping(value) && value["kind"] === "VMBackup" && /^(backup\.)?hypersdk\.io\//.test(String(value["apiVersion"]))) {
         readVmBackup(value, index);
       } else if (isMapping(value) && /^v\d+$/.test(String(value["version"])) && "schedules" in value) {
-        diagnostics.push(source.at(["version"], index, { severity: "error", code: "HSE009", message: `version "${value["version"]}" is not known`, label: "this program reads v2" }));
+        diagnostics.push(
+          source.at(["version"], index, {
+            severity: "error",
+            code: "HSE009",
+            message: `version "${value["version"]}" is not known`,
+            label: "this program reads v2",
+          }),
+        );
       } else if (value !== null || source.documents().length === 1) {
-        if (wasNamed) diagnostics.push(source.at([], index, { severity: "error", code: "HSE011", message: "this is no hypersdk document", label: 'it needs "version: v2", or "kind: VMBackup" with its apiVersion' }));
+        if (wasNamed)
+          diagnostics.push(
+            source.at([], index, {
+              severity: "error",
+              code: "HSE011",
+              message: "this is no hypersdk document",
+              label: 'it needs "version: v2", or "kind: VMBackup" with its apiVersion',
+            }),
+          );
         else ignoredDocuments++;
       }
     }
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
-    diagnostics.push({ severity: "error", code: "HSE001", message: "the document is nested too deeply", file: source.file, line: 1, column: 1, length: 1, source: "" });
+    diagnostics.push({
+      severity: "error",
+      code: "HSE001",
+      message: "the document is nested too deeply",
+      file: source.file,
+      line: 1,
+      column: 1,
+      length: 1,
+      source: "",
+    });
   }
   return { ...empty, items, defaults, later, ignoredDocuments, diagnostics };
 

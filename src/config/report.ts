@@ -38,8 +38,15 @@ export class Report {
       if (ignore[2]?.trim() || reasonless.has(place)) continue;
       reasonless.add(place);
       kept.push({
-        severity: "warning", code: "HSW011", message: `${ignore[1]} is silenced without a reason`, label: "say why behind the code",
-        file: diagnostic.file, line: diagnostic.line - 1, column: ignore.index + 1, length: ignore[0].length, source: above,
+        severity: "warning",
+        code: "HSW011",
+        message: `${ignore[1]} is silenced without a reason`,
+        label: "say why behind the code",
+        file: diagnostic.file,
+        line: diagnostic.line - 1,
+        column: ignore.index + 1,
+        length: ignore[0].length,
+        source: above,
       });
     }
     return kept;

@@ -37,7 +37,11 @@ export function shapeProblems(schema: "infrastructure" | "vmbackup", value: unkn
 }
 
 function explain(error: ErrorObject): ShapeProblem {
-  const pointer = error.instancePath.split("/").slice(1).map((part) => part.replaceAll("~1", "/").replaceAll("~0", "~")).map((part) => (/^\d+$/.test(part) ? Number(part) : part));
+  const pointer = error.instancePath
+    .split("/")
+    .slice(1)
+    .map((part) => part.replaceAll("~1", "/").replaceAll("~0", "~"))
+    .map((part) => (/^\d+$/.test(part) ? Number(part) : part));
   const name = fieldName(pointer);
   const shown = show(error.data);
   switch (error.keyword) {
@@ -46,7 +50,10 @@ function explain(error: ErrorObject): ShapeProblem {
       const known = Object.keys((error.parentSchema?.["properties"] as object | undefined) ?? {});
       const near = nearestName(key, known);
       return {
-        code: "HSE006", pointer: [...pointer, key], atKey: true, message: `unknown key "${key}"`,
+        code: "HSE006",
+        pointer: [...pointer, key],
+        atKey: true,
+        message: `unknown key "${key}"`,
         label: near ? `did you mean "${near}"?` : `known here: ${known.slice(0, 12).join(", ")}${known.length > 12 ? ", …" : ""}`,
       };
     }
@@ -55,14 +62,23 @@ function explain(error: ErrorObject): ShapeProblem {
       return { code: "HSE007", pointer, atKey: false, message: `"${key}" is missing`, label: `${name === "" ? "the document" : name} needs "${key}"` };
     }
     case "type": {
-      const wanted = ([] as string[]).concat(error.params["type"] as string | string[]).map(typeWord).join(" or ");
+      const wanted = ([] as string[])
+        .concat(error.params["type"] as string | string[])
+        .map(typeWord)
+        .join(" or ");
       return { code: "HSE008", pointer, atKey: false, message: `${name} is ${typeWord(typeOf(error.data))}`, label: `must be ${wanted}` };
     }
     case "enum":
     case "const": {
       const allowed = ([] as unknown[]).concat(error.params["allowedValues"] ?? error.params["allowedValue"]).map(String);
       const near = typeof error.data === "string" ? nearestName(error.data, allowed) : undefined;
-      return { code: "HSE009", pointer, atKey: false, message: `${name} cannot be ${shown}`, label: near ? `did you mean "${near}"?` : `one of: ${allowed.join(", ")}` };
+      return {
+        code: "HSE009",
+        pointer,
+        atKey: false,
+        message: `${name} cannot be ${shown}`,
+        label: near ? `did you mean "${near}"?` : `one of: ${allowed.join(", ")}`,
+      };
     }
     case "pattern":
       return grammar(error, pointer, name, shown);
@@ -76,10 +92,18 @@ function grammar(error: ErrorObject, pointer: Pointer, name: string, shown: stri
   const definition = /#\/\$defs\/(\w+)\//.exec(error.schemaPath)?.[1];
   const value = String(error.data);
   if (definition === "secret") {
-    return { code: "HSE019", pointer, atKey: false, message: `${name} holds a secret in plain text`, label: "write ${env:NAME} or ${file:PATH}; the file in git must not hold it" };
+    return {
+      code: "HSE019",
+      pointer,
+      atKey: false,
+      message: `${name} holds a secret in plain text`,
+      label: "write ${env:NAME} or ${file:PATH}; the file in git must not hold it",
+    };
   }
   if (pointer.includes("retention")) {
-    const label = /^\d+m$/.test(value) ? `months are counted, not measured: retention: {monthly: ${value.slice(0, -1)}}` : "a duration of h, d, w or y, such as 30d";
+    const label = /^\d+m$/.test(value)
+      ? `months are counted, not measured: retention: {monthly: ${value.slice(0, -1)}}`
+      : "a duration of h, d, w or y, such as 30d";
     return { code: "HSE018", pointer, atKey: false, message: `${name} cannot be ${shown}`, label };
   }
   const hint: Readonly<Record<string, string>> = {
@@ -90,7 +114,13 @@ function grammar(error: ErrorObject, pointer: Pointer, name: string, shown: stri
     vmPath: "a VM path begins with /, such as /datacenter/vm/db-01",
     pattern: "a pattern begins with /, such as /datacenter/vm/prod/*",
   };
-  return { code: definition === "duration" ? "HSE018" : "HSE009", pointer, atKey: false, message: `${name} cannot be ${shown}`, label: hint[definition ?? ""] ?? `must match ${String(error.params["pattern"])}` };
+  return {
+    code: definition === "duration" ? "HSE018" : "HSE009",
+    pointer,
+    atKey: false,
+    message: `${name} cannot be ${shown}`,
+    label: hint[definition ?? ""] ?? `must match ${String(error.params["pattern"])}`,
+  };
 }
 
 function fieldName(pointer: Pointer): string {
@@ -110,6 +140,14 @@ function typeOf(value: unknown): string {
 }
 
 function typeWord(type: string): string {
-  const words: Readonly<Record<string, string>> = { object: "a mapping", array: "a list", string: "text", integer: "a whole number", number: "a number", boolean: "true or false", null: "empty" };
+  const words: Readonly<Record<string, string>> = {
+    object: "a mapping",
+    array: "a list",
+    string: "text",
+    integer: "a whole number",
+    number: "a number",
+    boolean: "true or false",
+    null: "empty",
+  };
   return words[type] ?? type;
 }

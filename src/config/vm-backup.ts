@@ -9,7 +9,12 @@ interface VmBackup {
     readonly retention?: Readonly<Record<string, number>>;
     readonly incrementalBackup?: { readonly enabled?: boolean };
     readonly carbonAware?: { readonly enabled?: boolean; readonly maxIntensity?: number };
-    readonly notifications?: readonly { readonly type: string; readonly destination?: string; readonly webhook?: string; readonly addresses?: readonly string[] }[];
+    readonly notifications?: readonly {
+      readonly type: string;
+      readonly destination?: string;
+      readonly webhook?: string;
+      readonly addresses?: readonly string[];
+    }[];
   };
 }
 
@@ -17,7 +22,9 @@ interface VmBackup {
 export function scheduleFromVmBackup(document: unknown): Record<string, unknown> {
   const { metadata, spec } = document as VmBackup;
   const scheme = schemes[spec.destination.provider] ?? spec.destination.provider;
-  const alerts = (spec.notifications ?? []).flatMap(({ type, destination, webhook, addresses }) => (addresses ?? [destination ?? webhook ?? ""]).map((target) => ({ [type]: target })));
+  const alerts = (spec.notifications ?? []).flatMap(({ type, destination, webhook, addresses }) =>
+    (addresses ?? [destination ?? webhook ?? ""]).map((target) => ({ [type]: target })),
+  );
   return {
     name: metadata.namespace === undefined ? metadata.name : `${metadata.namespace}-${metadata.name}`,
     cron: spec.schedule,

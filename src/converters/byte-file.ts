@@ -23,7 +23,11 @@ export function openByteFile(path: string, name: string = path): ByteFile {
     descriptor = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code;
-    throw new HypersdkError(code === "ENOENT" ? "NotFound" : "SourceUnavailable", `cannot open ${name}: ${code === "ENOENT" ? "there is no such file" : code}`, { cause: error });
+    throw new HypersdkError(
+      code === "ENOENT" ? "NotFound" : "SourceUnavailable",
+      `cannot open ${name}: ${code === "ENOENT" ? "there is no such file" : code}`,
+      { cause: error },
+    );
   }
   const stat = fstatSync(descriptor);
   if (!stat.isFile()) {
@@ -31,7 +35,10 @@ export function openByteFile(path: string, name: string = path): ByteFile {
     throw new HypersdkError("ImageUnsupported", `${name} is not a regular file`, { hint: "only files are read, no devices, pipes or folders" });
   }
   return {
-    name, descriptor, sizeBytes: stat.size, allocatedBytes: stat.blocks * 512,
+    name,
+    descriptor,
+    sizeBytes: stat.size,
+    allocatedBytes: stat.blocks * 512,
     read: (offset, into) => readFully(descriptor, name, offset, into),
     close: async () => closeSync(descriptor),
   };
@@ -40,7 +47,8 @@ export function openByteFile(path: string, name: string = path): ByteFile {
 /** A part of a file as a file of its own. Closing it leaves the whole open. */
 export function sliceOf(file: ByteFile, offset: number, length: number, name: string): ByteFile {
   return {
-    name, sizeBytes: length,
+    name,
+    sizeBytes: length,
     read(at, into) {
       if (at + into.length > length) return Promise.reject(endsEarly(name, at, into.length, length));
       return file.read(offset + at, into);

@@ -31,8 +31,9 @@ export async function checkImage(path: string, options: { readonly from?: ImageF
     // reading the map touches every table, reading the data every stream
     for await (const _extent of source.extents()) {
     }
-    if (source.pieces) for await (const _piece of source.pieces()) {
-    }
+    if (source.pieces)
+      for await (const _piece of source.pieces()) {
+      }
   } catch (error) {
     if (!(error instanceof HypersdkError)) throw error;
     problems.push(error.message);

@@ -45,7 +45,8 @@ export function concatSource(parts: readonly BlockSource[]): BlockSource {
 /** A disk or a part of one that reads as zeros. */
 export function zeroSource(sizeBytes: number): BlockSource {
   return {
-    sizeBytes, dataBytes: 0,
+    sizeBytes,
+    dataBytes: 0,
     async *extents(range) {
       const part = clip({ offset: 0, length: sizeBytes, kind: "zero" }, range);
       if (part) yield part;
@@ -60,7 +61,8 @@ export function zeroSource(sizeBytes: number): BlockSource {
 /** The part of a source that begins at `start`: a flat extent inside a larger file. */
 export function partOf(source: BlockSource, start: number, sizeBytes: number): BlockSource {
   return {
-    sizeBytes, dataBytes: Math.min(source.dataBytes, sizeBytes),
+    sizeBytes,
+    dataBytes: Math.min(source.dataBytes, sizeBytes),
     async *extents(range: ByteRange = { offset: 0, length: sizeBytes }): AsyncGenerator<Extent> {
       for await (const extent of source.extents({ offset: start + range.offset, length: range.length })) yield { ...extent, offset: extent.offset - start };
     },

@@ -3,7 +3,10 @@ import { type ByteFile, readBytes } from "./byte-file.ts";
 /** Formats that are read. */
 export type ImageFormat = "raw" | "qcow2" | "vmdk";
 /** What the content of a file says that it is. `unread` is known by name and refused by name. */
-export type Detected = { readonly kind: "format"; readonly format: "qcow2" | "vmdk-sparse" | "vmdk-descriptor" } | { readonly kind: "unread"; readonly name: string } | { readonly kind: "nothing" };
+export type Detected =
+  | { readonly kind: "format"; readonly format: "qcow2" | "vmdk-sparse" | "vmdk-descriptor" }
+  | { readonly kind: "unread"; readonly name: string }
+  | { readonly kind: "nothing" };
 
 /**
  * Looks at both ends of a file, never at its name. Raw is what is left when nothing matches: a guest can write any header into
@@ -28,7 +31,8 @@ export async function detect(file: ByteFile): Promise<Detected> {
 export function detectHead(head: Buffer): Detected {
   if (starts(head, "QFI\xfb")) return { kind: "format", format: "qcow2" };
   if (starts(head, "KDMV")) return { kind: "format", format: "vmdk-sparse" };
-  if (/^\uFEFF?\s*#\s*Disk\s*Descriptor\s*File/i.test(head.toString("latin1").replace(/^\u00ef\u00bb\u00bf/, ""))) return { kind: "format", format: "vmdk-descriptor" };
+  if (/^\uFEFF?\s*#\s*Disk\s*Descriptor\s*File/i.test(head.toString("latin1").replace(/^\u00ef\u00bb\u00bf/, "")))
+    return { kind: "format", format: "vmdk-descriptor" };
   if (starts(head, "vhdxfile")) return unread("VHDX");
   if (starts(head, "conectix")) return unread("VHD");
   if (starts(head, "COWD")) return unread("VMDK COWD");

@@ -20,7 +20,13 @@ export function formatOfName(path: string): WritableFormat | undefined {
  * is left, and what stood under the name before is untouched.
  * @param inputs files that are read meanwhile: the output may be none of them, under whatever name
  */
-export async function writeImageFile(path: string, format: WritableFormat, sizeBytes: number, options: ImageOptions & { readonly overwrite: boolean; readonly inputs: readonly string[] }, fill: (sink: DiskSink) => Promise<void>): Promise<{ readonly bytes: number }> {
+export async function writeImageFile(
+  path: string,
+  format: WritableFormat,
+  sizeBytes: number,
+  options: ImageOptions & { readonly overwrite: boolean; readonly inputs: readonly string[] },
+  fill: (sink: DiskSink) => Promise<void>,
+): Promise<{ readonly bytes: number }> {
   const target = resolve(path);
   refuseTarget(path, target, options);
   const partial = partialName(target, randomUUID());
@@ -46,7 +52,8 @@ function refuseTarget(path: string, target: string, { overwrite, inputs }: { rea
   if (!stat.isFile()) throw new HypersdkError("AlreadyExists", `${path} is no regular file`, { hint: "name a new file" });
   for (const input of inputs) {
     const other = statSync(input, { throwIfNoEntry: false });
-    if (other && other.dev === stat.dev && other.ino === stat.ino) throw new HypersdkError("Usage", `${path} is the file that is read`, { hint: "name another file for the output" });
+    if (other && other.dev === stat.dev && other.ino === stat.ino)
+      throw new HypersdkError("Usage", `${path} is the file that is read`, { hint: "name another file for the output" });
   }
   if (!overwrite) throw new HypersdkError("AlreadyExists", `${path} exists already`, { hint: "name a new file, or say --overwrite" });
 }

@@ -16,8 +16,9 @@ export function neighboursOf(imagePath: string): Neighbours {
   return {
     open(fileName) {
       const unsafe = (why: string): HypersdkError =>
-        new HypersdkError("ImageUnsafe", `${basename(imagePath)} names the file ${JSON.stringify(fileName.slice(0, 200))}, ${why}`, { hint: "an image may only name files in its own folder" });
-      // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is refused here
+        new HypersdkError("ImageUnsafe", `${basename(imagePath)} names the file ${JSON.stringify(fileName.slice(0, 200))}, ${why}`, {
+          hint: "an image may only name files in its own folder",
+        });
       if (fileName === "" || fileName === "." || fileName === ".." || /[/\\\u0000-\u001f]/.test(fileName)) throw unsafe("which is no name of a file beside it");
       const folder = realpathSync(dirname(imagePath));
       const path = join(folder, fileName);

@@ -32,7 +32,12 @@ export async function openImageFile(file: ByteFile, neighbours: Neighbours, from
     if (from === "raw") return { format: "raw", variant: rawVariant(file), source: await openRaw(file), extentFiles: [] };
     if (file.sizeBytes === 0) throw new HypersdkError("ImageDamaged", `${file.name}: the file is empty`);
     const found = await detect(file);
-    if (found.kind === "unread") throw unsupported(file.name, `this is ${found.name}, which is not read yet`, found.name === "gzip" || found.name === "xz" || found.name === "zstd" ? "unpack it first" : undefined);
+    if (found.kind === "unread")
+      throw unsupported(
+        file.name,
+        `this is ${found.name}, which is not read yet`,
+        found.name === "gzip" || found.name === "xz" || found.name === "zstd" ? "unpack it first" : undefined,
+      );
     const format = found.kind === "nothing" ? "raw" : found.format === "qcow2" ? "qcow2" : "vmdk";
     if (from && from !== format) throw new HypersdkError("ImageDamaged", `${file.name}: this is no ${from} image, its content says ${format}`);
     if (found.kind === "nothing") return { format, variant: rawVariant(file), source: await openRaw(file), extentFiles: [] };

@@ -1,5 +1,5 @@
-import { HypersdkError } from "../model/errors.ts";
 import type { DesiredState } from "../model/desired.ts";
+import { HypersdkError } from "../model/errors.ts";
 import type { Plan } from "../plan/plan.ts";
 import type { Lease } from "../state/leases.ts";
 import type { EngineContext } from "./context.ts";
@@ -13,10 +13,14 @@ export function commitPlan(plan: Plan, desired: DesiredState, lease: Lease, cont
   const { state, random, revision, emit } = context;
   const { configuration, runs, artifacts } = state;
   const at = plan.at;
-  const audit = (type: string, subject: string, detail: unknown): void => state.audit.append({ at, type, subject, detail, commit: revision?.commit ?? null, author: revision?.author ?? null });
+  const audit = (type: string, subject: string, detail: unknown): void =>
+    state.audit.append({ at, type, subject, detail, commit: revision?.commit ?? null, author: revision?.author ?? null });
   const isChange = plan.changes.length + plan.protections.length > 0;
   state.write(lease, () => {
-    if (state.serial !== plan.serial) throw new HypersdkError("PlanStale", `the state moved from serial ${plan.serial} to ${state.serial} since the plan was made`, { hint: "make a new plan" });
+    if (state.serial !== plan.serial)
+      throw new HypersdkError("PlanStale", `the state moved from serial ${plan.serial} to ${state.serial} since the plan was made`, {
+        hint: "make a new plan",
+      });
     const serial = isChange ? plan.serial + 1 : plan.serial;
     for (const change of plan.changes) {
       if (change.kind === "delete") configuration.removeResource(change.address);
@@ -25,12 +29,24 @@ export function commitPlan(plan: Plan, desired: DesiredState, lease: Lease, cont
     }
     for (const protection of plan.protections) {
       switch (protection.kind) {
-        case "begin": configuration.beginProtection(protection, protection.vmPath, at); break;
-        case "end": configuration.endProtection(protection); break;
-        case "missing": configuration.setProtectionState(protection, "missing"); break;
-        case "found": configuration.setProtectionState(protection, "active"); break;
-        case "renamed": configuration.renameProtection(protection, protection.vmPath); break;
-        case "restarted": configuration.restartProtection(protection, at); break;
+        case "begin":
+          configuration.beginProtection(protection, protection.vmPath, at);
+          break;
+        case "end":
+          configuration.endProtection(protection);
+          break;
+        case "missing":
+          configuration.setProtectionState(protection, "missing");
+          break;
+        case "found":
+          configuration.setProtectionState(protection, "active");
+          break;
+        case "renamed":
+          configuration.renameProtection(protection, protection.vmPath);
+          break;
+        case "restarted":
+          configuration.restartProtection(protection, at);
+          break;
       }
       audit(`protection.${protection.kind}`, `${protection.schedule}:${protection.vmPath}`, {});
     }
@@ -43,7 +59,10 @@ export function commitPlan(plan: Plan, desired: DesiredState, lease: Lease, cont
       audit("point.kept", point, { reason });
     }
     const urls = new Map(desired.destinations.map(({ name, url }) => [name, url]));
-    const open = Map.groupBy(runs.open().filter(({ kind, state: now }) => kind === "scheduled" && now === "queued"), keyOf);
+    const open = Map.groupBy(
+      runs.open().filter(({ kind, state: now }) => kind === "scheduled" && now === "queued"),
+      keyOf,
+    );
     const enqueue = (each: Plan["exports"][number] | Plan["skipped"][number]) => {
       const run = runs.enqueue({ ...each, id: random.uuid(), kind: "scheduled", destinationUrl: urls.get(each.destination) ?? "" }, at);
       for (const older of open.get(keyOf(run)) ?? []) {

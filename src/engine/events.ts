@@ -5,12 +5,32 @@ import type { VmPath } from "../model/vm-path.ts";
 export type EngineEvent =
   | { readonly type: "config_applied"; readonly serial: number; readonly changes: number; readonly protections: number }
   | { readonly type: "run_recovered"; readonly run: RunName; readonly outcome: "completed" | "queued" | "failed" }
-  | { readonly type: "export_started"; readonly run: RunName; readonly attempt: number; readonly disks: readonly { readonly name: string; readonly dataBytes: number; readonly virtualBytes: number }[] }
+  | {
+      readonly type: "export_started";
+      readonly run: RunName;
+      readonly attempt: number;
+      readonly disks: readonly { readonly name: string; readonly dataBytes: number; readonly virtualBytes: number }[];
+    }
   | { readonly type: "export_progress"; readonly run: RunName; readonly disk: number; readonly bytes: number }
   | { readonly type: "disk_stored"; readonly run: RunName; readonly disk: number; readonly storedBytes: number }
   | { readonly type: "export_verifying"; readonly run: RunName; readonly level: string }
-  | { readonly type: "export_completed"; readonly run: RunName; readonly point: string; readonly folder: string; readonly readBytes: number; readonly storedBytes: number; readonly durationMs: number }
-  | { readonly type: "export_retried"; readonly run: RunName; readonly attempt: number; readonly delayMs: number; readonly code: string; readonly reason: string }
+  | {
+      readonly type: "export_completed";
+      readonly run: RunName;
+      readonly point: string;
+      readonly folder: string;
+      readonly readBytes: number;
+      readonly storedBytes: number;
+      readonly durationMs: number;
+    }
+  | {
+      readonly type: "export_retried";
+      readonly run: RunName;
+      readonly attempt: number;
+      readonly delayMs: number;
+      readonly code: string;
+      readonly reason: string;
+    }
   | { readonly type: "export_failed"; readonly run: RunName; readonly code: string; readonly reason: string; readonly hint: string | null }
   | { readonly type: "export_not_started"; readonly run: RunName; readonly reason: string }
   | { readonly type: "export_interrupted"; readonly run: RunName }

@@ -11,7 +11,12 @@ import type { EngineContext } from "./context.ts";
  * files that nobody lists and that the next removal clears. Never touches a destination of another state.
  * @returns the points that could not be removed, with the reason
  */
-export async function removePoints(points: readonly RestorePoint[], destinations: readonly DestinationSpec[], lease: Lease, context: EngineContext): Promise<{ readonly point: RestorePoint; readonly error: HypersdkError }[]> {
+export async function removePoints(
+  points: readonly RestorePoint[],
+  destinations: readonly DestinationSpec[],
+  lease: Lease,
+  context: EngineContext,
+): Promise<{ readonly point: RestorePoint; readonly error: HypersdkError }[]> {
   const { state, clock, emit, signal, revision } = context;
   const failed: { point: RestorePoint; error: HypersdkError }[] = [];
   for (const point of points) {
@@ -26,7 +31,14 @@ export async function removePoints(points: readonly RestorePoint[], destinations
       for (const { path } of await destination.list(folder)) await destination.remove(path);
       state.write(lease, () => {
         state.artifacts.remove(point.id);
-        state.audit.append({ at: clock.now(), type: "point.removed", subject: point.id, detail: { schedule: point.schedule, vmPath: point.vmPath, instant: point.instant, storedBytes: point.storedBytes }, commit: revision?.commit ?? null, author: revision?.author ?? null });
+        state.audit.append({
+          at: clock.now(),
+          type: "point.removed",
+          subject: point.id,
+          detail: { schedule: point.schedule, vmPath: point.vmPath, instant: point.instant, storedBytes: point.storedBytes },
+          commit: revision?.commit ?? null,
+          author: revision?.author ?? null,
+        });
       });
       emit({ type: "point_removed", point: point.id, vmPath: point.vmPath, schedule: point.schedule, storedBytes: point.storedBytes });
     } catch (error) {

@@ -44,7 +44,9 @@ export async function observe(desired: DesiredState, context: Pick<EngineContext
 export function observeNothing(desired: DesiredState): Observed {
   const reason = "not looked at: the plan is offline";
   return {
-    vms: [], problems: [], destinations: [],
+    vms: [],
+    problems: [],
+    destinations: [],
     unknownProviders: desired.providers.map(({ name }) => ({ name, reason })),
     unknownDestinations: desired.destinations.map(({ name }) => ({ name, reason })),
   };
@@ -61,7 +63,9 @@ async function observeDestination(destination: Destination): Promise<ObservedDes
     else if (!file.isPartial) bytes.set(folder, (bytes.get(folder) ?? 0) + file.bytes);
   }
   return {
-    name: destination.spec.name, url: destination.spec.url, ...(marker ? { lineage: marker.lineage } : {}),
+    name: destination.spec.name,
+    url: destination.spec.url,
+    ...(marker ? { lineage: marker.lineage } : {}),
     points: points.map(({ manifestPath }) => ({ manifestPath, storedBytes: bytes.get(manifestPath.slice(0, manifestPath.lastIndexOf("/"))) ?? 0 })),
   };
 }

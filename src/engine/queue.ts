@@ -11,7 +11,12 @@ export interface QueueResult {
  * Runs work in the order it is given (priority first), `limit` at once in all and each schedule's own `concurrency`. A run
  * whose schedule is full lets the next one of another schedule go first. After an abort nothing new starts.
  */
-export async function runQueue(work: readonly RunWork[], limit: number, signal: AbortSignal, start: (work: RunWork) => Promise<RunOutcome>): Promise<QueueResult> {
+export async function runQueue(
+  work: readonly RunWork[],
+  limit: number,
+  signal: AbortSignal,
+  start: (work: RunWork) => Promise<RunOutcome>,
+): Promise<QueueResult> {
   const waiting = [...work];
   const running = new Set<Promise<void>>();
   const perSchedule = new Map<string, number>();
@@ -30,7 +35,10 @@ export async function runQueue(work: readonly RunWork[], limit: number, signal: 
       if (!item) break;
       count(item.schedule.name, 1);
       const done = start(item)
-        .then((outcome) => void outcomes.set(item, outcome), (error: unknown) => void (broken ??= { error }))
+        .then(
+          (outcome) => void outcomes.set(item, outcome),
+          (error: unknown) => void (broken ??= { error }),
+        )
         .finally(() => {
           count(item.schedule.name, -1);
           running.delete(done);
@@ -42,5 +50,10 @@ export async function runQueue(work: readonly RunWork[], limit: number, signal: 
   }
   if (broken) throw broken.error;
   const those = (outcome: RunOutcome): RunWork[] => work.filter((item) => outcomes.get(item) === outcome);
-  return { completed: those("completed").length, failed: those("failed"), interrupted: those("interrupted"), notStarted: [...waiting, ...those("not started")] };
+  return {
+    completed: those("completed").length,
+    failed: those("failed"),
+    interrupted: those("interrupted"),
+    notStarted: [...waiting, ...those("not started")],
+  };
 }

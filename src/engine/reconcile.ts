@@ -47,7 +47,10 @@ export async function reconcile(desired: DesiredState, context: EngineContext, o
     const mayUnblock = plan.deferred.some(({ waitsFor }) => waitsFor === "dependency");
     if (!mayUnblock || context.signal.aborted || result.completed + result.failed.length === 0) break;
     const allowed = new Set(first.deferred.map(nameOf));
-    const again = await applyConfiguration(desired, context, { ...options, approve: async (next) => ({ ...next, exports: next.exports.filter((due) => allowed.has(nameOf(due))) }) });
+    const again = await applyConfiguration(desired, context, {
+      ...options,
+      approve: async (next) => ({ ...next, exports: next.exports.filter((due) => allowed.has(nameOf(due))) }),
+    });
     plan = again.plan;
     removed += again.removed;
     notRemoved += again.notRemoved;
@@ -59,7 +62,11 @@ function nameOf({ schedule, provider, identity }: { readonly schedule: string; r
   return `${schedule}\n${provider}\n${identity}`;
 }
 
-async function applyConfiguration(desired: DesiredState, context: EngineContext, options: ReconcileOptions): Promise<{ readonly plan: Plan; readonly removed: number; readonly notRemoved: number }> {
+async function applyConfiguration(
+  desired: DesiredState,
+  context: EngineContext,
+  options: ReconcileOptions,
+): Promise<{ readonly plan: Plan; readonly removed: number; readonly notRemoved: number }> {
   const { state, clock, random, revision } = context;
   const lease: Lease = await state.take("reconcile", "apply", options.lockTimeoutMs, clock, random, context.signal);
   try {
@@ -85,9 +92,13 @@ export function refuseForeign(destinations: readonly { readonly name: string; re
   if (adopt) return;
   for (const destination of destinations) {
     if (destination.lineage === undefined || destination.lineage === lineage) continue;
-    throw new HypersdkError("DestinationForeign", `destination ${destination.name} belongs to state ${destination.lineage.slice(0, 8)}, not to this one (${lineage.slice(0, 8)})`, {
-      hint: "use the state file that belongs to it, or take the destination over with --adopt",
-    });
+    throw new HypersdkError(
+      "DestinationForeign",
+      `destination ${destination.name} belongs to state ${destination.lineage.slice(0, 8)}, not to this one (${lineage.slice(0, 8)})`,
+      {
+        hint: "use the state file that belongs to it, or take the destination over with --adopt",
+      },
+    );
   }
 }
 
@@ -100,9 +111,14 @@ function workOf(exports: readonly DueExport[], desired: DesiredState, { state }:
   return exports.flatMap((due): RunWork[] => {
     const run = runs.get(`${nameOf(due)}\nscheduled\n${due.fireTime}`);
     if (!run) return [];
-    return [{
-      run, schedule: schedules.get(due.schedule) as ScheduleSpec, provider: providers.get(due.provider) as ProviderSpec, destination: destinations.get(due.destination) as DestinationSpec,
-      expected: { readBytes: due.dataBytes, storedBytes: due.estimatedStoredBytes, durationMs: due.estimatedDurationMs },
-    }];
+    return [
+      {
+        run,
+        schedule: schedules.get(due.schedule) as ScheduleSpec,
+        provider: providers.get(due.provider) as ProviderSpec,
+        destination: destinations.get(due.destination) as DestinationSpec,
+        expected: { readBytes: due.dataBytes, storedBytes: due.estimatedStoredBytes, durationMs: due.estimatedDurationMs },
+      },
+    ];
   });
 }

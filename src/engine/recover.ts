@@ -40,7 +40,14 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
   const { state, clock } = context;
   const schedule = desired.schedules.find((each) => each.name === run.schedule);
   if (run.folder !== undefined) {
-    const spec = desired.destinations.find((each) => each.url === run.destinationUrl) ?? { name: run.destination, url: run.destinationUrl, layout: "image" as const, expiryGraceMs: 0, inline: true, origin: { file: "", document: 0, pointer: [] } };
+    const spec = desired.destinations.find((each) => each.url === run.destinationUrl) ?? {
+      name: run.destination,
+      url: run.destinationUrl,
+      layout: "image" as const,
+      expiryGraceMs: 0,
+      inline: true,
+      origin: { file: "", document: 0, pointer: [] },
+    };
     const destination = await context.openDestination(spec);
     const files = await destination.list(run.folder);
     const manifestPath = `${run.folder}/${manifestName}`;
@@ -49,7 +56,19 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
       const storedBytes = manifest.actuals.storedBytes;
       state.write(lease, () =>
         state.artifacts.add(
-          { id: manifest.id, runId: run.id, schedule: run.schedule, provider: run.provider, identity: run.identity, vmPath: run.vmPath, destination: run.destination, destinationUrl: run.destinationUrl, manifestPath, instant: manifest.source.instant, storedBytes },
+          {
+            id: manifest.id,
+            runId: run.id,
+            schedule: run.schedule,
+            provider: run.provider,
+            identity: run.identity,
+            vmPath: run.vmPath,
+            destination: run.destination,
+            destinationUrl: run.destinationUrl,
+            manifestPath,
+            instant: manifest.source.instant,
+            storedBytes,
+          },
           clock.now(),
         ),
       );

@@ -4,9 +4,9 @@ import { claim } from "../exports/lineage.ts";
 import { verifyPoint } from "../exports/verify.ts";
 import type { DestinationSpec, ProviderSpec, ScheduleSpec } from "../model/desired.ts";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
-import type { RunRow } from "../state/runs.ts";
-import type { Lease } from "../state/leases.ts";
 import { retryDelayMs } from "../schedule/backoff.ts";
+import type { Lease } from "../state/leases.ts";
+import type { RunRow } from "../state/runs.ts";
 import type { EngineContext } from "./context.ts";
 import type { RunName } from "./events.ts";
 
@@ -93,11 +93,22 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
   const destination = await context.openDestination(work.destination);
   await claim(destination, state.lineage, clock.now(), context.adopt);
   const exported = await exportVm(
-    provider, destination,
+    provider,
+    destination,
     {
-      pointId: random.uuid(), runId: run.id, lineage: state.lineage, toolVersion: context.toolVersion,
-      schedule: run.schedule, kind: run.kind, fireTime: run.fireTime, commit: revision?.commit ?? null, identity: run.identity, vmPath: run.vmPath,
-      format: schedule.format, compression: schedule.compression, estimates: work.expected,
+      pointId: random.uuid(),
+      runId: run.id,
+      lineage: state.lineage,
+      toolVersion: context.toolVersion,
+      schedule: run.schedule,
+      kind: run.kind,
+      fireTime: run.fireTime,
+      commit: revision?.commit ?? null,
+      identity: run.identity,
+      vmPath: run.vmPath,
+      format: schedule.format,
+      compression: schedule.compression,
+      estimates: work.expected,
     },
     clock,
     {
@@ -122,8 +133,17 @@ function recordPoint({ run }: RunWork, { manifest, manifestPath, storedBytes }: 
   state.write(lease, () => {
     state.artifacts.add(
       {
-        id: manifest.id, runId: run.id, schedule: run.schedule, provider: run.provider, identity: run.identity, vmPath: run.vmPath,
-        destination: run.destination, destinationUrl: run.destinationUrl, manifestPath, instant: manifest.source.instant, storedBytes,
+        id: manifest.id,
+        runId: run.id,
+        schedule: run.schedule,
+        provider: run.provider,
+        identity: run.identity,
+        vmPath: run.vmPath,
+        destination: run.destination,
+        destinationUrl: run.destinationUrl,
+        manifestPath,
+        instant: manifest.source.instant,
+        storedBytes,
       },
       clock.now(),
     );
@@ -132,7 +152,14 @@ function recordPoint({ run }: RunWork, { manifest, manifestPath, storedBytes }: 
 }
 
 /** Verifies a published point at the schedule's level and ends its run. Also the last step of a recovery. */
-export async function proveAndComplete({ run, schedule }: Pick<RunWork, "run" | "schedule">, destination: Destination, { manifest, manifestPath, storedBytes }: Exported, name: RunName, lease: Lease, context: EngineContext): Promise<void> {
+export async function proveAndComplete(
+  { run, schedule }: Pick<RunWork, "run" | "schedule">,
+  destination: Destination,
+  { manifest, manifestPath, storedBytes }: Exported,
+  name: RunName,
+  lease: Lease,
+  context: EngineContext,
+): Promise<void> {
   const { state, clock, emit } = context;
   emit({ type: "export_verifying", run: name, level: schedule.verify });
   try {
@@ -149,7 +176,15 @@ export async function proveAndComplete({ run, schedule }: Pick<RunWork, "run" | 
     if (run.kind === "scheduled") state.configuration.markHandled(run, run.fireTime);
     audit(context, "run.completed", run, { fireTime: run.fireTime, point: manifest.id, storedBytes });
   });
-  emit({ type: "export_completed", run: name, point: manifest.id, folder: manifestPath.slice(0, manifestPath.lastIndexOf("/")), readBytes: manifest.actuals.readBytes, storedBytes, durationMs: manifest.actuals.durationMs });
+  emit({
+    type: "export_completed",
+    run: name,
+    point: manifest.id,
+    folder: manifestPath.slice(0, manifestPath.lastIndexOf("/")),
+    readBytes: manifest.actuals.readBytes,
+    storedBytes,
+    durationMs: manifest.actuals.durationMs,
+  });
 }
 
 /** Back into the queue: the next apply or watch starts it anew. A manual run belongs to who asked for it. */
@@ -173,7 +208,14 @@ function fail({ run }: RunWork, failure: HypersdkError, lease: Lease, context: E
 }
 
 function audit({ state, clock, revision }: EngineContext, type: string, run: RunRow, detail: unknown): void {
-  state.audit.append({ at: clock.now(), type, subject: `${run.schedule}:${run.vmPath}`, detail, commit: revision?.commit ?? null, author: revision?.author ?? null });
+  state.audit.append({
+    at: clock.now(),
+    type,
+    subject: `${run.schedule}:${run.vmPath}`,
+    detail,
+    commit: revision?.commit ?? null,
+    author: revision?.author ?? null,
+  });
 }
 
 /** The failure of one export as an error with a code; undefined for what must end the whole process. */

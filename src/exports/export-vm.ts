@@ -1,12 +1,12 @@
-import { HypersdkError } from "../model/errors.ts";
-import type { Instant } from "../model/instant.ts";
-import type { Clock } from "../model/ports.ts";
-import { epochMsOf } from "../model/instant.ts";
-import { contentPieceBytes, storedPieceBytes } from "../model/tree-hash.ts";
-import type { VmPath } from "../model/vm-path.ts";
 import { pour } from "../converters/pour.ts";
 import { imageSink, type WritableFormat } from "../converters/write-image.ts";
 import type { Destination } from "../destinations/destination.ts";
+import { HypersdkError } from "../model/errors.ts";
+import type { Instant } from "../model/instant.ts";
+import { epochMsOf } from "../model/instant.ts";
+import type { Clock } from "../model/ports.ts";
+import { contentPieceBytes, storedPieceBytes } from "../model/tree-hash.ts";
+import type { VmPath } from "../model/vm-path.ts";
 import type { Provider, SnapshotDisk } from "../providers/provider.ts";
 import { type Manifest, type ManifestDisk, manifestName, pointFolder } from "./manifest.ts";
 
@@ -46,14 +46,24 @@ export interface Exported {
  * publication is the commit point. The snapshot is released whatever happens; disks that were stored before a failure are
  * removed where that is possible, and otherwise found by the next run.
  */
-export async function exportVm(provider: Provider, destination: Destination, request: ExportRequest, clock: Clock, observer: ExportObserver, signal: AbortSignal): Promise<Exported> {
+export async function exportVm(
+  provider: Provider,
+  destination: Destination,
+  request: ExportRequest,
+  clock: Clock,
+  observer: ExportObserver,
+  signal: AbortSignal,
+): Promise<Exported> {
   const startedAt = clock.now();
   const snapshot = await provider.snapshot(request.identity, signal);
   const folder = pointFolder(request.schedule, request.vmPath, snapshot.instant, request.runId);
   const written: string[] = [];
   try {
     if (snapshot.disks.length === 0) throw new HypersdkError("SourceUnavailable", `${request.vmPath} has no disks`);
-    observer.begins(folder, snapshot.disks.map(({ name, source }) => ({ name, dataBytes: source.dataBytes, virtualBytes: source.sizeBytes })));
+    observer.begins(
+      folder,
+      snapshot.disks.map(({ name, source }) => ({ name, dataBytes: source.dataBytes, virtualBytes: source.sizeBytes })),
+    );
     const disks: ManifestDisk[] = [];
     for (const [index, disk] of snapshot.disks.entries()) {
       const file = `disk-${index}.${request.format}`;
@@ -65,14 +75,30 @@ export async function exportVm(provider: Provider, destination: Destination, req
     const endedAt = clock.now();
     const sum = (pick: (disk: ManifestDisk) => number): number => disks.reduce((total, disk) => total + pick(disk), 0);
     const manifest: Manifest = {
-      formatVersion: 1, id: request.pointId, lineage: request.lineage,
+      formatVersion: 1,
+      id: request.pointId,
+      lineage: request.lineage,
       tool: { name: "hypersdk", version: request.toolVersion },
       source: {
-        provider: provider.name, providerType: provider.type, vm: request.vmPath, identity: request.identity,
-        schedule: request.schedule, kind: request.kind, fireTime: request.fireTime, instant: snapshot.instant, commit: request.commit,
+        provider: provider.name,
+        providerType: provider.type,
+        vm: request.vmPath,
+        identity: request.identity,
+        schedule: request.schedule,
+        kind: request.kind,
+        fireTime: request.fireTime,
+        instant: snapshot.instant,
+        commit: request.commit,
       },
-      vm: snapshot.vm, disks, times: { startedAt, endedAt }, estimates: request.estimates,
-      actuals: { readBytes: sum((disk) => disk.readBytes), storedBytes: sum((disk) => disk.storedBytes), durationMs: Math.max(0, epochMsOf(endedAt) - epochMsOf(startedAt)) },
+      vm: snapshot.vm,
+      disks,
+      times: { startedAt, endedAt },
+      estimates: request.estimates,
+      actuals: {
+        readBytes: sum((disk) => disk.readBytes),
+        storedBytes: sum((disk) => disk.storedBytes),
+        durationMs: Math.max(0, epochMsOf(endedAt) - epochMsOf(startedAt)),
+      },
     };
     const manifestPath = `${folder}/${manifestName}`;
     await destination.put(manifestPath, `${JSON.stringify(manifest, null, 2)}\n`);
@@ -85,7 +111,16 @@ export async function exportVm(provider: Provider, destination: Destination, req
   }
 }
 
-async function exportDisk(disk: SnapshotDisk, index: number, file: string, path: string, destination: Destination, request: ExportRequest, observer: ExportObserver, signal: AbortSignal): Promise<ManifestDisk> {
+async function exportDisk(
+  disk: SnapshotDisk,
+  index: number,
+  file: string,
+  path: string,
+  destination: Destination,
+  request: ExportRequest,
+  observer: ExportObserver,
+  signal: AbortSignal,
+): Promise<ManifestDisk> {
   const upload = await destination.create(path);
   try {
     const sink = imageSink(request.format, upload, disk.source.sizeBytes, { compression: request.compression });
@@ -93,8 +128,14 @@ async function exportDisk(disk: SnapshotDisk, index: number, file: string, path:
     const stored = await upload.finish();
     observer.diskDone(index, stored.bytes);
     return {
-      bootOrder: index, name: disk.name, file, format: request.format, compression: request.compression,
-      virtualBytes: disk.source.sizeBytes, readBytes: poured.readBytes, storedBytes: stored.bytes,
+      bootOrder: index,
+      name: disk.name,
+      file,
+      format: request.format,
+      compression: request.compression,
+      virtualBytes: disk.source.sizeBytes,
+      readBytes: poured.readBytes,
+      storedBytes: stored.bytes,
       storedHash: { algorithm: "sha256-tree", pieceBytes: storedPieceBytes, value: stored.hash },
       contentHash: { algorithm: "sha256-tree", pieceBytes: contentPieceBytes, value: poured.contentHash },
       source: { format: disk.format, variant: disk.variant },

@@ -1,6 +1,6 @@
+import type { Destination } from "../destinations/destination.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
-import type { Destination } from "../destinations/destination.ts";
 
 /** Which state writes to a destination. Two states on one destination would each expire what the other keeps. */
 export interface DestinationMarker {
@@ -26,7 +26,9 @@ export async function readMarker(destination: Destination): Promise<DestinationM
     if (marker.formatVersion !== 1 || typeof marker.lineage !== "string") throw new Error("its fields are not those of version 1");
     return marker;
   } catch (error) {
-    throw new HypersdkError("DestinationForeign", `${markerPath} in ${destination.spec.name} cannot be read: ${(error as Error).message}`, { hint: "a newer hypersdk may have written it" });
+    throw new HypersdkError("DestinationForeign", `${markerPath} in ${destination.spec.name} cannot be read: ${(error as Error).message}`, {
+      hint: "a newer hypersdk may have written it",
+    });
   }
 }
 
@@ -47,9 +49,13 @@ export async function claim(destination: Destination, lineage: string, now: Inst
     }
   }
   if (!adopt) {
-    throw new HypersdkError("DestinationForeign", `destination ${destination.spec.name} belongs to state ${marker.lineage.slice(0, 8)}, not to this one (${lineage.slice(0, 8)})`, {
-      hint: "use the state file that belongs to it, or take it over with --adopt",
-    });
+    throw new HypersdkError(
+      "DestinationForeign",
+      `destination ${destination.spec.name} belongs to state ${marker.lineage.slice(0, 8)}, not to this one (${lineage.slice(0, 8)})`,
+      {
+        hint: "use the state file that belongs to it, or take it over with --adopt",
+      },
+    );
   }
   await destination.put(markerPath, `${JSON.stringify({ ...mine, createdAt: marker.createdAt }, null, 2)}\n`);
 }

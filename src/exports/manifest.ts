@@ -2,8 +2,8 @@ import { readFileSync } from "node:fs";
 import { Ajv2020, type ValidateFunction } from "ajv/dist/2020.js";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
-import { type VmPath, vmPathSegment } from "../model/vm-path.ts";
 import { compactInstant } from "../model/instant.ts";
+import { type VmPath, vmPathSegment } from "../model/vm-path.ts";
 
 /** What one restore point is: enough to restore it without the state file. Paths are relative to the manifest. */
 export interface Manifest {
@@ -23,7 +23,13 @@ export interface Manifest {
     readonly instant: Instant;
     readonly commit: string | null;
   };
-  readonly vm: { readonly name: string; readonly guestType?: string; readonly firmware?: "bios" | "efi"; readonly cpus?: number; readonly memoryBytes?: number };
+  readonly vm: {
+    readonly name: string;
+    readonly guestType?: string;
+    readonly firmware?: "bios" | "efi";
+    readonly cpus?: number;
+    readonly memoryBytes?: number;
+  };
   readonly disks: readonly ManifestDisk[];
   readonly times: { readonly startedAt: Instant; readonly endedAt: Instant };
   readonly estimates: { readonly readBytes: number; readonly storedBytes: number | null; readonly durationMs: number | null };
@@ -71,7 +77,8 @@ export function parseManifest(path: string, bytes: Buffer): Manifest {
     throw new HypersdkError("ArtifactDamaged", `${path} is no JSON`, { cause: error });
   }
   const version = (value as { formatVersion?: unknown } | null)?.formatVersion;
-  if (typeof version === "number" && version > 1) throw new HypersdkError("ArtifactDamaged", `${path} has format version ${version}: a newer hypersdk wrote it`, { hint: "use that version" });
+  if (typeof version === "number" && version > 1)
+    throw new HypersdkError("ArtifactDamaged", `${path} has format version ${version}: a newer hypersdk wrote it`, { hint: "use that version" });
   if (!validate) {
     const schema = JSON.parse(readFileSync(new URL("../../schemas/manifest.schema.json", import.meta.url), "utf8")) as object;
     validate = new Ajv2020({ allowUnionTypes: true }).compile(schema);

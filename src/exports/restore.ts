@@ -1,11 +1,11 @@
-import { HypersdkError } from "../model/errors.ts";
-import { contentPieceBytes } from "../model/tree-hash.ts";
 import type { BlockSource } from "../converters/block-source.ts";
 import type { DiskSink } from "../converters/disk-sink.ts";
 import { noNeighbours } from "../converters/neighbours.ts";
 import { openImageFile } from "../converters/open-image.ts";
 import { pour } from "../converters/pour.ts";
 import type { Destination } from "../destinations/destination.ts";
+import { HypersdkError } from "../model/errors.ts";
+import { contentPieceBytes } from "../model/tree-hash.ts";
 import { type Manifest, type ManifestDisk, maxManifestBytes, parseManifest } from "./manifest.ts";
 
 export async function readManifest(destination: Destination, path: string): Promise<Manifest> {
@@ -32,11 +32,20 @@ export async function openStoredDisk(destination: Destination, manifestPath: str
  * Pours a stored disk into a sink and compares its content hash with the manifest's. Nothing that the sink has made may be
  * used when this throws.
  */
-export async function restoreDisk(source: BlockSource, disk: ManifestDisk, sink: DiskSink, options: { readonly signal?: AbortSignal; readonly onRead?: (bytes: number) => void }): Promise<void> {
-  if (disk.contentHash.pieceBytes !== contentPieceBytes) throw new HypersdkError("ArtifactDamaged", `the content hash of ${disk.name} has pieces of ${disk.contentHash.pieceBytes} bytes`);
+export async function restoreDisk(
+  source: BlockSource,
+  disk: ManifestDisk,
+  sink: DiskSink,
+  options: { readonly signal?: AbortSignal; readonly onRead?: (bytes: number) => void },
+): Promise<void> {
+  if (disk.contentHash.pieceBytes !== contentPieceBytes)
+    throw new HypersdkError("ArtifactDamaged", `the content hash of ${disk.name} has pieces of ${disk.contentHash.pieceBytes} bytes`);
   const { contentHash } = await pour(source, sink, { ...options, hashed: true });
   if (contentHash !== disk.contentHash.value) {
-    throw new HypersdkError("ArtifactDamaged", `the content of ${disk.name} is not what was exported: its hash is ${contentHash}, the manifest says ${disk.contentHash.value}`);
+    throw new HypersdkError(
+      "ArtifactDamaged",
+      `the content of ${disk.name} is not what was exported: its hash is ${contentHash}, the manifest says ${disk.contentHash.value}`,
+    );
   }
 }
 

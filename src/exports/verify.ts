@@ -1,6 +1,6 @@
+import type { Destination } from "../destinations/destination.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { storedPieceBytes, TreeHash } from "../model/tree-hash.ts";
-import type { Destination } from "../destinations/destination.ts";
 import type { Manifest } from "./manifest.ts";
 import { discardingSink, openStoredDisk, restoreDisk } from "./restore.ts";
 
@@ -11,7 +11,13 @@ export type VerifyLevel = "none" | "stored" | "checksum" | "restore";
  * folder does; `checksum` always reads back; `restore` rebuilds every disk and compares the content.
  * @throws ArtifactDamaged with the first thing that is wrong
  */
-export async function verifyPoint(destination: Destination, manifestPath: string, manifest: Manifest, level: VerifyLevel, options: { readonly signal?: AbortSignal; readonly onRead?: (bytes: number) => void } = {}): Promise<void> {
+export async function verifyPoint(
+  destination: Destination,
+  manifestPath: string,
+  manifest: Manifest,
+  level: VerifyLevel,
+  options: { readonly signal?: AbortSignal; readonly onRead?: (bytes: number) => void } = {},
+): Promise<void> {
   if (level === "none") return;
   const folder = manifestPath.slice(0, manifestPath.lastIndexOf("/"));
   for (const disk of manifest.disks) {
@@ -30,7 +36,13 @@ export async function verifyPoint(destination: Destination, manifestPath: string
   }
 }
 
-async function compareStoredHash(destination: Destination, path: string, storedBytes: number, expected: string, { signal, onRead }: { readonly signal?: AbortSignal; readonly onRead?: (bytes: number) => void }): Promise<void> {
+async function compareStoredHash(
+  destination: Destination,
+  path: string,
+  storedBytes: number,
+  expected: string,
+  { signal, onRead }: { readonly signal?: AbortSignal; readonly onRead?: (bytes: number) => void },
+): Promise<void> {
   const file = await destination.open(path).catch((error: unknown) => {
     throw error instanceof HypersdkError && error.code === "NotFound" ? new HypersdkError("ArtifactDamaged", `${path} is gone`, { cause: error }) : error;
   });

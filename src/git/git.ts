@@ -13,9 +13,13 @@ const config = ["core.symlinks=false", "core.fsmonitor=false", "core.hooksPath=/
 
 /** git, in `folder`. A git that says nothing for five minutes is ended. */
 export function gitIn(folder: string, env: NodeJS.ProcessEnv): SimpleGit {
-  const own = Object.fromEntries(Object.entries(env).filter(([name]) => !/^GIT_|^(EDITOR|PAGER|VISUAL|PREFIX|SSH_ASKPASS|GIT)$/.test(name) || passed.includes(name)));
+  const own = Object.fromEntries(
+    Object.entries(env).filter(([name]) => !/^GIT_|^(EDITOR|PAGER|VISUAL|PREFIX|SSH_ASKPASS|GIT)$/.test(name) || passed.includes(name)),
+  );
   return simpleGit({
-    baseDir: folder, config, timeout: { block: 300_000 },
+    baseDir: folder,
+    config,
+    timeout: { block: 300_000 },
     allowEnvironment: [...passed, ...Object.keys(set)],
     unsafe: { allowUnsafeSshCommand: true, allowUnsafeAskPass: true, allowUnsafeConfigPaths: true, allowUnsafeFsMonitor: true, allowUnsafeHooksPath: true },
   }).env({ ...own, ...set });
@@ -24,6 +28,10 @@ export function gitIn(folder: string, env: NodeJS.ProcessEnv): SimpleGit {
 /** What git said on its error stream, without credentials, as one error. */
 export function gitError(what: string, error: unknown): HypersdkError {
   const said = String((error as Error).message ?? error).replace(/\/\/[^/@\s]*@/g, "//…@");
-  const line = said.split("\n").map((each) => each.replace(/^(fatal|error|remote): /, "").trim()).find((each) => each !== "" && !/^(Cloning|warning|hint)/i.test(each)) ?? "git failed";
+  const line =
+    said
+      .split("\n")
+      .map((each) => each.replace(/^(fatal|error|remote): /, "").trim())
+      .find((each) => each !== "" && !/^(Cloning|warning|hint)/i.test(each)) ?? "git failed";
   return new HypersdkError("SourceUnavailable", `${what}: ${line}`, { cause: error });
 }

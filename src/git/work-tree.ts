@@ -18,7 +18,8 @@ export async function findTop(folder: string, env: NodeJS.ProcessEnv): Promise<s
   } catch (error) {
     if (/not a git repository|must be run in a work tree/i.test(String(error))) return undefined;
     if (/dubious ownership/i.test(String(error))) throw gitError(`the work tree of ${folder} belongs to another user`, error);
-    if (/ENOENT|spawn git/.test(String(error))) throw new HypersdkError("SourceUnavailable", "git is not installed", { hint: "install git, or name files with -f" });
+    if (/ENOENT|spawn git/.test(String(error)))
+      throw new HypersdkError("SourceUnavailable", "git is not installed", { hint: "install git, or name files with -f" });
     return undefined;
   }
 }
@@ -29,7 +30,10 @@ export async function readWorkTree(top: string, below: string, env: NodeJS.Proce
   const inside = below === "" ? [] : ["--", `:(top,literal)${below}`];
   const patterns = below === "" ? ["--", ":(top)*.yaml", ":(top)*.yml"] : inside;
   try {
-    const [listed, revision] = await Promise.all([git.raw(["ls-files", "-z", "--full-name", "--cached", "--others", "--exclude-standard", ...patterns]), revisionOf(top, env)]);
+    const [listed, revision] = await Promise.all([
+      git.raw(["ls-files", "-z", "--full-name", "--cached", "--others", "--exclude-standard", ...patterns]),
+      revisionOf(top, env),
+    ]);
     const files = [...new Set(listed.split("\0").filter((path) => /\.ya?ml$/.test(path)))].sort();
     return { top, revision, files };
   } catch (error) {
@@ -40,7 +44,17 @@ export async function readWorkTree(top: string, below: string, env: NodeJS.Proce
 /** Commit, branch, author, and whether the YAML files differ from the commit. */
 export async function revisionOf(top: string, env: NodeJS.ProcessEnv): Promise<Revision> {
   const git = gitIn(top, env);
-  const status = await git.raw(["status", "--porcelain=v2", "--branch", "-z", "--untracked-files=normal", "--ignore-submodules=all", "--", ":(top)*.yaml", ":(top)*.yml"]);
+  const status = await git.raw([
+    "status",
+    "--porcelain=v2",
+    "--branch",
+    "-z",
+    "--untracked-files=normal",
+    "--ignore-submodules=all",
+    "--",
+    ":(top)*.yaml",
+    ":(top)*.yml",
+  ]);
   const entries = status.split("\0");
   const head = (key: string): string | undefined => entries.find((entry) => entry.startsWith(`# branch.${key} `))?.slice(`# branch.${key} `.length);
   const commit = head("oid");

@@ -32,13 +32,7 @@ export type ErrorCode =
   | "Failed";
 
 /** Codes of failures that may pass by themselves, so that a retry makes sense. */
-const transient: ReadonlySet<ErrorCode> = new Set([
-  "SourceChanged",
-  "ProviderUnreachable",
-  "DestinationUnreachable",
-  "DestinationFull",
-  "TimedOut",
-]);
+const transient: ReadonlySet<ErrorCode> = new Set(["SourceChanged", "ProviderUnreachable", "DestinationUnreachable", "DestinationFull", "TimedOut"]);
 
 export interface ErrorDetails {
   readonly cause?: unknown;

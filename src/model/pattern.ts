@@ -36,9 +36,13 @@ function read(written: string): Pattern | string {
   const text = written.normalize("NFC");
   if (!text.startsWith("/")) return 'it must begin with "/"';
   if (text.length > 4096) return "it is longer than 4096 characters";
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is refused here
   if (/[\u0000-\u001f\u007f]/.test(text)) return "it holds a control character";
-  if (text.split("/").slice(1).some((segment) => segment === "" || segment === "." || segment === "..")) {
+  if (
+    text
+      .split("/")
+      .slice(1)
+      .some((segment) => segment === "" || segment === "." || segment === "..")
+  ) {
     return 'it has an empty, "." or ".." segment';
   }
   const wildcard = text.search(/[*?{]/);
@@ -55,7 +59,9 @@ function read(written: string): Pattern | string {
   if (typeof alternatives === "string") return alternatives;
   const globs = alternatives.map((alternative) => alternative.split("/").slice(1));
   return {
-    text: written, prefix, isLiteral: false,
+    text: written,
+    prefix,
+    isLiteral: false,
     matches: (path) => {
       if (!path.startsWith(prefix)) return false;
       const names = path.split("/").slice(1);

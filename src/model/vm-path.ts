@@ -19,7 +19,9 @@ export function vmPathUnder(root: string, names: readonly string[]): VmPath | un
 
 /** One file-system segment that names the whole path: `/a/b c` becomes `a%2Fb%20c`. Reversible, safe on every store. */
 export function vmPathSegment(path: VmPath): string {
-  return encodeURIComponent(path.slice(1)).replace(/[!'()*~]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`).replace(/^\./, "%2E");
+  return encodeURIComponent(path.slice(1))
+    .replace(/[!'()*~]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`)
+    .replace(/^\./, "%2E");
 }
 
 export function vmName(path: VmPath): string {
@@ -27,6 +29,5 @@ export function vmName(path: VmPath): string {
 }
 
 function isSegment(segment: string): boolean {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is refused here
   return segment !== "" && segment !== "." && segment !== ".." && !/[\u0000-\u001f\u007f\u2028\u2029]/.test(segment) && segment.isWellFormed();
 }

@@ -20,7 +20,17 @@ export function changesOf(
     const consequences = resource === "schedule" ? consequencesOf(name, old?.spec, spec) : nothing;
     changes.push(
       old
-        ? { kind: "update", address, resource, reason: `${file} differs from what was applied`, file, before: old.spec, after: spec, fields: fieldChanges(old.spec, spec), consequences }
+        ? {
+            kind: "update",
+            address,
+            resource,
+            reason: `${file} differs from what was applied`,
+            file,
+            before: old.spec,
+            after: spec,
+            fields: fieldChanges(old.spec, spec),
+            consequences,
+          }
         : { kind: "create", address, resource, reason: `${file} defines it`, file, after: spec, consequences },
     );
   }
@@ -31,7 +41,12 @@ export function changesOf(
 function deletion(old: RecordedResource, consequencesOf: (schedule: string, before: string | undefined, after: string | undefined) => Consequences): Change {
   const [resource, name] = splitAddress(old.address);
   return {
-    kind: "delete", address: old.address, resource, reason: `it is no longer in ${old.file}`, file: old.file, before: old.spec,
+    kind: "delete",
+    address: old.address,
+    resource,
+    reason: `it is no longer in ${old.file}`,
+    file: old.file,
+    before: old.spec,
     consequences: resource === "schedule" ? consequencesOf(name, old.spec, undefined) : nothing,
   };
 }

@@ -20,7 +20,10 @@ export interface DueContext {
   readonly isSuspended: (schedule: string) => boolean;
 }
 
-export type Decision = { readonly kind: "due"; readonly export: DueExport } | { readonly kind: "deferred"; readonly export: DeferredExport } | { readonly kind: "skipped"; readonly export: SkippedExport };
+export type Decision =
+  | { readonly kind: "due"; readonly export: DueExport }
+  | { readonly kind: "deferred"; readonly export: DeferredExport }
+  | { readonly kind: "skipped"; readonly export: SkippedExport };
 
 /** Whether the latest fire time of a protection runs now, waits, or never runs; undefined when none is open. */
 export function decide(member: Member, begins: boolean, context: DueContext): Decision | undefined {
@@ -30,12 +33,24 @@ export function decide(member: Member, begins: boolean, context: DueContext): De
   const key = protectionKey(schedule.name, member.provider, member.identity);
   const times = fireTimes(schedule.cron, schedule.timezone);
   const runs = context.runs.get(key) ?? [];
-  const fireTimeMs = begins ? (schedule.initialExport === "immediate" ? nowMs : undefined) : openFireTime(context.protections.get(key), times.latest(nowMs), runs);
+  const fireTimeMs = begins
+    ? schedule.initialExport === "immediate"
+      ? nowMs
+      : undefined
+    : openFireTime(context.protections.get(key), times.latest(nowMs), runs);
   if (fireTimeMs === undefined) return undefined;
 
   const fireTime = instantOf(fireTimeMs);
   if (runs.some((run) => run.kind === "scheduled" && run.fireTime === fireTime && isEnded(run))) return undefined;
-  const base = { schedule: schedule.name, provider: member.provider, identity: member.identity, vmPath: member.vmPath, fireTime, destination: schedule.destination, priority: member.priority };
+  const base = {
+    schedule: schedule.name,
+    provider: member.provider,
+    identity: member.identity,
+    vmPath: member.vmPath,
+    fireTime,
+    destination: schedule.destination,
+    priority: member.priority,
+  };
   const nextMs = times.next(Math.max(fireTimeMs, nowMs));
   const deadline = instantOf(nextMs);
   if (!begins && schedule.catchUp === "skip" && nowMs - fireTimeMs > Math.min(missedAfterMs, (nextMs - fireTimeMs) / 2)) {
@@ -49,9 +64,21 @@ export function decide(member: Member, begins: boolean, context: DueContext): De
   if (dependency) return { kind: "deferred", export: { ...base, waitsFor: "dependency", reason: dependency.reason, until: null, deadline } };
   if (!isOpen(schedule.windows, nowMs)) {
     const opening = nextOpening(schedule.windows, nowMs);
-    return { kind: "deferred", export: { ...base, waitsFor: "window", reason: "waits for its window", until: opening === undefined ? null : instantOf(opening), deadline } };
+    return {
+      kind: "deferred",
+      export: { ...base, waitsFor: "window", reason: "waits for its window", until: opening === undefined ? null : instantOf(opening), deadline },
+    };
   }
-  return { kind: "due", export: { ...base, ...sizesOf(member), ...estimatesOf(context.protections.get(key)), mode: "full", reason: begins ? "the protection begins and initialExport is immediate" : "its fire time has come" } };
+  return {
+    kind: "due",
+    export: {
+      ...base,
+      ...sizesOf(member),
+      ...estimatesOf(context.protections.get(key)),
+      mode: "full",
+      reason: begins ? "the protection begins and initialExport is immediate" : "its fire time has come",
+    },
+  };
 }
 
 /**
@@ -72,7 +99,13 @@ function isEnded({ state }: RecordedRun): boolean {
 }
 
 /** The first dependency whose latest firing at or before the fire time has not ended as it must. */
-function unmetDependency(schedule: ScheduleSpec, fireTimeMs: number, nowMs: number, nextMs: number, context: DueContext): { readonly reason: string; readonly isOver: boolean } | undefined {
+function unmetDependency(
+  schedule: ScheduleSpec,
+  fireTimeMs: number,
+  nowMs: number,
+  nextMs: number,
+  context: DueContext,
+): { readonly reason: string; readonly isOver: boolean } | undefined {
   for (const { schedule: name, state, timeoutMs } of schedule.dependsOn) {
     const first = context.schedules.get(name) as ScheduleSpec;
     const firingMs = fireTimes(first.cron, first.timezone).latest(fireTimeMs);
@@ -89,7 +122,8 @@ function unmetDependency(schedule: ScheduleSpec, fireTimeMs: number, nowMs: numb
     if (isMet) continue;
     const limitMs = Math.min(timeoutMs === undefined ? nextMs : fireTimeMs + timeoutMs, nextMs);
     const what = pending > 0 ? `${pending} of ${states.length} runs have not ended` : `it has not ${state}`;
-    if (nowMs >= limitMs) return { isOver: true, reason: `the dependency on ${name} (${state}) was not met within ${formatDuration(limitMs - fireTimeMs)}: ${what}` };
+    if (nowMs >= limitMs)
+      return { isOver: true, reason: `the dependency on ${name} (${state}) was not met within ${formatDuration(limitMs - fireTimeMs)}: ${what}` };
     return { isOver: false, reason: `waits for ${name} to be ${state}: ${what}` };
   }
   return undefined;
@@ -97,7 +131,11 @@ function unmetDependency(schedule: ScheduleSpec, fireTimeMs: number, nowMs: numb
 
 function sizesOf({ vm }: Member): Pick<DueExport, "disks" | "virtualBytes" | "dataBytes"> {
   const disks = vm?.disks ?? [];
-  return { disks: disks.length, virtualBytes: disks.reduce((sum, disk) => sum + disk.virtualBytes, 0), dataBytes: disks.reduce((sum, disk) => sum + disk.dataBytes, 0) };
+  return {
+    disks: disks.length,
+    virtualBytes: disks.reduce((sum, disk) => sum + disk.virtualBytes, 0),
+    dataBytes: disks.reduce((sum, disk) => sum + disk.dataBytes, 0),
+  };
 }
 
 function estimatesOf(protection: RecordedProtection | undefined): Pick<DueExport, "estimatedDurationMs" | "estimatedStoredBytes"> {

@@ -8,7 +8,12 @@ import type { Expiry, ExpiryMark } from "./plan.ts";
  * Part 4 of a plan: which restore points retention lets go. Only marks: a point is removed after its time of grace, and
  * then everything is asked again. Points of schedules that are no longer in the files are left alone.
  */
-export function expiryOf(desired: DesiredState, points: readonly RestorePoint[], now: Instant, blockedReason: (point: RestorePoint) => string | undefined): Expiry {
+export function expiryOf(
+  desired: DesiredState,
+  points: readonly RestorePoint[],
+  now: Instant,
+  blockedReason: (point: RestorePoint) => string | undefined,
+): Expiry {
   const nowMs = epochMsOf(now);
   const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
   const graces = new Map(desired.destinations.map((destination) => [destination.name, destination.expiryGraceMs]));
@@ -41,7 +46,8 @@ export function expiryOf(desired: DesiredState, points: readonly RestorePoint[],
   }
   const oldestFirst = (a: ExpiryMark, b: ExpiryMark): number => (a.instant < b.instant ? -1 : a.instant > b.instant ? 1 : a.point < b.point ? -1 : 1);
   return {
-    mark: mark.sort(oldestFirst), remove: remove.sort(oldestFirst),
+    mark: mark.sort(oldestFirst),
+    remove: remove.sort(oldestFirst),
     withdraw: withdraw.sort((a, b) => (a.point < b.point ? -1 : 1)),
     blocked: blocked.sort((a, b) => (a.schedule < b.schedule ? -1 : a.schedule > b.schedule ? 1 : a.vmPath < b.vmPath ? -1 : 1)),
   };

@@ -55,8 +55,13 @@ export function membership(desired: DesiredState, vms: readonly ObservedVm[], re
     policyValues.set(key, { ...(priority === undefined ? {} : { priority }), ...(rpoMs === undefined ? {} : { rpoMs }) });
     const rpo = rpoMs ?? schedule.rpoMs;
     members.set(key, {
-      schedule, provider: candidate.provider, identity: candidate.identity, vmPath: candidate.path, vm: candidate.vm,
-      priority: priority ?? schedule.priority, ...(rpo === undefined ? {} : { rpoMs: rpo }),
+      schedule,
+      provider: candidate.provider,
+      identity: candidate.identity,
+      vmPath: candidate.path,
+      vm: candidate.vm,
+      priority: priority ?? schedule.priority,
+      ...(rpo === undefined ? {} : { rpoMs: rpo }),
     });
   };
   const policyValues = new Map<string, { readonly priority?: number; readonly rpoMs?: number }>();

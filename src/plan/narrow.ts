@@ -14,19 +14,29 @@ export function narrow(plan: Plan, targets: readonly string[], excluded: readonl
   const isAll = targets.length === 0;
   const address = (name: string): boolean => (isAll || wanted.has(name)) && !unwanted.has(name);
   const vm = ({ schedule, vmPath }: { readonly schedule: string; readonly vmPath: string }): boolean =>
-    (isAll || wanted.has(`schedule.${schedule}`) || wantedVms.some((pattern) => pattern.matches(vmPath))) && !unwanted.has(`schedule.${schedule}`) && !unwantedVms.some((pattern) => pattern.matches(vmPath));
+    (isAll || wanted.has(`schedule.${schedule}`) || wantedVms.some((pattern) => pattern.matches(vmPath))) &&
+    !unwanted.has(`schedule.${schedule}`) &&
+    !unwantedVms.some((pattern) => pattern.matches(vmPath));
   const changes = plan.changes.filter((change) => address(change.address));
   // a protection cannot begin before its schedule is there
-  const withheld = new Set(plan.changes.filter((change) => change.resource === "schedule" && !address(change.address)).map((change) => change.address.slice("schedule.".length)));
+  const withheld = new Set(
+    plan.changes.filter((change) => change.resource === "schedule" && !address(change.address)).map((change) => change.address.slice("schedule.".length)),
+  );
   const both = (each: { readonly schedule: string; readonly vmPath: string }): boolean => vm(each) && !withheld.has(each.schedule);
   const points = new Set([...plan.expiry.mark, ...plan.expiry.remove].filter(both).map(({ point }) => point));
   return {
-    ...plan, changes,
-    protections: plan.protections.filter(both), exports: plan.exports.filter(both), deferred: plan.deferred.filter(both), skipped: plan.skipped.filter(both),
+    ...plan,
+    changes,
+    protections: plan.protections.filter(both),
+    exports: plan.exports.filter(both),
+    deferred: plan.deferred.filter(both),
+    skipped: plan.skipped.filter(both),
     drift: plan.drift.filter((each) => ("vmPath" in each ? both(each) : isAll)),
     expiry: {
-      mark: plan.expiry.mark.filter(({ point }) => points.has(point)), remove: plan.expiry.remove.filter(({ point }) => points.has(point)),
-      withdraw: isAll ? plan.expiry.withdraw : [], blocked: plan.expiry.blocked.filter(both),
+      mark: plan.expiry.mark.filter(({ point }) => points.has(point)),
+      remove: plan.expiry.remove.filter(({ point }) => points.has(point)),
+      withdraw: isAll ? plan.expiry.withdraw : [],
+      blocked: plan.expiry.blocked.filter(both),
     },
   };
 }

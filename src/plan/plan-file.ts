@@ -25,7 +25,8 @@ export function encodePlanFile(plan: Plan, tool: string): string {
 
 /** Reads a plan file as hostile input: shape by schema, content by its digest. @throws PlanInvalid */
 export function decodePlanFile(name: string, bytes: Buffer): PlanFile {
-  const invalid = (why: string): HypersdkError => new HypersdkError("PlanInvalid", `${name} is no plan file: ${why}`, { hint: "make a new one with `hypersdk plan --out FILE`" });
+  const invalid = (why: string): HypersdkError =>
+    new HypersdkError("PlanInvalid", `${name} is no plan file: ${why}`, { hint: "make a new one with `hypersdk plan --out FILE`" });
   if (bytes.length > 256 * 2 ** 20) throw invalid("it is larger than 256 MiB");
   let value: unknown;
   try {

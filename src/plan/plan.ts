@@ -190,7 +190,8 @@ export function unsafeReasons(plan: Plan): string[] {
     if (change.consequences.expirable > 0) reasons.push(`${change.address} makes ${change.consequences.expirable} restore points expirable`);
     if (change.kind !== "update") continue;
     for (const { field, after } of change.fields) {
-      if (field === "destination" || field === "encryption" || (change.resource === "destination" && field === "url")) reasons.push(`changes ${field} of ${change.address}`);
+      if (field === "destination" || field === "encryption" || (change.resource === "destination" && field === "url"))
+        reasons.push(`changes ${field} of ${change.address}`);
       if (field === "suspend" && after === true) reasons.push(`suspends ${change.address}`);
     }
   }

@@ -26,9 +26,15 @@ export interface PlanInput {
 export function plan({ desired, recorded, observed, revision, now }: PlanInput): Plan {
   const vms = withRenames(desired, observed.vms);
   const joined = membership(desired, vms, recorded.protections);
-  const protections = new Map(recorded.protections.map((protection) => [protectionKey(protection.schedule, protection.provider, protection.identity), protection]));
+  const protections = new Map(
+    recorded.protections.map((protection) => [protectionKey(protection.schedule, protection.provider, protection.identity), protection]),
+  );
   const protectionChanges = protectionChangesOf(desired, recorded, observed, joined, protections);
-  const begins = new Set(protectionChanges.filter(({ kind }) => kind === "begin" || kind === "restarted").map((change) => protectionKey(change.schedule, change.provider, change.identity)));
+  const begins = new Set(
+    protectionChanges
+      .filter(({ kind }) => kind === "begin" || kind === "restarted")
+      .map((change) => protectionKey(change.schedule, change.provider, change.identity)),
+  );
   const resources = resourcesOf(desired);
   const suspended = [...recorded.suspended].sort();
 
@@ -50,16 +56,30 @@ export function plan({ desired, recorded, observed, revision, now }: PlanInput):
   const byImportance = <T extends { priority: number; fireTime: string; schedule: string; vmPath: string }>(a: T, b: T): number =>
     b.priority - a.priority || order(a.fireTime, b.fireTime) || order(a.schedule, b.schedule) || order(a.vmPath, b.vmPath);
   return {
-    formatVersion: 1, at: now, revision, lineage: recorded.lineage, serial: recorded.serial,
-    desiredDigest: digest(canonicalJson(resources.map(({ address, spec }) => [address, spec])) + canonicalJson(desired.renames.map(({ vm, formerly }) => [vm, formerly]))),
-    inventoryDigest: digest(canonicalJson(vms.map((vm) => [vm.provider, vm.identity, vm.path, vm.disks.map((disk) => [disk.name, disk.format, disk.virtualBytes])]).sort((a, b) => order(String(a[0]) + a[1], String(b[0]) + b[1])))),
-    changes, unchanged: resources.length - changes.filter(({ kind }) => kind !== "delete").length,
+    formatVersion: 1,
+    at: now,
+    revision,
+    lineage: recorded.lineage,
+    serial: recorded.serial,
+    desiredDigest: digest(
+      canonicalJson(resources.map(({ address, spec }) => [address, spec])) + canonicalJson(desired.renames.map(({ vm, formerly }) => [vm, formerly])),
+    ),
+    inventoryDigest: digest(
+      canonicalJson(
+        vms
+          .map((vm) => [vm.provider, vm.identity, vm.path, vm.disks.map((disk) => [disk.name, disk.format, disk.virtualBytes])])
+          .sort((a, b) => order(String(a[0]) + a[1], String(b[0]) + b[1])),
+      ),
+    ),
+    changes,
+    unchanged: resources.length - changes.filter(({ kind }) => kind !== "delete").length,
     protections: protectionChanges,
     exports: decisions.flatMap((each) => (each.kind === "due" ? [each.export] : [])).sort(byImportance),
     deferred: decisions.flatMap((each) => (each.kind === "deferred" ? [each.export] : [])).sort(byImportance),
     skipped: decisions.flatMap((each) => (each.kind === "skipped" ? [each.export] : [])).sort(byImportance),
     drift: driftOf(recorded, observed, protectionChanges, overdue, protections),
-    expiry, suspended,
+    expiry,
+    suspended,
     warnings: warningsOf(desired, observed, joined),
   };
 }
@@ -84,7 +104,13 @@ function withRenames(desired: DesiredState, vms: readonly ObservedVm[]): Observe
   });
 }
 
-function protectionChangesOf(desired: DesiredState, recorded: Recorded, observed: Observed, joined: Membership, protections: ReadonlyMap<string, RecordedProtection>): ProtectionChange[] {
+function protectionChangesOf(
+  desired: DesiredState,
+  recorded: Recorded,
+  observed: Observed,
+  joined: Membership,
+  protections: ReadonlyMap<string, RecordedProtection>,
+): ProtectionChange[] {
   const changes: ProtectionChange[] = [];
   const unknown = new Set(observed.unknownProviders.map(({ name }) => name));
   const providers = new Set(desired.providers.map(({ name }) => name));
@@ -111,8 +137,19 @@ function protectionChangesOf(desired: DesiredState, recorded: Recorded, observed
   const schedules = new Set(desired.schedules.map(({ name }) => name));
   for (const [key, protection] of protections) {
     if (joined.members.has(key)) continue;
-    const reason = !schedules.has(protection.schedule) ? "the schedule was removed" : providers.has(protection.provider) ? "no pattern matches it any more" : "its provider was removed";
-    changes.push({ schedule: protection.schedule, provider: protection.provider, identity: protection.identity, vmPath: protection.vmPath, kind: "end", reason });
+    const reason = !schedules.has(protection.schedule)
+      ? "the schedule was removed"
+      : providers.has(protection.provider)
+        ? "no pattern matches it any more"
+        : "its provider was removed";
+    changes.push({
+      schedule: protection.schedule,
+      provider: protection.provider,
+      identity: protection.identity,
+      vmPath: protection.vmPath,
+      kind: "end",
+      reason,
+    });
   }
   return changes.sort((a, b) => order(a.schedule, b.schedule) || order(a.vmPath, b.vmPath) || order(a.provider, b.provider) || order(a.kind, b.kind));
 }
@@ -145,7 +182,10 @@ function dueContext(desired: DesiredState, recorded: Recorded, protections: Read
   }
   const suspended = new Set(recorded.suspended);
   return {
-    now, schedules, protections, runs,
+    now,
+    schedules,
+    protections,
+    runs,
     protectionsOf: (schedule) => bySchedule.get(schedule) ?? [],
     isSuspended: (schedule) => suspended.has(schedule) || (schedules.get(schedule)?.suspend ?? false),
   };
@@ -183,7 +223,13 @@ function lastRunIsBad(points: readonly RestorePoint[], of: RestorePoint): boolea
   return newest?.state === "bad";
 }
 
-function consequencesOf(desired: DesiredState, recorded: Recorded, protectionChanges: readonly ProtectionChange[], marks: readonly { readonly schedule: string }[], now: Instant) {
+function consequencesOf(
+  desired: DesiredState,
+  recorded: Recorded,
+  protectionChanges: readonly ProtectionChange[],
+  marks: readonly { readonly schedule: string }[],
+  now: Instant,
+) {
   const nowMs = epochMsOf(now);
   const bySchedule = Map.groupBy(protectionChanges, ({ schedule }) => schedule);
   const points = Map.groupBy(recorded.points, ({ schedule }) => schedule);
@@ -192,12 +238,15 @@ function consequencesOf(desired: DesiredState, recorded: Recorded, protectionCha
   return (name: string, before: string | undefined, after: string | undefined): Consequences => {
     const changes = bySchedule.get(name) ?? [];
     const old = before === undefined ? undefined : (JSON.parse(before) as ScheduleSpec);
-    const next = (schedule: ScheduleSpec | undefined): Instant | undefined => (schedule && !schedule.suspend ? instantOf(fireTimes(schedule.cron, schedule.timezone).next(nowMs)) : undefined);
+    const next = (schedule: ScheduleSpec | undefined): Instant | undefined =>
+      schedule && !schedule.suspend ? instantOf(fireTimes(schedule.cron, schedule.timezone).next(nowMs)) : undefined;
     const nextRunBefore = next(old);
     const nextRunAfter = after === undefined ? undefined : next(schedules.get(name));
     return {
-      gained: pathsOf(changes, "begin"), lost: pathsOf(changes, "end"),
-      ...(nextRunBefore ? { nextRunBefore } : {}), ...(nextRunAfter ? { nextRunAfter } : {}),
+      gained: pathsOf(changes, "begin"),
+      lost: pathsOf(changes, "end"),
+      ...(nextRunBefore ? { nextRunBefore } : {}),
+      ...(nextRunAfter ? { nextRunAfter } : {}),
       expirable: (marked.get(name) ?? []).length,
       keepsPoints: after === undefined ? (points.get(name) ?? []).length : 0,
     };
@@ -209,14 +258,21 @@ function pathsOf(changes: readonly ProtectionChange[], kind: ProtectionChange["k
 }
 
 /** Part 3 of a plan: what the world shows against what was recorded. What cannot be seen is unknown, never drift. */
-function driftOf(recorded: Recorded, observed: Observed, changes: readonly ProtectionChange[], overdue: ReadonlyMap<string, string>, protections: ReadonlyMap<string, RecordedProtection>): Drift[] {
+function driftOf(
+  recorded: Recorded,
+  observed: Observed,
+  changes: readonly ProtectionChange[],
+  overdue: ReadonlyMap<string, string>,
+  protections: ReadonlyMap<string, RecordedProtection>,
+): Drift[] {
   const drift: Drift[] = [];
   for (const { name, reason } of observed.unknownProviders) drift.push({ kind: "unknown", what: `provider.${name}`, message: reason });
   for (const { name, reason } of observed.unknownDestinations) drift.push({ kind: "unknown", what: `destination.${name}`, message: reason });
   for (const change of changes) {
     const at = { schedule: change.schedule, vmPath: change.vmPath };
     if (change.kind === "missing") drift.push({ ...at, kind: "vm-missing", message: `provider ${change.provider} no longer shows it` });
-    if (change.kind === "begin" && change.reason === "a pattern matches it now") drift.push({ ...at, kind: "vm-new", message: `new at provider ${change.provider}` });
+    if (change.kind === "begin" && change.reason === "a pattern matches it now")
+      drift.push({ ...at, kind: "vm-new", message: `new at provider ${change.provider}` });
   }
   for (const [key, message] of overdue) {
     const protection = protections.get(key) as RecordedProtection;
@@ -229,7 +285,8 @@ function driftOf(recorded: Recorded, observed: Observed, changes: readonly Prote
       const bytes = there.get(point.manifestPath);
       const at = { point: point.id, destination: destination.name };
       if (bytes === undefined) drift.push({ ...at, kind: "point-missing", message: `${point.manifestPath} is gone` });
-      else if (bytes !== point.storedBytes) drift.push({ ...at, kind: "point-altered", message: `its files have ${bytes} bytes, ${point.storedBytes} were stored` });
+      else if (bytes !== point.storedBytes)
+        drift.push({ ...at, kind: "point-altered", message: `its files have ${bytes} bytes, ${point.storedBytes} were stored` });
     }
   }
   return drift.sort((a, b) => order(a.kind, b.kind) || order(JSON.stringify(a), JSON.stringify(b)));
@@ -240,7 +297,8 @@ function warningsOf(desired: DesiredState, observed: Observed, joined: Membershi
   if (observed.unknownProviders.length === 0) {
     for (const { address, pattern } of joined.unmatched) warnings.push({ code: "HSW008", message: `the pattern ${pattern} matches no VM`, address });
     const protectedSchedules = new Set([...joined.members.values()].map(({ schedule }) => schedule.name));
-    for (const { name } of desired.schedules) if (!protectedSchedules.has(name)) warnings.push({ code: "HSW003", message: `schedule "${name}" protects no VM`, address: `schedule.${name}` });
+    for (const { name } of desired.schedules)
+      if (!protectedSchedules.has(name)) warnings.push({ code: "HSW003", message: `schedule "${name}" protects no VM`, address: `schedule.${name}` });
   }
   for (const { provider, message } of observed.problems) warnings.push({ code: "HSW012", message, address: `provider.${provider}` });
   return warnings.sort((a, b) => order(a.code, b.code) || order(a.message, b.message) || order(a.address ?? "", b.address ?? ""));

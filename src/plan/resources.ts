@@ -13,14 +13,22 @@ export interface DesiredResource {
 }
 
 export function resourcesOf(desired: DesiredState): DesiredResource[] {
-  const list = (resource: ResourceKind, items: readonly { readonly name: string; readonly origin: Origin }[], without: readonly string[] = []): DesiredResource[] =>
+  const list = (
+    resource: ResourceKind,
+    items: readonly { readonly name: string; readonly origin: Origin }[],
+    without: readonly string[] = [],
+  ): DesiredResource[] =>
     items.map((item) => {
       const spec: Record<string, unknown> = { ...item };
       for (const key of ["origin", "name", ...without]) delete spec[key];
       return { address: `${resource}.${item.name}`, resource, name: item.name, spec: canonicalJson(spec), file: item.origin.file };
     });
   return [
-    ...list("destination", desired.destinations.filter((destination) => !destination.inline), ["inline"]),
+    ...list(
+      "destination",
+      desired.destinations.filter((destination) => !destination.inline),
+      ["inline"],
+    ),
     ...list("notifier", desired.notifiers),
     ...list("policy", desired.policies),
     ...list("provider", desired.providers, ["path"]),

@@ -27,7 +27,11 @@ const dayMs = 24 * hourMs;
 const horizonDays = 8 * 366 + 1;
 
 const nicknames: Readonly<Record<string, string>> = {
-  "@hourly": "0 * * * *", "@daily": "0 0 * * *", "@weekly": "0 0 * * 0", "@monthly": "0 0 1 * *", "@yearly": "0 0 1 1 *",
+  "@hourly": "0 * * * *",
+  "@daily": "0 0 * * *",
+  "@weekly": "0 0 * * 0",
+  "@monthly": "0 0 1 * *",
+  "@yearly": "0 0 1 1 *",
 };
 
 const parsed = new Map<string, Fields | CronProblem>();

@@ -79,11 +79,16 @@ function keepBuckets(
 function bucketOf(period: (typeof periods)[number], wall: number): string {
   const { year, month, day, hour } = fieldsOf(wall);
   switch (period) {
-    case "hourly": return `${year}-${month}-${day}T${hour}`;
-    case "daily": return `${year}-${month}-${day}`;
-    case "weekly": return isoWeek(wall);
-    case "monthly": return `${year}-${month}`;
-    case "yearly": return `${year}`;
+    case "hourly":
+      return `${year}-${month}-${day}T${hour}`;
+    case "daily":
+      return `${year}-${month}-${day}`;
+    case "weekly":
+      return isoWeek(wall);
+    case "monthly":
+      return `${year}-${month}`;
+    case "yearly":
+      return `${year}`;
   }
 }
 

@@ -18,7 +18,20 @@ export class Artifacts {
     this.#db
       .prepare(`INSERT INTO artifacts (id, run_id, schedule, provider, identity, vm_path, destination, destination_url, manifest_path, instant, stored_bytes, state, created_at)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'good', ?) ON CONFLICT DO NOTHING`)
-      .run(point.id, point.runId, point.schedule, point.provider, point.identity, point.vmPath, point.destination, point.destinationUrl, point.manifestPath, point.instant, point.storedBytes, now);
+      .run(
+        point.id,
+        point.runId,
+        point.schedule,
+        point.provider,
+        point.identity,
+        point.vmPath,
+        point.destination,
+        point.destinationUrl,
+        point.manifestPath,
+        point.instant,
+        point.storedBytes,
+        now,
+      );
   }
 
   setState(id: string, state: RestorePoint["state"]): void {
@@ -44,14 +57,37 @@ export class Artifacts {
 }
 
 interface RawArtifact {
-  id: string; schedule: string; provider: string; identity: string; vm_path: string; destination: string; destination_url: string; manifest_path: string; instant: string; stored_bytes: number;
-  state: "good" | "bad"; held_reason: string | null; expires_at: string | null; expiry_rule: string | null;
+  id: string;
+  schedule: string;
+  provider: string;
+  identity: string;
+  vm_path: string;
+  destination: string;
+  destination_url: string;
+  manifest_path: string;
+  instant: string;
+  stored_bytes: number;
+  state: "good" | "bad";
+  held_reason: string | null;
+  expires_at: string | null;
+  expiry_rule: string | null;
 }
 
 function pointOf(row: RawArtifact): RestorePoint {
   return {
-    id: row.id, schedule: row.schedule, provider: row.provider, identity: row.identity, vmPath: row.vm_path as VmPath, destination: row.destination, destinationUrl: row.destination_url,
-    manifestPath: row.manifest_path, instant: row.instant as Instant, storedBytes: row.stored_bytes, state: row.state, held: row.held_reason !== null,
-    ...(row.expires_at === null ? {} : { expiresAt: row.expires_at as Instant }), ...(row.expiry_rule === null ? {} : { expiryRule: row.expiry_rule }),
+    id: row.id,
+    schedule: row.schedule,
+    provider: row.provider,
+    identity: row.identity,
+    vmPath: row.vm_path as VmPath,
+    destination: row.destination,
+    destinationUrl: row.destination_url,
+    manifestPath: row.manifest_path,
+    instant: row.instant as Instant,
+    storedBytes: row.stored_bytes,
+    state: row.state,
+    held: row.held_reason !== null,
+    ...(row.expires_at === null ? {} : { expiresAt: row.expires_at as Instant }),
+    ...(row.expiry_rule === null ? {} : { expiryRule: row.expiry_rule }),
   };
 }

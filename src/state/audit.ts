@@ -46,7 +46,9 @@ export class AuditLog {
 
   /** Newest first. */
   list(limit: number): AuditRow[] {
-    const rows = this.#db.prepare("SELECT seq, at, type, subject, detail, commit_id AS \"commit\", author, hash FROM events ORDER BY seq DESC LIMIT ?").all(limit) as (Omit<AuditRow, "detail"> & { detail: string })[];
+    const rows = this.#db
+      .prepare('SELECT seq, at, type, subject, detail, commit_id AS "commit", author, hash FROM events ORDER BY seq DESC LIMIT ?')
+      .all(limit) as (Omit<AuditRow, "detail"> & { detail: string })[];
     return rows.map((row) => ({ ...row, detail: JSON.parse(row.detail) as unknown }));
   }
 

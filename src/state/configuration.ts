@@ -4,8 +4,17 @@ import type { VmPath } from "../model/vm-path.ts";
 import type { Db } from "./database.ts";
 
 interface ProtectionRow {
-  schedule: string; provider: string; identity: string; vm_path: string; state: "active" | "missing"; effective_since: string; handled_until: string | null;
-  last_success_at: string | null; last_duration_ms: number | null; last_read_bytes: number | null; last_stored_bytes: number | null;
+  schedule: string;
+  provider: string;
+  identity: string;
+  vm_path: string;
+  state: "active" | "missing";
+  effective_since: string;
+  handled_until: string | null;
+  last_success_at: string | null;
+  last_duration_ms: number | null;
+  last_read_bytes: number | null;
+  last_stored_bytes: number | null;
 }
 
 export type ProtectionId = Pick<RecordedProtection, "schedule" | "provider" | "identity">;
@@ -18,8 +27,12 @@ export class Configuration {
 
   constructor(db: Db) {
     this.#db = db;
-    this.#upsertResource = db.prepare("INSERT INTO resources (address, spec, file, serial) VALUES (?, ?, ?, ?) ON CONFLICT (address) DO UPDATE SET spec = excluded.spec, file = excluded.file, serial = excluded.serial");
-    this.#insertProtection = db.prepare("INSERT INTO protections (schedule, provider, identity, vm_path, state, effective_since) VALUES (?, ?, ?, ?, 'active', ?)");
+    this.#upsertResource = db.prepare(
+      "INSERT INTO resources (address, spec, file, serial) VALUES (?, ?, ?, ?) ON CONFLICT (address) DO UPDATE SET spec = excluded.spec, file = excluded.file, serial = excluded.serial",
+    );
+    this.#insertProtection = db.prepare(
+      "INSERT INTO protections (schedule, provider, identity, vm_path, state, effective_since) VALUES (?, ?, ?, ?, 'active', ?)",
+    );
   }
 
   meta(key: string): string | undefined {
@@ -76,7 +89,14 @@ export class Configuration {
   }
 
   recordSuccess(id: ProtectionId, at: Instant, durationMs: number, readBytes: number, storedBytes: number): void {
-    this.#where("UPDATE protections SET last_success_at = max(coalesce(last_success_at, ''), ?), last_duration_ms = ?, last_read_bytes = ?, last_stored_bytes = ?", id, at, durationMs, readBytes, storedBytes);
+    this.#where(
+      "UPDATE protections SET last_success_at = max(coalesce(last_success_at, ''), ?), last_duration_ms = ?, last_read_bytes = ?, last_stored_bytes = ?",
+      id,
+      at,
+      durationMs,
+      readBytes,
+      storedBytes,
+    );
   }
 
   suspensions(): string[] {
@@ -98,7 +118,12 @@ export class Configuration {
 
 function protectionOf(row: ProtectionRow): RecordedProtection {
   return {
-    schedule: row.schedule, provider: row.provider, identity: row.identity, vmPath: row.vm_path as VmPath, state: row.state, effectiveSince: row.effective_since as Instant,
+    schedule: row.schedule,
+    provider: row.provider,
+    identity: row.identity,
+    vmPath: row.vm_path as VmPath,
+    state: row.state,
+    effectiveSince: row.effective_since as Instant,
     ...(row.handled_until === null ? {} : { handledUntil: row.handled_until as Instant }),
     ...(row.last_success_at === null ? {} : { lastSuccessAt: row.last_success_at as Instant }),
     ...(row.last_duration_ms === null ? {} : { lastDurationMs: row.last_duration_ms }),

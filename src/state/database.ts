@@ -32,8 +32,12 @@ export function openDatabase(path: string, mode: "read" | "write"): Db {
       const version = db.pragma("user_version", { simple: true }) as number;
       const application = db.pragma("application_id", { simple: true }) as number;
       const isEmpty = (db.prepare("SELECT count(*) FROM sqlite_schema").pluck().get() as number) === 0;
-      if (application !== applicationId && !(isEmpty && version === 0)) throw new HypersdkError("StateUnusable", `${path} is a database of another program`, { hint: "name another file with --state" });
-      if (version > migrations.length) throw new HypersdkError("StateUnusable", `${path} has state version ${version}; this hypersdk knows up to ${migrations.length}`, { hint: "use the newer version that wrote it" });
+      if (application !== applicationId && !(isEmpty && version === 0))
+        throw new HypersdkError("StateUnusable", `${path} is a database of another program`, { hint: "name another file with --state" });
+      if (version > migrations.length)
+        throw new HypersdkError("StateUnusable", `${path} has state version ${version}; this hypersdk knows up to ${migrations.length}`, {
+          hint: "use the newer version that wrote it",
+        });
       db.pragma("foreign_keys = ON");
       db.pragma("synchronous = FULL");
       if (mode === "read") db.pragma("query_only = ON");
@@ -86,8 +90,10 @@ export function unusable<T>(path: string, work: () => T): T {
 export function stateError(path: string, error: unknown): unknown {
   const code = error instanceof Database.SqliteError ? error.code : undefined;
   if (code === undefined) return error;
-  const fail = (message: string, hint: string): HypersdkError => new HypersdkError(code === "SQLITE_FULL" ? "StateFull" : "StateUnusable", message, { cause: error, hint });
-  if (code === "SQLITE_NOTADB" || code.startsWith("SQLITE_CORRUPT")) return fail(`the state file ${path} is damaged or no state file: ${code}`, "restore it from a backup made with `hypersdk state backup`");
+  const fail = (message: string, hint: string): HypersdkError =>
+    new HypersdkError(code === "SQLITE_FULL" ? "StateFull" : "StateUnusable", message, { cause: error, hint });
+  if (code === "SQLITE_NOTADB" || code.startsWith("SQLITE_CORRUPT"))
+    return fail(`the state file ${path} is damaged or no state file: ${code}`, "restore it from a backup made with `hypersdk state backup`");
   if (code === "SQLITE_FULL") return fail(`no space left for the state file ${path}`, "make room and run the command again: nothing recorded is lost");
   if (code.startsWith("SQLITE_CANTOPEN")) return fail(`cannot open the state file ${path}`, "check that the folder is there and that this user may use it");
   if (code.startsWith("SQLITE_READONLY")) return fail(`the state file ${path} cannot be written`, "give this user the right to write the file and its folder");

@@ -36,13 +36,20 @@ export class Leases {
   }
 
   /** @returns the lease, or who holds it */
-  take(scope: string, token: string, operation: string, now: Instant): { readonly ok: true; readonly lease: Lease } | { readonly ok: false; readonly heldBy: LeaseRow } {
+  take(
+    scope: string,
+    token: string,
+    operation: string,
+    now: Instant,
+  ): { readonly ok: true; readonly lease: Lease } | { readonly ok: false; readonly heldBy: LeaseRow } {
     return this.#db
       .transaction(() => {
         const row = this.#row(scope);
         if (row && (row.holder === this.#holder || row.alive)) return { ok: false as const, heldBy: row };
         this.#db.prepare("DELETE FROM leases WHERE scope = ?").run(scope);
-        this.#db.prepare("INSERT INTO leases (scope, token, holder, host, pid, operation, since) VALUES (?, ?, ?, ?, ?, ?, ?)").run(scope, token, this.#holder, hostname(), pid, operation, now);
+        this.#db
+          .prepare("INSERT INTO leases (scope, token, holder, host, pid, operation, since) VALUES (?, ?, ?, ?, ?, ?, ?)")
+          .run(scope, token, this.#holder, hostname(), pid, operation, now);
         return { ok: true as const, lease: { scope, token } };
       })
       .immediate();
@@ -51,7 +58,10 @@ export class Leases {
   /** @throws LeaseLost when somebody broke the lock; inside the transaction that writes */
   check({ scope, token }: Lease): void {
     const held = this.#db.prepare("SELECT 1 FROM leases WHERE scope = ? AND token = ?").get(scope, token);
-    if (!held) throw new HypersdkError("LeaseLost", `the lock "${scope}" was taken from this process while it worked`, { hint: "somebody ran force-unlock; start the command again" });
+    if (!held)
+      throw new HypersdkError("LeaseLost", `the lock "${scope}" was taken from this process while it worked`, {
+        hint: "somebody ran force-unlock; start the command again",
+      });
   }
 
   release({ token }: Lease): void {

@@ -34,7 +34,14 @@ export class Runs {
       .prepare(`INSERT INTO runs (id, schedule, provider, identity, vm_path, kind, fire_time, state, destination, destination_url, created_at)
         VALUES (?, ?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?) ON CONFLICT DO NOTHING`)
       .run(run.id, run.schedule, run.provider, run.identity, run.vmPath, run.kind, run.fireTime, run.destination, run.destinationUrl, now);
-    return this.#one("schedule = ? AND provider = ? AND identity = ? AND kind = ? AND fire_time = ?", run.schedule, run.provider, run.identity, run.kind, run.fireTime) as RunRow;
+    return this.#one(
+      "schedule = ? AND provider = ? AND identity = ? AND kind = ? AND fire_time = ?",
+      run.schedule,
+      run.provider,
+      run.identity,
+      run.kind,
+      run.fireTime,
+    ) as RunRow;
   }
 
   setState(id: string, state: RunState): void {
@@ -47,11 +54,15 @@ export class Runs {
   }
 
   end(id: string, state: "completed" | "failed" | "cancelled" | "skipped", at: Instant, error?: { readonly code: string; readonly message: string }): void {
-    this.#db.prepare("UPDATE runs SET state = ?, ended_at = ?, error_code = ?, error = ? WHERE id = ?").run(state, at, error?.code ?? null, error?.message ?? null, id);
+    this.#db
+      .prepare("UPDATE runs SET state = ?, ended_at = ?, error_code = ?, error = ? WHERE id = ?")
+      .run(state, at, error?.code ?? null, error?.message ?? null, id);
   }
 
   beginAttempt(id: string, at: Instant): void {
-    this.#db.prepare("INSERT INTO attempts (run_id, number, started_at) SELECT ?, coalesce(max(number), 0) + 1, ? FROM attempts WHERE run_id = ?").run(id, at, id);
+    this.#db
+      .prepare("INSERT INTO attempts (run_id, number, started_at) SELECT ?, coalesce(max(number), 0) + 1, ? FROM attempts WHERE run_id = ?")
+      .run(id, at, id);
     this.setState(id, "running");
   }
 
@@ -69,7 +80,11 @@ export class Runs {
 
   /** Open runs, and the ended ones of fire times since `since`, for the planner. */
   forPlanner(since: Instant): RecordedRun[] {
-    const rows = this.#db.prepare(`SELECT id, schedule, provider, identity, vm_path AS vmPath, kind, fire_time AS fireTime, state, ended_at AS endedAt FROM runs WHERE state IN ${openStates} OR fire_time >= ? ORDER BY id`).all(since);
+    const rows = this.#db
+      .prepare(
+        `SELECT id, schedule, provider, identity, vm_path AS vmPath, kind, fire_time AS fireTime, state, ended_at AS endedAt FROM runs WHERE state IN ${openStates} OR fire_time >= ? ORDER BY id`,
+      )
+      .all(since);
     return rows as RecordedRun[];
   }
 
@@ -84,15 +99,41 @@ export class Runs {
 }
 
 interface RawRun {
-  id: string; schedule: string; provider: string; identity: string; vm_path: string; kind: "scheduled" | "manual"; fire_time: string; state: RunState; destination: string; destination_url: string;
-  folder: string | null; created_at: string; ended_at: string | null; error_code: string | null; error: string | null; attempts: number;
+  id: string;
+  schedule: string;
+  provider: string;
+  identity: string;
+  vm_path: string;
+  kind: "scheduled" | "manual";
+  fire_time: string;
+  state: RunState;
+  destination: string;
+  destination_url: string;
+  folder: string | null;
+  created_at: string;
+  ended_at: string | null;
+  error_code: string | null;
+  error: string | null;
+  attempts: number;
 }
 
 function runOf(row: RawRun): RunRow {
   return {
-    id: row.id, schedule: row.schedule, provider: row.provider, identity: row.identity, vmPath: row.vm_path as VmPath, kind: row.kind, fireTime: row.fire_time as Instant, state: row.state,
-    destination: row.destination, destinationUrl: row.destination_url, createdAt: row.created_at as Instant, attempts: row.attempts,
-    ...(row.folder === null ? {} : { folder: row.folder }), ...(row.ended_at === null ? {} : { endedAt: row.ended_at as Instant }),
-    ...(row.error_code === null ? {} : { errorCode: row.error_code }), ...(row.error === null ? {} : { error: row.error }),
+    id: row.id,
+    schedule: row.schedule,
+    provider: row.provider,
+    identity: row.identity,
+    vmPath: row.vm_path as VmPath,
+    kind: row.kind,
+    fireTime: row.fire_time as Instant,
+    state: row.state,
+    destination: row.destination,
+    destinationUrl: row.destination_url,
+    createdAt: row.created_at as Instant,
+    attempts: row.attempts,
+    ...(row.folder === null ? {} : { folder: row.folder }),
+    ...(row.ended_at === null ? {} : { endedAt: row.ended_at as Instant }),
+    ...(row.error_code === null ? {} : { errorCode: row.error_code }),
+    ...(row.error === null ? {} : { error: row.error }),
   };
 }

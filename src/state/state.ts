@@ -70,9 +70,13 @@ export class State {
 
   recorded(now: Instant): Recorded {
     return unusable(this.path, () => ({
-      lineage: this.lineage, serial: this.serial,
-      resources: this.configuration.resources(), protections: this.configuration.protections(), points: this.artifacts.list(),
-      runs: this.#runsAsTheyAre(now), suspended: this.configuration.suspensions(),
+      lineage: this.lineage,
+      serial: this.serial,
+      resources: this.configuration.resources(),
+      protections: this.configuration.protections(),
+      points: this.artifacts.list(),
+      runs: this.#runsAsTheyAre(now),
+      suspended: this.configuration.suspensions(),
     }));
   }
 
@@ -80,7 +84,12 @@ export class State {
   #runsAsTheyAre(now: Instant): RecordedRun[] {
     const runs = this.runs.forPlanner(instantOf(epochMsOf(now) - dependencyHorizonMs));
     if (!runs.some(({ state }) => state === "running" || state === "storing" || state === "verifying")) return runs;
-    const alive = new Set(this.leases.list().filter((lease) => lease.alive).map(({ scope }) => scope));
+    const alive = new Set(
+      this.leases
+        .list()
+        .filter((lease) => lease.alive)
+        .map(({ scope }) => scope),
+    );
     return runs.map((run) => {
       const isGoing = run.state === "running" || run.state === "storing" || run.state === "verifying";
       return isGoing && !alive.has(`export ${run.schedule} ${run.provider} ${run.identity}`) ? { ...run, state: "queued" as const } : run;

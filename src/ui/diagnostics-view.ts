@@ -23,7 +23,11 @@ export function renderDiagnostic(diagnostic: Diagnostic, style: Style): string {
     const shown = printable(source.replaceAll("\t", " ").slice(from - 1, from + 118));
     const before = printable(source.replaceAll("\t", " ").slice(from - 1, column - 1)).length;
     const marked = Math.max(1, Math.min(length, shown.length - before));
-    lines.push(`${gutter} │`, `${style.dim(String(line))} │ ${shown}`, `${gutter} │ ${" ".repeat(before)}${paint("^".repeat(marked))}${label ? ` ${printable(label)}` : ""}`);
+    lines.push(
+      `${gutter} │`,
+      `${style.dim(String(line))} │ ${shown}`,
+      `${gutter} │ ${" ".repeat(before)}${paint("^".repeat(marked))}${label ? ` ${printable(label)}` : ""}`,
+    );
   } else if (label) lines.push(`${gutter} │ ${printable(label)}`);
   if (related) lines.push(`${gutter} = ${printable(related.label)}: ${printable(related.file)}:${related.line}`);
   return `${lines.join("\n")}\n`;

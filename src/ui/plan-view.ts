@@ -3,8 +3,8 @@ import { formatBytes } from "../model/bytes.ts";
 import { formatDuration } from "../model/duration.ts";
 import type { Instant } from "../model/instant.ts";
 import type { Change, DueExport, Plan } from "../plan/plan.ts";
-import { formatTime } from "./times.ts";
 import { printable, type Style } from "./style.ts";
+import { formatTime } from "./times.ts";
 
 export interface PlanViewOptions {
   readonly style: Style;
@@ -18,12 +18,22 @@ export interface PlanViewOptions {
 export function renderPlan(plan: Plan, options: PlanViewOptions): string {
   const { style } = options;
   if (options.summary) return `${summaryLine(plan)}\n`;
-  const sections = [headLine(plan), ...changeSection(plan, options), ...protectionSection(plan, style), ...dueSection(plan, options), ...driftSection(plan, style), ...expirySection(plan, options), ...warningSection(plan, style)];
+  const sections = [
+    headLine(plan),
+    ...changeSection(plan, options),
+    ...protectionSection(plan, style),
+    ...dueSection(plan, options),
+    ...driftSection(plan, style),
+    ...expirySection(plan, options),
+    ...warningSection(plan, style),
+  ];
   return `${sections.filter((section) => section !== "").join("\n\n")}\n\n${style.bold(summaryLine(plan))}\n`;
 }
 
 export function headLine({ revision, lineage, serial }: Plan): string {
-  const where = revision?.commit ? `${revision.branch ?? "detached"}@${revision.commit.slice(0, 7)} (${revision.dirty ? "with changes that are not committed" : "clean"})` : "files without a commit";
+  const where = revision?.commit
+    ? `${revision.branch ?? "detached"}@${revision.commit.slice(0, 7)} (${revision.dirty ? "with changes that are not committed" : "clean"})`
+    : "files without a commit";
   return `infrastructure at ${where} · state ${lineage === "new" ? "new" : `${lineage.slice(0, 4)}…`}  serial ${serial}`;
 }
 
@@ -52,11 +62,15 @@ function changeSection({ changes, at }: Plan, { style, timezoneOf }: PlanViewOpt
     const { gained, lost, nextRunBefore, nextRunAfter, expirable, keepsPoints } = change.consequences;
     const zone = timezoneOf(change.address.slice(change.address.indexOf(".") + 1));
     const time = (instant: Instant | undefined): string => (instant ? formatTime(instant, zone, at) : "never");
-    if (change.kind !== "delete" && change.resource === "schedule" && nextRunBefore !== nextRunAfter) field("next run", nextRunBefore ? `${time(nextRunBefore)} -> ${time(nextRunAfter)}` : time(nextRunAfter));
+    if (change.kind !== "delete" && change.resource === "schedule" && nextRunBefore !== nextRunAfter)
+      field("next run", nextRunBefore ? `${time(nextRunBefore)} -> ${time(nextRunAfter)}` : time(nextRunAfter));
     if (gained.length > 0) field("protects", named(gained));
     if (lost.length > 0) field("lets go of", named(lost));
     if (expirable > 0) field("expires", plural(expirable, "restore point"));
-    if (keepsPoints > 0) lines.push(`      keeps its ${plural(keepsPoints, "restore point")}; \`hypersdk expire --schedule ${change.address.slice("schedule.".length)}\` would let them go`);
+    if (keepsPoints > 0)
+      lines.push(
+        `      keeps its ${plural(keepsPoints, "restore point")}; \`hypersdk expire --schedule ${change.address.slice("schedule.".length)}\` would let them go`,
+      );
     return lines.join("\n");
   });
 }
@@ -66,7 +80,10 @@ function shownFields(change: Change & { readonly kind: "create" }): [string, str
   const spec = JSON.parse(change.after) as Record<string, unknown>;
   const fields: Record<Change["resource"], readonly string[]> = {
     schedule: ["cron", "timezone", "destination", "format", "retention", "windows", "dependsOn", "suspend"],
-    policy: ["match", "schedule", "priority", "rpoMs"], destination: ["url", "layout"], provider: ["type", "writtenPath", "root"], notifier: ["type"],
+    policy: ["match", "schedule", "priority", "rpoMs"],
+    destination: ["url", "layout"],
+    provider: ["type", "writtenPath", "root"],
+    notifier: ["type"],
   };
   return fields[change.resource].flatMap((name): [string, string][] => {
     const value = spec[name];
@@ -80,12 +97,22 @@ const fieldNames: Readonly<Record<string, string>> = { writtenPath: "path", rpoM
 function valueText(value: unknown): string {
   if (value === null) return "(none)";
   if (typeof value !== "object") return JSON.stringify(value);
-  return Object.entries(value).map(([key, member]) => (key.endsWith("Ms") && typeof member === "number" ? `${key.slice(0, -2)} ${formatDuration(member)}` : `${key} ${typeof member === "object" ? JSON.stringify(member) : String(member)}`)).join(", ");
+  return Object.entries(value)
+    .map(([key, member]) =>
+      key.endsWith("Ms") && typeof member === "number"
+        ? `${key.slice(0, -2)} ${formatDuration(member)}`
+        : `${key} ${typeof member === "object" ? JSON.stringify(member) : String(member)}`,
+    )
+    .join(", ");
 }
 
 function listDiff(before: readonly unknown[], after: readonly unknown[]): string {
   const text = (values: readonly unknown[]): string[] => values.map((value) => (typeof value === "string" ? value : JSON.stringify(value)));
-  return diffArrays(text(before), text(after)).flatMap((part) => part.value.map((value) => (part.added ? `+${value}` : part.removed ? `-${value}` : value))).join("  ") || "(none)";
+  return (
+    diffArrays(text(before), text(after))
+      .flatMap((part) => part.value.map((value) => (part.added ? `+${value}` : part.removed ? `-${value}` : value)))
+      .join("  ") || "(none)"
+  );
 }
 
 function named(paths: readonly string[]): string {
@@ -96,10 +123,22 @@ function named(paths: readonly string[]): string {
 /** Changes of protections that no change of a schedule explains. */
 function protectionSection({ protections, changes }: Plan, style: Style): string[] {
   const explained = new Set(changes.filter(({ resource }) => resource === "schedule").map(({ address }) => address.slice("schedule.".length)));
-  const words = { begin: style.green("+ protects"), end: style.red("- lets go"), missing: style.red("! missing"), found: style.green("+ is back"), renamed: style.yellow("~ renamed"), restarted: style.yellow("~ restarts") };
+  const words = {
+    begin: style.green("+ protects"),
+    end: style.red("- lets go"),
+    missing: style.red("! missing"),
+    found: style.green("+ is back"),
+    renamed: style.yellow("~ renamed"),
+    restarted: style.yellow("~ restarts"),
+  };
   const shown = protections.filter(({ schedule, kind }) => kind === "missing" || kind === "found" || kind === "renamed" || !explained.has(schedule));
   if (shown.length === 0) return [];
-  const lines = shown.slice(0, 20).map((each) => `  ${words[each.kind]}  ${each.schedule}  ${printable(each.vmPath)}${each.kind === "renamed" ? `  (was ${printable(each.from)})` : ""}${"reason" in each ? `  ${style.dim(each.reason)}` : ""}`);
+  const lines = shown
+    .slice(0, 20)
+    .map(
+      (each) =>
+        `  ${words[each.kind]}  ${each.schedule}  ${printable(each.vmPath)}${each.kind === "renamed" ? `  (was ${printable(each.from)})` : ""}${"reason" in each ? `  ${style.dim(each.reason)}` : ""}`,
+    );
   if (shown.length > 20) lines.push(`  … and ${shown.length - 20} more`);
   return [["protections", ...lines].join("\n")];
 }
@@ -109,11 +148,22 @@ function dueSection({ exports, deferred, skipped, at, suspended }: Plan, { style
   if (all.length === 0 && suspended.length === 0) return [];
   const schedule = width(all.map((each) => each.schedule));
   const path = width(all.map((each) => printable(each.vmPath)));
-  const name = (each: { readonly schedule: string; readonly vmPath: string }): string => `${each.schedule.padEnd(schedule)}  ${printable(each.vmPath).padEnd(path)}`;
-  const limited = <T>(list: readonly T[], render: (item: T) => string): string[] => [...list.slice(0, 30).map(render), ...(list.length > 30 ? [`    … and ${list.length - 30} more`] : [])];
+  const name = (each: { readonly schedule: string; readonly vmPath: string }): string =>
+    `${each.schedule.padEnd(schedule)}  ${printable(each.vmPath).padEnd(path)}`;
+  const limited = <T>(list: readonly T[], render: (item: T) => string): string[] => [
+    ...list.slice(0, 30).map(render),
+    ...(list.length > 30 ? [`    … and ${list.length - 30} more`] : []),
+  ];
   const lines = [
-    ...limited(exports, (due) => `  ${style.cyan(">")} ${name(due)}  ${due.mode}  ${sizeText(due)}${due.estimatedDurationMs === null ? "" : `  ~${formatDuration(due.estimatedDurationMs)}`}   to ${printable(due.destination)}`),
-    ...limited(deferred, (each) => `  ${style.yellow("~")} ${name(each)}  ${each.reason}${each.until ? `, opens ${formatTime(each.until, timezoneOf(each.schedule), at)}` : ""}`),
+    ...limited(
+      exports,
+      (due) =>
+        `  ${style.cyan(">")} ${name(due)}  ${due.mode}  ${sizeText(due)}${due.estimatedDurationMs === null ? "" : `  ~${formatDuration(due.estimatedDurationMs)}`}   to ${printable(due.destination)}`,
+    ),
+    ...limited(
+      deferred,
+      (each) => `  ${style.yellow("~")} ${name(each)}  ${each.reason}${each.until ? `, opens ${formatTime(each.until, timezoneOf(each.schedule), at)}` : ""}`,
+    ),
     ...limited(skipped, (each) => `  ${style.dim("x")} ${name(each)}  skipped: ${each.reason}`),
     ...suspended.map((each) => `  ${style.yellow("‖")} ${each}  is suspended; \`hypersdk resume ${each}\` lets it run`),
   ];
@@ -128,10 +178,18 @@ function width(texts: readonly string[]): number {
   return texts.reduce((longest, text) => Math.max(longest, text.length), 0);
 }
 
-function driftSection({ drift }: Plan, style: Style): string[] {
+export function driftSection({ drift }: Plan, style: Style): string[] {
   if (drift.length === 0) return [];
-  const words = { "vm-missing": style.red("! VM missing"), "vm-new": style.green("+ VM new"), overdue: style.red("! overdue"), "point-missing": style.red("! restore point missing"), "point-altered": style.red("! restore point altered"), unknown: style.yellow("? unknown") };
-  const what = (each: Plan["drift"][number]): string => ("vmPath" in each ? `${each.schedule}  ${each.vmPath}` : "point" in each ? `${each.point} at ${each.destination}` : each.what);
+  const words = {
+    "vm-missing": style.red("! VM missing"),
+    "vm-new": style.green("+ VM new"),
+    overdue: style.red("! overdue"),
+    "point-missing": style.red("! restore point missing"),
+    "point-altered": style.red("! restore point altered"),
+    unknown: style.yellow("? unknown"),
+  };
+  const what = (each: Plan["drift"][number]): string =>
+    "vmPath" in each ? `${each.schedule}  ${each.vmPath}` : "point" in each ? `${each.point} at ${each.destination}` : each.what;
   const lines = drift.slice(0, 30).map((each) => `  ${words[each.kind]}  ${printable(what(each))}  ${style.dim(printable(each.message))}`);
   if (drift.length > 30) lines.push(`  … and ${drift.length - 30} more`);
   return [["drift", ...lines].join("\n")];
@@ -139,15 +197,31 @@ function driftSection({ drift }: Plan, style: Style): string[] {
 
 function expirySection({ expiry, at }: Plan, { style, timezoneOf }: PlanViewOptions): string[] {
   const lines = [
-    ...expiry.remove.map((mark) => `  ${style.red("-")} ${mark.schedule}  ${printable(mark.vmPath)}  ${formatTime(mark.instant, timezoneOf(mark.schedule), at)}  ${formatBytes(mark.storedBytes)}  is removed: ${mark.rule}`),
-    ...expiry.mark.filter(({ point }) => !expiry.remove.some((each) => each.point === point)).map((mark) => `  ${style.yellow("-")} ${mark.schedule}  ${printable(mark.vmPath)}  ${formatTime(mark.instant, timezoneOf(mark.schedule), at)}  ${formatBytes(mark.storedBytes)}  ${mark.rule}; removed after ${formatTime(mark.expiresAt, timezoneOf(mark.schedule), at)}`),
+    ...expiry.remove.map(
+      (mark) =>
+        `  ${style.red("-")} ${mark.schedule}  ${printable(mark.vmPath)}  ${formatTime(mark.instant, timezoneOf(mark.schedule), at)}  ${formatBytes(mark.storedBytes)}  is removed: ${mark.rule}`,
+    ),
+    ...expiry.mark
+      .filter(({ point }) => !expiry.remove.some((each) => each.point === point))
+      .map(
+        (mark) =>
+          `  ${style.yellow("-")} ${mark.schedule}  ${printable(mark.vmPath)}  ${formatTime(mark.instant, timezoneOf(mark.schedule), at)}  ${formatBytes(mark.storedBytes)}  ${mark.rule}; removed after ${formatTime(mark.expiresAt, timezoneOf(mark.schedule), at)}`,
+      ),
     ...expiry.withdraw.map(({ point, reason }) => `  ${style.green("+")} ${point}  stays after all: ${reason}`),
-    ...expiry.blocked.map((each) => `  ${style.dim("=")} ${each.schedule}  ${printable(each.vmPath)}  ${plural(each.points, "restore point")} would expire, but ${each.reason}`),
+    ...expiry.blocked.map(
+      (each) => `  ${style.dim("=")} ${each.schedule}  ${printable(each.vmPath)}  ${plural(each.points, "restore point")} would expire, but ${each.reason}`,
+    ),
   ];
   return lines.length === 0 ? [] : [["expiry", ...lines.slice(0, 40), ...(lines.length > 40 ? [`  … and ${lines.length - 40} more`] : [])].join("\n")];
 }
 
 function warningSection({ warnings }: Plan, style: Style): string[] {
   if (warnings.length === 0) return [];
-  return [["warnings", ...warnings.slice(0, 20).map(({ code, message, address }) => `  ${style.yellow(code)}  ${address ? `${address}: ` : ""}${printable(message)}`), ...(warnings.length > 20 ? [`  … and ${warnings.length - 20} more`] : [])].join("\n")];
+  return [
+    [
+      "warnings",
+      ...warnings.slice(0, 20).map(({ code, message, address }) => `  ${style.yellow(code)}  ${address ? `${address}: ` : ""}${printable(message)}`),
+      ...(warnings.length > 20 ? [`  … and ${warnings.length - 20} more`] : []),
+    ].join("\n"),
+  ];
 }

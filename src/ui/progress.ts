@@ -44,7 +44,12 @@ export class ProgressView {
     const { green, red, yellow, dim } = this.#style;
     switch (event.type) {
       case "export_started":
-        this.#going.set(event.run.id, { name: event.run, startedMs: this.#nowMs(), phase: "", disks: event.disks.map(({ name, dataBytes }) => ({ name, totalBytes: dataBytes, doneBytes: 0, isStored: false })) });
+        this.#going.set(event.run.id, {
+          name: event.run,
+          startedMs: this.#nowMs(),
+          phase: "",
+          disks: event.disks.map(({ name, dataBytes }) => ({ name, totalBytes: dataBytes, doneBytes: 0, isStored: false })),
+        });
         return;
       case "export_progress": {
         const disk = this.#going.get(event.run.id)?.disks[event.disk];
@@ -62,13 +67,22 @@ export class ProgressView {
         return;
       }
       case "export_completed":
-        this.#end(event.run, `${green("✓")} ${nameOf(event.run)}  ${formatBytes(event.readBytes)} read, ${formatBytes(event.storedBytes)} stored in ${formatDuration(event.durationMs)}`);
+        this.#end(
+          event.run,
+          `${green("✓")} ${nameOf(event.run)}  ${formatBytes(event.readBytes)} read, ${formatBytes(event.storedBytes)} stored in ${formatDuration(event.durationMs)}`,
+        );
         return;
       case "export_failed":
-        this.#end(event.run, `${red("✗")} ${nameOf(event.run)}  ${event.code}: ${printable(event.reason)}${event.hint ? `\n    ${dim(printable(event.hint))}` : ""}`);
+        this.#end(
+          event.run,
+          `${red("✗")} ${nameOf(event.run)}  ${event.code}: ${printable(event.reason)}${event.hint ? `\n    ${dim(printable(event.hint))}` : ""}`,
+        );
         return;
       case "export_retried":
-        this.#end(event.run, `${yellow("↻")} ${nameOf(event.run)}  ${event.code}: ${printable(event.reason)}; retry ${event.attempt} in ${formatDuration(event.delayMs)}`);
+        this.#end(
+          event.run,
+          `${yellow("↻")} ${nameOf(event.run)}  ${event.code}: ${printable(event.reason)}; retry ${event.attempt} in ${formatDuration(event.delayMs)}`,
+        );
         return;
       case "export_interrupted":
         this.#end(event.run, `${yellow("■")} ${nameOf(event.run)}  interrupted`);
@@ -77,7 +91,9 @@ export class ProgressView {
         this.#end(event.run, `${yellow("~")} ${nameOf(event.run)}  not started: ${printable(event.reason)}`);
         return;
       case "run_recovered":
-        this.#line(`${yellow("↻")} ${nameOf(event.run)}  an earlier run was cut off: ${event.outcome === "completed" ? "its export was complete" : event.outcome === "queued" ? "cleared, it starts anew" : "cleared"}`);
+        this.#line(
+          `${yellow("↻")} ${nameOf(event.run)}  an earlier run was cut off: ${event.outcome === "completed" ? "its export was complete" : event.outcome === "queued" ? "cleared, it starts anew" : "cleared"}`,
+        );
         return;
       case "point_removed":
         this.#line(`${dim("-")} ${event.schedule}  ${printable(event.vmPath)}  expired restore point removed, ${formatBytes(event.storedBytes)} freed`);
@@ -116,7 +132,11 @@ export class ProgressView {
       this.#drawn = lines.length;
     } else if (nowMs - this.#lastDrawMs >= lineEveryMs) {
       this.#lastDrawMs = nowMs;
-      this.#target.write(this.#lines(nowMs).map((line) => `${line}\n`).join(""));
+      this.#target.write(
+        this.#lines(nowMs)
+          .map((line) => `${line}\n`)
+          .join(""),
+      );
     }
   }
 

@@ -9,7 +9,10 @@ export interface Style {
 }
 
 export function styleOf(isColoured: boolean): Style {
-  const paint = (open: number, close: number) => (text: string): string => (isColoured && text !== "" ? `\u001b[${open}m${text}\u001b[${close}m` : text);
+  const paint =
+    (open: number, close: number) =>
+    (text: string): string =>
+      isColoured && text !== "" ? `\u001b[${open}m${text}\u001b[${close}m` : text;
   return { bold: paint(1, 22), dim: paint(2, 22), red: paint(31, 39), green: paint(32, 39), yellow: paint(33, 39), cyan: paint(36, 39) };
 }
 
@@ -22,6 +25,5 @@ export function wantsColour(stream: { readonly isTTY?: boolean }, env: NodeJS.Pr
 
 /** Text of others on a terminal: control characters and escapes become visible instead of working. */
 export function printable(text: string): string {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is replaced here
   return text.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }

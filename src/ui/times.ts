@@ -9,7 +9,15 @@ export function formatTime(instant: Instant, timezone: string, now?: Instant): s
   let format = formats.get(key);
   if (!format) {
     format = new Intl.DateTimeFormat("en-GB", {
-      timeZone: timezone, weekday: "short", day: "2-digit", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23", timeZoneName: "short", ...(withYear ? { year: "numeric" as const } : {}),
+      timeZone: timezone,
+      weekday: "short",
+      day: "2-digit",
+      month: "short",
+      hour: "2-digit",
+      minute: "2-digit",
+      hourCycle: "h23",
+      timeZoneName: "short",
+      ...(withYear ? { year: "numeric" as const } : {}),
     });
     formats.set(key, format);
   }

@@ -40,14 +40,18 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
   let progress: ProgressView | undefined;
   try {
     const context = engineContext(state, {
-      signal: interrupts.signal, revision: loaded.revision, adopt: options.adopt ?? false,
+      signal: interrupts.signal,
+      revision: loaded.revision,
+      adopt: options.adopt ?? false,
       emit: (event) => {
         events.write(event);
         progress?.handle(event);
       },
     });
     const result = await reconcile(loaded.desired, context, {
-      lockTimeoutMs, parallelism: options.parallelism, exports: options.exports ?? true,
+      lockTimeoutMs,
+      parallelism: options.parallelism,
+      exports: options.exports ?? true,
       approve: async (made) => {
         const plan = narrow(saved ? bounded(saved, made) : made, options.target ?? [], options.exclude ?? []);
         const zones = timezonesOf(loaded.desired, plan);
@@ -95,7 +99,11 @@ function bounded(saved: PlanFile, current: Plan): Plan {
   return {
     ...current,
     exports: current.exports.filter((each) => due.has(`${each.schedule}\n${each.provider}\n${each.identity}`)),
-    expiry: { ...current.expiry, mark: current.expiry.mark.filter(({ point }) => points.has(point)), remove: current.expiry.remove.filter(({ point }) => points.has(point)) },
+    expiry: {
+      ...current.expiry,
+      mark: current.expiry.mark.filter(({ point }) => points.has(point)),
+      remove: current.expiry.remove.filter(({ point }) => points.has(point)),
+    },
   };
 }
 
@@ -104,12 +112,19 @@ async function approve(plan: Plan, isSaved: boolean, { autoApprove }: ApplyOptio
   if (autoApprove === "safe") {
     const reasons = unsafeReasons(plan);
     if (reasons.length === 0) return;
-    throw new HypersdkError("Declined", `the plan is not safe to apply unseen: ${reasons.slice(0, 5).join("; ")}${reasons.length > 5 ? `; and ${reasons.length - 5} more` : ""}`, { hint: "look at it and say --auto-approve, or apply a saved plan" });
+    throw new HypersdkError(
+      "Declined",
+      `the plan is not safe to apply unseen: ${reasons.slice(0, 5).join("; ")}${reasons.length > 5 ? `; and ${reasons.length - 5} more` : ""}`,
+      { hint: "look at it and say --auto-approve, or apply a saved plan" },
+    );
   }
-  if (!io.isInteractive) throw new HypersdkError("Declined", "nobody can answer whether this plan may be applied", { hint: "say --auto-approve, --auto-approve=safe, or apply a saved plan" });
+  if (!io.isInteractive)
+    throw new HypersdkError("Declined", "nobody can answer whether this plan may be applied", {
+      hint: "say --auto-approve, --auto-approve=safe, or apply a saved plan",
+    });
   const prompt = createInterface({ input: process.stdin, output: process.stderr });
   try {
-    const answer = await prompt.question("\nApply this plan? Only \"yes\" is accepted: ");
+    const answer = await prompt.question('\nApply this plan? Only "yes" is accepted: ');
     if (answer.trim() !== "yes") throw new HypersdkError("Declined", "declined; nothing was changed");
   } finally {
     prompt.close();
@@ -118,20 +133,36 @@ async function approve(plan: Plan, isSaved: boolean, { autoApprove }: ApplyOptio
 
 function report(result: Reconciled, state: State, interruptedWith: number | undefined, io: Io): void {
   const { plan, completed, failed, interrupted, notStarted, removed } = result;
-  const names = (works: Reconciled["failed"]): { schedule: string; vmPath: string; run: string }[] => works.map(({ run }) => ({ schedule: run.schedule, vmPath: run.vmPath, run: run.id }));
+  const names = (works: Reconciled["failed"]): { schedule: string; vmPath: string; run: string }[] =>
+    works.map(({ run }) => ({ schedule: run.schedule, vmPath: run.vmPath, run: run.id }));
   if (io.json) {
-    io.result("apply", { digest: planDigest(plan), serial: state.serial, changes: plan.changes.length, completed, removed, failed: names(failed), interrupted: names(interrupted), notStarted: names(notStarted) });
+    io.result("apply", {
+      digest: planDigest(plan),
+      serial: state.serial,
+      changes: plan.changes.length,
+      completed,
+      removed,
+      failed: names(failed),
+      interrupted: names(interrupted),
+      notStarted: names(notStarted),
+    });
     return;
   }
-  if (isEmpty(plan)) return io.out("Nothing to do: what is recorded is what the files say.\n");
+  if (isEmpty(plan)) {
+    io.out("Nothing to do: what is recorded is what the files say.\n");
+    return;
+  }
   const { style } = io;
-  io.out(`\n${style.bold(`Applied: ${plural(plan.changes.length, "change")}. ${plural(completed, "export")} completed, ${failed.length} failed. ${plural(removed, "restore point")} removed.`)}\n`);
+  io.out(
+    `\n${style.bold(`Applied: ${plural(plan.changes.length, "change")}. ${plural(completed, "export")} completed, ${failed.length} failed. ${plural(removed, "restore point")} removed.`)}\n`,
+  );
   if (interruptedWith !== undefined) io.out(`${plural(notStarted.length, "export")} not started, ${interrupted.length} can be resumed: hypersdk apply\n`);
-  for (const { run } of failed) io.out(`  ${style.red("✗")} ${run.schedule}  ${run.vmPath}: try again with \`hypersdk run ${run.schedule} --vm ${quoted(run.vmPath)}\`\n`);
-  if (completed > 0 && failed.length === 0 && interruptedWith === undefined) io.out(`To see what there is: hypersdk get artifacts. To restore: hypersdk restore --vm PATH --to FILE\n`);
+  for (const { run } of failed)
+    io.out(`  ${style.red("✗")} ${run.schedule}  ${run.vmPath}: try again with \`hypersdk run ${run.schedule} --vm ${quoted(run.vmPath)}\`\n`);
+  if (completed > 0 && failed.length === 0 && interruptedWith === undefined)
+    io.out(`To see what there is: hypersdk get artifacts. To restore: hypersdk restore --vm PATH --to FILE\n`);
 }
 
 export function quoted(text: string): string {
   return /^[A-Za-z0-9_/.:@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
-

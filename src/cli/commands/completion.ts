@@ -42,7 +42,12 @@ export async function complete(words: readonly string[], program: Command, io: I
   for (const word of before) command = command.commands.find((each) => each.name() === word) ?? command;
   const previous = before.at(-1) ?? "";
   const found = await candidates(command, previous, current, io).catch(() => []);
-  io.out(found.filter((word) => word.startsWith(current)).map((word) => `${word}\n`).join(""));
+  io.out(
+    found
+      .filter((word) => word.startsWith(current))
+      .map((word) => `${word}\n`)
+      .join(""),
+  );
   return 0;
 }
 

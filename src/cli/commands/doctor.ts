@@ -37,8 +37,10 @@ export async function doctor(options: SourceOptions, io: Io): Promise<number> {
     add("files", false, error.message);
   }
   if (loaded) checkState(loaded.statePath, add);
-  for (const { name, path, type } of loaded?.desired?.providers ?? []) if (type === "local") add(`provider.${name}`, existsSync(path), existsSync(path) ? path : `${path} is not there`);
-  for (const { name, url } of loaded?.desired?.destinations ?? []) if (url.startsWith("file://")) checkFolder(`destination.${name}`, url.slice("file://".length), add);
+  for (const { name, path, type } of loaded?.desired?.providers ?? [])
+    if (type === "local") add(`provider.${name}`, existsSync(path), existsSync(path) ? path : `${path} is not there`);
+  for (const { name, url } of loaded?.desired?.destinations ?? [])
+    if (url.startsWith("file://")) checkFolder(`destination.${name}`, url.slice("file://".length), add);
   const isWell = findings.every(({ ok }) => ok);
   if (io.json) io.result("doctor", { ok: isWell, findings });
   else for (const { what, ok, text } of findings) io.out(`${ok ? io.style.green("✓") : io.style.red("✗")} ${what.padEnd(20)} ${text}\n`);
@@ -48,9 +50,18 @@ export async function doctor(options: SourceOptions, io: Io): Promise<number> {
 function checkState(path: string, add: (what: string, ok: boolean, text: string) => void): void {
   try {
     const state = State.openForReading(path);
-    if (!state) return add("state", true, `${path}: not made yet`);
+    if (!state) {
+      add("state", true, `${path}: not made yet`);
+      return;
+    }
     const chain = state.audit.verify();
-    add("state", chain.brokenAt === undefined, chain.brokenAt === undefined ? `${path}: serial ${state.serial}, audit chain of ${chain.rows} rows holds` : `${path}: the audit chain is broken at row ${chain.brokenAt}`);
+    add(
+      "state",
+      chain.brokenAt === undefined,
+      chain.brokenAt === undefined
+        ? `${path}: serial ${state.serial}, audit chain of ${chain.rows} rows holds`
+        : `${path}: the audit chain is broken at row ${chain.brokenAt}`,
+    );
     const mode = statSync(path).mode & 0o777;
     if (mode & 0o077) add("state", false, `${path} can be read by others (mode ${mode.toString(8)})`);
     state.close();

@@ -38,7 +38,9 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
     const leaving = options.schedule === undefined ? overdueMarks() : retained(options.schedule);
     if (!io.json) {
       if (rows.length > 0) io.out(renderTable(["schedule", "VM", "instant", "size", "kept by"], rows, [3]));
-      io.out(`${plural(leaving.length, "restore point")} ${leaving.length === 1 ? "goes" : "go"}, ${formatBytes(leaving.reduce((sum, point) => sum + point.storedBytes, 0))}\n`);
+      io.out(
+        `${plural(leaving.length, "restore point")} ${leaving.length === 1 ? "goes" : "go"}, ${formatBytes(leaving.reduce((sum, point) => sum + point.storedBytes, 0))}\n`,
+      );
     }
     if (options.dryRun || leaving.length === 0) {
       if (io.json) io.result("expire", { removed: 0, leaving: leaving.map(({ id }) => id) });
@@ -48,7 +50,17 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
     const lease = await state.take("reconcile", "expire", 0, clock, random);
     try {
       const context = engineContext(state, { signal: interrupts.signal, revision, adopt: false, emit: (event) => progress?.handle(event) });
-      const destinations = [...desired.destinations, ...points.map(({ destination, destinationUrl }) => ({ name: destination, url: destinationUrl, layout: "image" as const, expiryGraceMs: 0, inline: true, origin: { file: "", document: 0, pointer: [] } }))];
+      const destinations = [
+        ...desired.destinations,
+        ...points.map(({ destination, destinationUrl }) => ({
+          name: destination,
+          url: destinationUrl,
+          layout: "image" as const,
+          expiryGraceMs: 0,
+          inline: true,
+          origin: { file: "", document: 0, pointer: [] },
+        })),
+      ];
       const failed = await removePoints(leaving, destinations, lease, context);
       progress?.stop();
       if (io.json) io.result("expire", { removed: leaving.length - failed.length, leaving: leaving.map(({ id }) => id) });
@@ -60,7 +72,9 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
 
     function retained(schedule: string): RestorePoint[] {
       if (desired.schedules.some(({ name }) => name === schedule)) {
-        throw new HypersdkError("Failed", `schedule "${schedule}" is still in the files: its retention decides what goes`, { hint: "remove it from the files first, or change its retention" });
+        throw new HypersdkError("Failed", `schedule "${schedule}" is still in the files: its retention decides what goes`, {
+          hint: "remove it from the files first, or change its retention",
+        });
       }
       const its = points.filter((point) => point.schedule === schedule);
       if (its.length === 0) throw new HypersdkError("NotFound", `no restore point belongs to a schedule "${schedule}"`);
@@ -70,7 +84,11 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
       return groupsOf(points).flatMap((group) => {
         const schedule = desired.schedules.find(({ name }) => name === group[0]?.schedule);
         if (!schedule) return [];
-        const going = new Set(verdictsOf(group, schedule.retention, schedule.timezone, epochMsOf(now)).filter(({ keptBy }) => keptBy.length === 0).map(({ id }) => id));
+        const going = new Set(
+          verdictsOf(group, schedule.retention, schedule.timezone, epochMsOf(now))
+            .filter(({ keptBy }) => keptBy.length === 0)
+            .map(({ id }) => id),
+        );
         return group.filter((point) => going.has(point.id) && point.expiresAt !== undefined && point.expiresAt <= now);
       });
     }
@@ -87,7 +105,11 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
       const byId = new Map(group.map((point) => [point.id, point]));
       return verdictsOf(group, schedule?.retention, schedule?.timezone ?? "UTC", nowMs).map(({ id, keptBy }) => {
         const point = byId.get(id) as RestorePoint;
-        const why = !schedule ? "retained: its schedule is gone" : keptBy.length > 0 ? keptBy.join(", ") : `nothing${point.expiresAt ? `; may go after ${point.expiresAt}` : ""}`;
+        const why = !schedule
+          ? "retained: its schedule is gone"
+          : keptBy.length > 0
+            ? keptBy.join(", ")
+            : `nothing${point.expiresAt ? `; may go after ${point.expiresAt}` : ""}`;
         return [point.schedule, point.vmPath, point.instant, formatBytes(point.storedBytes), why];
       });
     });
@@ -95,10 +117,11 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
 }
 
 async function ask(io: Io): Promise<void> {
-  if (!io.isInteractive) throw new HypersdkError("Declined", "nobody can answer whether these restore points may go", { hint: "say --auto-approve, or --dry-run to only look" });
+  if (!io.isInteractive)
+    throw new HypersdkError("Declined", "nobody can answer whether these restore points may go", { hint: "say --auto-approve, or --dry-run to only look" });
   const prompt = createInterface({ input: process.stdin, output: process.stderr });
   try {
-    if ((await prompt.question("Remove them? Only \"yes\" is accepted: ")).trim() !== "yes") throw new HypersdkError("Declined", "declined; nothing was removed");
+    if ((await prompt.question('Remove them? Only "yes" is accepted: ')).trim() !== "yes") throw new HypersdkError("Declined", "declined; nothing was removed");
   } finally {
     prompt.close();
   }

@@ -1,5 +1,4 @@
-import { readFileSync, statSync, writeFileSync } from "node:fs";
-import { renameSync } from "node:fs";
+import { readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { createTwoFilesPatch } from "diff";
 import { formatText } from "../../config/format.ts";

@@ -29,7 +29,8 @@ interface Table {
 }
 
 export async function get(kind: string, options: GetOptions, io: Io): Promise<number> {
-  if (!(kinds as readonly string[]).includes(kind)) throw new HypersdkError("Usage", `there is no ${JSON.stringify(kind)} to get`, { hint: `one of: ${kinds.join(", ")}` });
+  if (!(kinds as readonly string[]).includes(kind))
+    throw new HypersdkError("Usage", `there is no ${JSON.stringify(kind)} to get`, { hint: `one of: ${kinds.join(", ")}` });
   const loaded = await load(options, io.env, io.cwd);
   const state = State.openForReading(loaded.statePath);
   try {
@@ -53,7 +54,10 @@ async function tableOf(kind: GetKind, { desired, sourceOf, diagnostics }: Loaded
   const recorded = state?.recorded(now) ?? emptyRecorded;
   const zones = timezonesOf(desired);
   const needed = () => {
-    if (!desired) throw new HypersdkError("ConfigInvalid", `the configuration has ${diagnostics.filter(({ severity }) => severity === "error").length} errors`, { hint: "hypersdk validate shows them" });
+    if (!desired)
+      throw new HypersdkError("ConfigInvalid", `the configuration has ${diagnostics.filter(({ severity }) => severity === "error").length} errors`, {
+        hint: "hypersdk validate shows them",
+      });
     return desired;
   };
   switch (kind) {
@@ -62,46 +66,174 @@ async function tableOf(kind: GetKind, { desired, sourceOf, diagnostics }: Loaded
       const items = needed().schedules.map((each) => {
         const isSuspended = each.suspend || suspended.has(each.name);
         return {
-          name: each.name, cron: each.cron, timezone: each.timezone, next: isSuspended ? null : instantOf(fireTimes(each.cron, each.timezone).next(epochMsOf(now))), suspended: isSuspended,
-          destination: each.destination, priority: each.priority, protections: recorded.protections.filter(({ schedule }) => schedule === each.name).length,
+          name: each.name,
+          cron: each.cron,
+          timezone: each.timezone,
+          next: isSuspended ? null : instantOf(fireTimes(each.cron, each.timezone).next(epochMsOf(now))),
+          suspended: isSuspended,
+          destination: each.destination,
+          priority: each.priority,
+          protections: recorded.protections.filter(({ schedule }) => schedule === each.name).length,
           file: `${each.origin.file}:${sourceOf(each.origin.file).at(each.origin.pointer, each.origin.document, { severity: "warning", code: "", message: "" }).line}`,
         };
       });
       return {
-        items, headings: ["name", "cron", "next", "VMs", "destination", "priority", "file"], wide: [5, 6], right: [3],
-        rows: items.map((each) => [each.name, each.cron, each.next ? formatTime(each.next, each.timezone, now) : "suspended", String(each.protections), each.destination, String(each.priority), each.file]),
+        items,
+        headings: ["name", "cron", "next", "VMs", "destination", "priority", "file"],
+        wide: [5, 6],
+        right: [3],
+        rows: items.map((each) => [
+          each.name,
+          each.cron,
+          each.next ? formatTime(each.next, each.timezone, now) : "suspended",
+          String(each.protections),
+          each.destination,
+          String(each.priority),
+          each.file,
+        ]),
       };
     }
     case "policies": {
-      const items = needed().policies.map(({ name, match, schedule, priority, rpoMs }) => ({ name, match, schedule, priority: priority ?? null, rpo: rpoMs === undefined ? null : formatDuration(rpoMs) }));
-      return { items, headings: ["name", "match", "schedule", "priority", "rpo"], wide: [], rows: items.map((each) => [each.name, each.match.join(", "), each.schedule, String(each.priority ?? "-"), each.rpo ?? "-"]) };
+      const items = needed().policies.map(({ name, match, schedule, priority, rpoMs }) => ({
+        name,
+        match,
+        schedule,
+        priority: priority ?? null,
+        rpo: rpoMs === undefined ? null : formatDuration(rpoMs),
+      }));
+      return {
+        items,
+        headings: ["name", "match", "schedule", "priority", "rpo"],
+        wide: [],
+        rows: items.map((each) => [each.name, each.match.join(", "), each.schedule, String(each.priority ?? "-"), each.rpo ?? "-"]),
+      };
     }
     case "protections": {
-      const items = recorded.protections.map(({ schedule, vmPath, provider, identity, state: condition, effectiveSince, handledUntil, lastSuccessAt }) => ({ schedule, vm: vmPath, provider, identity, state: condition, since: effectiveSince, handledUntil: handledUntil ?? null, lastSuccess: lastSuccessAt ?? null }));
-      return { items, headings: ["schedule", "VM", "state", "last success", "provider", "identity"], wide: [4, 5], rows: items.map((each) => [each.schedule, each.vm, each.state, each.lastSuccess ? formatTime(each.lastSuccess, zones(each.schedule), now) : "never", each.provider, each.identity]) };
+      const items = recorded.protections.map(({ schedule, vmPath, provider, identity, state: condition, effectiveSince, handledUntil, lastSuccessAt }) => ({
+        schedule,
+        vm: vmPath,
+        provider,
+        identity,
+        state: condition,
+        since: effectiveSince,
+        handledUntil: handledUntil ?? null,
+        lastSuccess: lastSuccessAt ?? null,
+      }));
+      return {
+        items,
+        headings: ["schedule", "VM", "state", "last success", "provider", "identity"],
+        wide: [4, 5],
+        rows: items.map((each) => [
+          each.schedule,
+          each.vm,
+          each.state,
+          each.lastSuccess ? formatTime(each.lastSuccess, zones(each.schedule), now) : "never",
+          each.provider,
+          each.identity,
+        ]),
+      };
     }
     case "runs": {
-      const items = (state?.runs.list(1000) ?? []).map((run) => ({ id: run.id, schedule: run.schedule, vm: run.vmPath, kind: run.kind, fireTime: run.fireTime, state: run.state, attempts: run.attempts, ended: run.endedAt ?? null, errorCode: run.errorCode ?? null, error: run.error ?? null }));
-      return { items, headings: ["id", "schedule", "VM", "kind", "fire time", "state", "attempts", "error"], wide: [3, 6], rows: items.map((each) => [each.id.slice(0, 8), each.schedule, each.vm, each.kind, formatTime(each.fireTime, zones(each.schedule), now), each.state, String(each.attempts), each.error ?? ""]) };
+      const items = (state?.runs.list(1000) ?? []).map((run) => ({
+        id: run.id,
+        schedule: run.schedule,
+        vm: run.vmPath,
+        kind: run.kind,
+        fireTime: run.fireTime,
+        state: run.state,
+        attempts: run.attempts,
+        ended: run.endedAt ?? null,
+        errorCode: run.errorCode ?? null,
+        error: run.error ?? null,
+      }));
+      return {
+        items,
+        headings: ["id", "schedule", "VM", "kind", "fire time", "state", "attempts", "error"],
+        wide: [3, 6],
+        rows: items.map((each) => [
+          each.id.slice(0, 8),
+          each.schedule,
+          each.vm,
+          each.kind,
+          formatTime(each.fireTime, zones(each.schedule), now),
+          each.state,
+          String(each.attempts),
+          each.error ?? "",
+        ]),
+      };
     }
     case "artifacts": {
-      const items = recorded.points.map((point) => ({ id: point.id, schedule: point.schedule, vm: point.vmPath, instant: point.instant, storedBytes: point.storedBytes, state: point.state, held: point.held, expiresAt: point.expiresAt ?? null, destination: point.destination, manifest: point.manifestPath }));
-      return { items, headings: ["id", "schedule", "VM", "instant", "size", "state", "destination", "manifest"], wide: [7], right: [4], rows: items.map((each) => [each.id.slice(0, 8), each.schedule, each.vm, formatTime(each.instant, zones(each.schedule), now), formatBytes(each.storedBytes), each.expiresAt ? "expires" : each.state, each.destination, each.manifest]) };
+      const items = recorded.points.map((point) => ({
+        id: point.id,
+        schedule: point.schedule,
+        vm: point.vmPath,
+        instant: point.instant,
+        storedBytes: point.storedBytes,
+        state: point.state,
+        held: point.held,
+        expiresAt: point.expiresAt ?? null,
+        destination: point.destination,
+        manifest: point.manifestPath,
+      }));
+      return {
+        items,
+        headings: ["id", "schedule", "VM", "instant", "size", "state", "destination", "manifest"],
+        wide: [7],
+        right: [4],
+        rows: items.map((each) => [
+          each.id.slice(0, 8),
+          each.schedule,
+          each.vm,
+          formatTime(each.instant, zones(each.schedule), now),
+          formatBytes(each.storedBytes),
+          each.expiresAt ? "expires" : each.state,
+          each.destination,
+          each.manifest,
+        ]),
+      };
     }
     case "vms": {
       const wanted = needed();
       const observed = await observe({ ...wanted, destinations: [] }, adapters);
       const unknown = observed.unknownProviders[0];
       if (unknown && observed.vms.length === 0) throw new HypersdkError("ProviderUnreachable", `provider ${unknown.name}: ${unknown.reason}`);
-      const items = observed.vms.map((vm) => ({ path: vm.path, name: vm.name, provider: vm.provider, identity: vm.identity, guestType: vm.guestType ?? null, firmware: vm.firmware ?? null, disks: vm.disks }));
-      return { items, headings: ["VM", "disks", "virtual", "data", "formats", "guest", "firmware"], wide: [5, 6], right: [1, 2, 3], rows: observed.vms.map((vm) => [vm.path, String(vm.disks.length), formatBytes(sum(vm.disks.map((disk) => disk.virtualBytes))), formatBytes(sum(vm.disks.map((disk) => disk.dataBytes))), [...new Set(vm.disks.map((disk) => disk.format))].join(", "), vm.guestType ?? "-", vm.firmware ?? "-"]) };
+      const items = observed.vms.map((vm) => ({
+        path: vm.path,
+        name: vm.name,
+        provider: vm.provider,
+        identity: vm.identity,
+        guestType: vm.guestType ?? null,
+        firmware: vm.firmware ?? null,
+        disks: vm.disks,
+      }));
+      return {
+        items,
+        headings: ["VM", "disks", "virtual", "data", "formats", "guest", "firmware"],
+        wide: [5, 6],
+        right: [1, 2, 3],
+        rows: observed.vms.map((vm) => [
+          vm.path,
+          String(vm.disks.length),
+          formatBytes(sum(vm.disks.map((disk) => disk.virtualBytes))),
+          formatBytes(sum(vm.disks.map((disk) => disk.dataBytes))),
+          [...new Set(vm.disks.map((disk) => disk.format))].join(", "),
+          vm.guestType ?? "-",
+          vm.firmware ?? "-",
+        ]),
+      };
     }
     case "destinations": {
       const items = needed().destinations.map((each) => {
         const points = recorded.points.filter((point) => point.destinationUrl === each.url);
         return { name: each.name, url: each.url, layout: each.layout, points: points.length, storedBytes: sum(points.map((point) => point.storedBytes)) };
       });
-      return { items, headings: ["name", "points", "stored", "layout", "url"], wide: [], right: [1, 2], rows: items.map((each) => [each.name, String(each.points), formatBytes(each.storedBytes), each.layout, each.url]) };
+      return {
+        items,
+        headings: ["name", "points", "stored", "layout", "url"],
+        wide: [],
+        right: [1, 2],
+        rows: items.map((each) => [each.name, String(each.points), formatBytes(each.storedBytes), each.layout, each.url]),
+      };
     }
   }
 }

@@ -12,7 +12,14 @@ export function history(options: HistoryOptions, io: Io): Promise<number> {
   return readState(options, io, (state) => {
     const rows = state.audit.list(options.limit ?? 50);
     if (io.json) io.result("history", { events: rows });
-    else io.out(renderTable(["seq", "at", "what", "about", "commit"], rows.map((row) => [String(row.seq), row.at, row.type, row.subject, row.commit?.slice(0, 7) ?? "-"]), [0]));
+    else
+      io.out(
+        renderTable(
+          ["seq", "at", "what", "about", "commit"],
+          rows.map((row) => [String(row.seq), row.at, row.type, row.subject, row.commit?.slice(0, 7) ?? "-"]),
+          [0],
+        ),
+      );
     return 0;
   });
 }

@@ -22,7 +22,9 @@ export async function info(file: string, options: ImageCommandOptions, io: Io): 
     const value = { file, format, variant, virtualBytes: source.sizeBytes, fileBytes: stat.size, allocatedBytes: stat.blocks * 512, extentFiles };
     if (io.json) io.result("image-info", value);
     else {
-      io.out(`file       ${file}\nformat     ${format} (${variant})\nvirtual    ${formatBytes(source.sizeBytes)} (${source.sizeBytes} bytes)\nfile size  ${formatBytes(stat.size)}, ${formatBytes(value.allocatedBytes)} allocated\n`);
+      io.out(
+        `file       ${file}\nformat     ${format} (${variant})\nvirtual    ${formatBytes(source.sizeBytes)} (${source.sizeBytes} bytes)\nfile size  ${formatBytes(stat.size)}, ${formatBytes(value.allocatedBytes)} allocated\n`,
+      );
       if (extentFiles.length > 0) io.out(`extents    ${extentFiles.join(", ")}\n`);
     }
     return 0;
@@ -49,7 +51,14 @@ export async function map(file: string, options: ImageCommandOptions, io: Io): P
     const extents: { offset: number; length: number; kind: string }[] = [];
     for await (const { offset, length, kind } of source.extents()) extents.push({ offset, length, kind });
     if (io.json) io.result("image-map", { file, virtualBytes: source.sizeBytes, extents });
-    else io.out(renderTable(["offset", "length", "kind"], extents.map(({ offset, length, kind }) => [String(offset), String(length), kind]), [0, 1]));
+    else
+      io.out(
+        renderTable(
+          ["offset", "length", "kind"],
+          extents.map(({ offset, length, kind }) => [String(offset), String(length), kind]),
+          [0, 1],
+        ),
+      );
     return 0;
   } finally {
     await source.close();

@@ -72,7 +72,8 @@ apply:
 export async function init(folder: string | undefined, options: InitOptions, io: Io): Promise<number> {
   const top = resolve(io.cwd, folder ?? ".");
   const written: string[] = [];
-  if (existsSync(join(top, "infrastructure.yaml"))) throw new HypersdkError("AlreadyExists", `${join(folder ?? ".", "infrastructure.yaml")} exists already`, { hint: "nothing was written" });
+  if (existsSync(join(top, "infrastructure.yaml")))
+    throw new HypersdkError("AlreadyExists", `${join(folder ?? ".", "infrastructure.yaml")} exists already`, { hint: "nothing was written" });
   const write = (name: string, text: string): void => {
     const path = join(top, name);
     if (existsSync(path)) return;
@@ -88,7 +89,10 @@ export async function init(folder: string | undefined, options: InitOptions, io:
   if (options.ci === "gitlab") write(".gitlab-ci.yml", gitlab);
   ignore(join(top, ".gitignore"), written);
   if (io.json) io.result("init", { folder: top, written });
-  else io.out(`${written.map((name) => `wrote ${name}\n`).join("")}Next: put disk images under ${join(folder ?? ".", "machines")}, commit, and look: hypersdk plan\n`);
+  else
+    io.out(
+      `${written.map((name) => `wrote ${name}\n`).join("")}Next: put disk images under ${join(folder ?? ".", "machines")}, commit, and look: hypersdk plan\n`,
+    );
   return 0;
 }
 

@@ -2,14 +2,14 @@ import { appendFileSync, writeFileSync } from "node:fs";
 import { observe, observeNothing } from "../../engine/observe.ts";
 import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import { epochMsOf, parseInstant } from "../../model/instant.ts";
+import { parsePattern } from "../../model/pattern.ts";
 import { narrow } from "../../plan/narrow.ts";
 import { hasDifference, isEmpty, type Plan } from "../../plan/plan.ts";
 import { encodePlanFile, planDigest } from "../../plan/plan-file.ts";
 import { plan as makePlan } from "../../plan/planner.ts";
-import { parsePattern } from "../../model/pattern.ts";
 import { emptyRecorded, State } from "../../state/state.ts";
 import { planMarkdown } from "../../ui/plan-markdown.ts";
-import { renderPlan } from "../../ui/plan-view.ts";
+import { driftSection, renderPlan } from "../../ui/plan-view.ts";
 import { adapters, clock, toolVersion } from "../compose.ts";
 import { loadDesired } from "../desired.ts";
 import { exitCodes } from "../exit-codes.ts";
@@ -45,17 +45,17 @@ export async function plan(options: PlanOptions, io: Io): Promise<number> {
 
 /** The part of a plan that is about the world, not about the files. */
 export async function drift(options: PlanOptions, io: Io): Promise<number> {
-  const { made, loaded } = await makeFrom(options, io);
-  const only: Plan = { ...made, changes: [], protections: [], exports: [], deferred: [], skipped: [], expiry: { mark: [], withdraw: [], remove: [], blocked: [] }, warnings: [] };
+  const { made } = await makeFrom(options, io);
   if (io.json) io.result("drift", { drift: made.drift });
   else if (made.drift.length === 0) io.out("no drift: what is there is what was recorded\n");
-  else io.out(renderPlan(only, { style: io.style, summary: false, timezoneOf: timezonesOf(loaded.desired) }).split("\n\n").slice(1, -1).join("\n\n") + "\n");
+  else io.out(`${driftSection(made, io.style).join("\n")}\n`);
   return made.drift.some(({ kind }) => kind !== "unknown") ? exitCodes.difference : exitCodes.done;
 }
 
 async function makeFrom(options: PlanOptions, io: Io): Promise<{ made: Plan; loaded: Loaded }> {
   const now = options.at === undefined ? clock.now() : parseInstant(options.at);
-  if (!now) throw new HypersdkError("Usage", `--at ${JSON.stringify(options.at)} is no time`, { hint: "such as 2026-11-21T02:00:00Z or 2026-11-21T03:00:00+01:00" });
+  if (!now)
+    throw new HypersdkError("Usage", `--at ${JSON.stringify(options.at)} is no time`, { hint: "such as 2026-11-21T02:00:00Z or 2026-11-21T03:00:00+01:00" });
   checkTargets([...(options.target ?? []), ...(options.exclude ?? [])]);
   const loaded = await loadDesired(options, io);
   const state = State.openForReading(loaded.statePath);
@@ -65,10 +65,13 @@ async function makeFrom(options: PlanOptions, io: Io): Promise<{ made: Plan; loa
     const made = makePlan({ desired: loaded.desired, recorded, observed, revision: loaded.revision, now });
     for (const destination of observed.destinations) {
       if (destination.lineage !== undefined && destination.lineage !== recorded.lineage && !io.json) {
-        io.err(`${io.errStyle.yellow("warning")}: destination ${destination.name} belongs to state ${destination.lineage.slice(0, 8)}, not to this one; apply exits 6 unless --adopt is said\n`);
+        io.err(
+          `${io.errStyle.yellow("warning")}: destination ${destination.name} belongs to state ${destination.lineage.slice(0, 8)}, not to this one; apply exits 6 unless --adopt is said\n`,
+        );
       }
     }
-    if (state && epochMsOf(now) < newestInstantMs(state) - 300_000 && options.at === undefined) io.err(`${io.errStyle.yellow("warning")}: the clock is behind what was recorded; nothing expires early, but check it\n`);
+    if (state && epochMsOf(now) < newestInstantMs(state) - 300_000 && options.at === undefined)
+      io.err(`${io.errStyle.yellow("warning")}: the clock is behind what was recorded; nothing expires early, but check it\n`);
     return { made: narrow(made, options.target ?? [], options.exclude ?? []), loaded };
   } finally {
     state?.close();
@@ -82,8 +85,13 @@ function newestInstantMs(state: State): number {
 
 export function checkTargets(targets: readonly string[]): void {
   for (const target of targets) {
-    const problem = target.startsWith("/") ? parsePattern(target) : /^(schedule|policy|destination|provider|notifier)\.[a-z0-9-]+$/.test(target) ? undefined : "it is neither an address nor a VM pattern";
-    if (typeof problem === "string") throw new HypersdkError("Usage", `${JSON.stringify(target)} is no target: ${problem}`, { hint: "such as schedule.daily or /datacenter/vm/prod/*" });
+    const problem = target.startsWith("/")
+      ? parsePattern(target)
+      : /^(schedule|policy|destination|provider|notifier)\.[a-z0-9-]+$/.test(target)
+        ? undefined
+        : "it is neither an address nor a VM pattern";
+    if (typeof problem === "string")
+      throw new HypersdkError("Usage", `${JSON.stringify(target)} is no target: ${problem}`, { hint: "such as schedule.daily or /datacenter/vm/prod/*" });
   }
 }
 
@@ -105,5 +113,9 @@ function writeOut(path: string, text: string): void {
 export function tellGitHub(made: Plan, zones: (schedule: string) => string, { env }: Io): void {
   if (env["GITHUB_ACTIONS"] !== "true") return;
   if (env["GITHUB_STEP_SUMMARY"]) appendFileSync(env["GITHUB_STEP_SUMMARY"], planMarkdown(made, zones));
-  if (env["GITHUB_OUTPUT"]) appendFileSync(env["GITHUB_OUTPUT"], `changes=${made.changes.length}\nexports=${made.exports.length}\nexpiries=${made.expiry.mark.length + made.expiry.remove.length}\n`);
+  if (env["GITHUB_OUTPUT"])
+    appendFileSync(
+      env["GITHUB_OUTPUT"],
+      `changes=${made.changes.length}\nexports=${made.exports.length}\nexpiries=${made.expiry.mark.length + made.expiry.remove.length}\n`,
+    );
 }

@@ -1,8 +1,8 @@
 import { existsSync, statSync } from "node:fs";
 import { basename, dirname, resolve } from "node:path";
 import type { Destination } from "../../destinations/destination.ts";
+import { type Manifest, manifestName } from "../../exports/manifest.ts";
 import { readManifest } from "../../exports/restore.ts";
-import { manifestName, type Manifest } from "../../exports/manifest.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { parseInstant } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
@@ -35,7 +35,14 @@ export async function findPoint(id: string | undefined, options: PointSelection,
 }
 
 export async function openPoint(point: RestorePoint): Promise<FoundPoint> {
-  const destination = await adapters.openDestination({ name: point.destination, url: point.destinationUrl, layout: "image", expiryGraceMs: 0, inline: true, origin: { file: "", document: 0, pointer: [] } });
+  const destination = await adapters.openDestination({
+    name: point.destination,
+    url: point.destinationUrl,
+    layout: "image",
+    expiryGraceMs: 0,
+    inline: true,
+    origin: { file: "", document: 0, pointer: [] },
+  });
   try {
     return { destination, manifestPath: point.manifestPath, manifest: await readManifest(destination, point.manifestPath), point };
   } catch (error) {
@@ -58,22 +65,37 @@ function choose(points: readonly RestorePoint[], id: string | undefined, { vm, a
   if (id !== undefined) {
     const found = points.filter((point) => point.id.startsWith(id));
     if (found.length === 1) return found[0] as RestorePoint;
-    throw new HypersdkError("NotFound", found.length === 0 ? `no restore point has the id ${JSON.stringify(id)}` : `${found.length} restore points begin with ${id}`, { hint: "hypersdk get artifacts lists them" });
+    throw new HypersdkError(
+      "NotFound",
+      found.length === 0 ? `no restore point has the id ${JSON.stringify(id)}` : `${found.length} restore points begin with ${id}`,
+      { hint: "hypersdk get artifacts lists them" },
+    );
   }
   if (vm === undefined) throw new HypersdkError("Usage", "which restore point?", { hint: "give its id, the folder that holds its manifest, or --vm PATH" });
   const before = at === undefined ? undefined : parseInstant(at);
   if (at !== undefined && !before) throw new HypersdkError("Usage", `--at ${JSON.stringify(at)} is no time`, { hint: "such as 2026-11-21T02:00:00Z" });
-  const found = points.filter((point) => point.vmPath === vm && point.state === "good" && (schedule === undefined || point.schedule === schedule) && (!before || point.instant <= before));
+  const found = points.filter(
+    (point) => point.vmPath === vm && point.state === "good" && (schedule === undefined || point.schedule === schedule) && (!before || point.instant <= before),
+  );
   const newest = found.at(-1);
   if (newest) return newest;
   const near = nearestName(vm, new Set(points.map((point) => point.vmPath)));
-  throw new HypersdkError("NotFound", `${vm} has no good restore point${before ? ` at or before ${before}` : ""}`, { hint: near && near !== vm ? `did you mean ${near}?` : "hypersdk get artifacts lists what there is" });
+  throw new HypersdkError("NotFound", `${vm} has no good restore point${before ? ` at or before ${before}` : ""}`, {
+    hint: near && near !== vm ? `did you mean ${near}?` : "hypersdk get artifacts lists what there is",
+  });
 }
 
 async function pointAt(path: string): Promise<FoundPoint> {
   const manifest = statSync(path).isDirectory() ? `${path}/${manifestName}` : path;
   const folder = dirname(manifest);
-  const destination = await adapters.openDestination({ name: folder, url: `file://${dirname(folder)}`, layout: "image", expiryGraceMs: 0, inline: true, origin: { file: "", document: 0, pointer: [] } });
+  const destination = await adapters.openDestination({
+    name: folder,
+    url: `file://${dirname(folder)}`,
+    layout: "image",
+    expiryGraceMs: 0,
+    inline: true,
+    origin: { file: "", document: 0, pointer: [] },
+  });
   const manifestPath = `${basename(folder)}/${basename(manifest)}`;
   return { destination, manifestPath, manifest: await readManifest(destination, manifestPath), point: undefined };
 }

@@ -1,11 +1,11 @@
 import { observe } from "../../engine/observe.ts";
 import { runQueue } from "../../engine/queue.ts";
-import { type RunWork, runExport } from "../../engine/run-export.ts";
 import { refuseForeign } from "../../engine/reconcile.ts";
+import { type RunWork, runExport } from "../../engine/run-export.ts";
+import type { DestinationSpec, ProviderSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { nearestName } from "../../model/nearest.ts";
 import { parsePattern } from "../../model/pattern.ts";
-import type { DestinationSpec, ProviderSpec } from "../../model/desired.ts";
 import { membership } from "../../plan/membership.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
@@ -30,7 +30,10 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
   const { desired, revision, statePath } = await loadDesired(options, io);
   const schedule = desired.schedules.find((each) => each.name === name);
   if (!schedule) {
-    const near = nearestName(name, desired.schedules.map((each) => each.name));
+    const near = nearestName(
+      name,
+      desired.schedules.map((each) => each.name),
+    );
     throw new HypersdkError("NotFound", `no schedule is named "${name}"`, near ? { hint: `did you mean "${near}"?` } : {});
   }
   const patterns = (options.vm ?? []).map((text) => {
@@ -47,7 +50,9 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
       throw new HypersdkError("Failed", `schedule "${name}" is in the files, but was never applied`, { hint: "hypersdk apply comes first" });
     }
     const context = engineContext(state, {
-      signal: interrupts.signal, revision, adopt: options.adopt ?? false,
+      signal: interrupts.signal,
+      revision,
+      adopt: options.adopt ?? false,
       emit: (event) => {
         events.write(event);
         progress?.handle(event);
@@ -58,19 +63,50 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     if (unknown && observed.vms.length === 0) throw new HypersdkError("ProviderUnreachable", `provider ${unknown.name}: ${unknown.reason}`);
     refuseForeign(observed.destinations, state.lineage, options.adopt ?? false);
     const at = clock.now();
-    const members = [...membership(desired, observed.vms, []).members.values()].filter((member) => member.schedule.name === name && member.vm && (patterns.length === 0 || patterns.some((pattern) => pattern.matches(member.vmPath))));
-    if (members.length === 0) throw new HypersdkError("NotFound", `schedule "${name}" has no VM${patterns.length > 0 ? " that matches --vm" : ""}`, { hint: "hypersdk get vms lists what the providers show" });
+    const members = [...membership(desired, observed.vms, []).members.values()].filter(
+      (member) => member.schedule.name === name && member.vm && (patterns.length === 0 || patterns.some((pattern) => pattern.matches(member.vmPath))),
+    );
+    if (members.length === 0)
+      throw new HypersdkError("NotFound", `schedule "${name}" has no VM${patterns.length > 0 ? " that matches --vm" : ""}`, {
+        hint: "hypersdk get vms lists what the providers show",
+      });
     const destination = desired.destinations.find((each) => each.name === schedule.destination) as DestinationSpec;
-    const work = members.map((member): RunWork => ({
-      schedule, destination, provider: desired.providers.find((each) => each.name === member.provider) as ProviderSpec,
-      run: state.writeUnlocked(() => state.runs.enqueue({ id: random.uuid(), schedule: name, provider: member.provider, identity: member.identity, vmPath: member.vmPath, kind: "manual", fireTime: at, destination: destination.name, destinationUrl: destination.url }, at)),
-      expected: { readBytes: member.vm?.disks.reduce((sum, disk) => sum + disk.dataBytes, 0) ?? 0, storedBytes: null, durationMs: null },
-    }));
+    const work = members.map(
+      (member): RunWork => ({
+        schedule,
+        destination,
+        provider: desired.providers.find((each) => each.name === member.provider) as ProviderSpec,
+        run: state.writeUnlocked(() =>
+          state.runs.enqueue(
+            {
+              id: random.uuid(),
+              schedule: name,
+              provider: member.provider,
+              identity: member.identity,
+              vmPath: member.vmPath,
+              kind: "manual",
+              fireTime: at,
+              destination: destination.name,
+              destinationUrl: destination.url,
+            },
+            at,
+          ),
+        ),
+        expected: { readBytes: member.vm?.disks.reduce((sum, disk) => sum + disk.dataBytes, 0) ?? 0, storedBytes: null, durationMs: null },
+      }),
+    );
     const result = await runQueue(work, options.parallelism ?? desired.concurrency, interrupts.signal, (item) => runExport(item, context));
-    for (const { run: left } of result.notStarted) state.writeUnlocked(() => state.runs.end(left.id, "cancelled", clock.now(), { code: "NotStarted", message: "not started" }));
+    for (const { run: left } of result.notStarted)
+      state.writeUnlocked(() => state.runs.end(left.id, "cancelled", clock.now(), { code: "NotStarted", message: "not started" }));
     progress?.stop();
     const names = (works: readonly RunWork[]): object[] => works.map((each) => ({ schedule: each.run.schedule, vmPath: each.run.vmPath, run: each.run.id }));
-    if (io.json) io.result("run", { completed: result.completed, failed: names(result.failed), interrupted: names(result.interrupted), notStarted: names(result.notStarted) });
+    if (io.json)
+      io.result("run", {
+        completed: result.completed,
+        failed: names(result.failed),
+        interrupted: names(result.interrupted),
+        notStarted: names(result.notStarted),
+      });
     else io.out(`${io.style.bold(`${plural(result.completed, "export")} completed, ${result.failed.length} failed.`)}\n`);
     if (interrupts.exitCode !== undefined) return interrupts.exitCode;
     if (result.failed.length > 0) return exitCodes.partlyFailed;

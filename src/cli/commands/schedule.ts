@@ -28,6 +28,16 @@ export async function preview(name: string, options: PreviewOptions, io: Io): Pr
     items.push({ fireTime: instantOf(at), starts: opening === undefined ? null : instantOf(opening), reason: opening === at ? null : "waits for its window" });
   }
   if (io.json) io.result("schedule-preview", { schedule: name, timezone: schedule.timezone, items });
-  else io.out(renderTable(["fires", "starts", ""], items.map((each) => [formatTime(instantOf(Date.parse(each.fireTime)), schedule.timezone, from), each.starts ? formatTime(instantOf(Date.parse(each.starts)), schedule.timezone, from) : "never", each.reason ?? ""])));
+  else
+    io.out(
+      renderTable(
+        ["fires", "starts", ""],
+        items.map((each) => [
+          formatTime(instantOf(Date.parse(each.fireTime)), schedule.timezone, from),
+          each.starts ? formatTime(instantOf(Date.parse(each.starts)), schedule.timezone, from) : "never",
+          each.reason ?? "",
+        ]),
+      ),
+    );
   return 0;
 }

@@ -9,7 +9,8 @@ import { timezonesOf } from "../view.ts";
 /** Prints a saved plan; says when another version made it, and never refuses for that. */
 export async function show(file: string, _options: object, io: Io): Promise<number> {
   const saved = readPlanFile(file);
-  if (saved.tool !== toolVersion()) io.err(`${io.errStyle.yellow("warning")}: version ${saved.tool} made this plan, this is ${toolVersion()}: apply would refuse it\n`);
+  if (saved.tool !== toolVersion())
+    io.err(`${io.errStyle.yellow("warning")}: version ${saved.tool} made this plan, this is ${toolVersion()}: apply would refuse it\n`);
   if (io.json) io.result("plan", { digest: saved.digest, plan: saved.plan });
   else io.out(`plan of ${saved.plan.at}\n${renderPlan(saved.plan, { style: io.style, summary: false, timezoneOf: timezonesOf(undefined, saved.plan) })}`);
   return 0;

@@ -64,12 +64,20 @@ export async function forget(pattern: string, options: SourceOptions, io: Io): P
     const lease = await state.take("reconcile", "state forget", 0, clock, random);
     const gone = state.configuration.protections().filter((each) => matcher.matches(each.vmPath));
     const present = gone.filter((each) => each.state !== "missing");
-    if (present.length > 0) throw new HypersdkError("Failed", `${present[0]?.vmPath} is not missing: its provider shows it`, { hint: "exclude it in the files instead" });
+    if (present.length > 0)
+      throw new HypersdkError("Failed", `${present[0]?.vmPath} is not missing: its provider shows it`, { hint: "exclude it in the files instead" });
     if (gone.length === 0) throw new HypersdkError("NotFound", `no missing VM matches ${pattern}`);
     state.write(lease, () => {
       for (const each of gone) {
         state.configuration.endProtection(each);
-        state.audit.append({ at: clock.now(), type: "protection.forgotten", subject: `${each.schedule}:${each.vmPath}`, detail: {}, commit: revision?.commit ?? null, author: null });
+        state.audit.append({
+          at: clock.now(),
+          type: "protection.forgotten",
+          subject: `${each.schedule}:${each.vmPath}`,
+          detail: {},
+          commit: revision?.commit ?? null,
+          author: null,
+        });
       }
       state.leases.release(lease);
     });
@@ -84,9 +92,18 @@ export async function forget(pattern: string, options: SourceOptions, io: Io): P
 export function lockShow(options: SourceOptions, io: Io): Promise<number> {
   return readState(options, io, (state) => {
     const rows = state.leases.list();
-    if (io.json) io.result("lock-show", { locks: rows.map(({ scope, holder, host, pid, operation, since, alive }) => ({ scope, holder, host, pid, operation, since, alive })) });
+    if (io.json)
+      io.result("lock-show", {
+        locks: rows.map(({ scope, holder, host, pid, operation, since, alive }) => ({ scope, holder, host, pid, operation, since, alive })),
+      });
     else if (rows.length === 0) io.out("no lock is held\n");
-    else io.out(renderTable(["id", "scope", "operation", "host", "pid", "since", "alive"], rows.map((row) => [row.holder, row.scope, row.operation, row.host, String(row.pid), row.since, row.alive ? "yes" : "no"])));
+    else
+      io.out(
+        renderTable(
+          ["id", "scope", "operation", "host", "pid", "since", "alive"],
+          rows.map((row) => [row.holder, row.scope, row.operation, row.host, String(row.pid), row.since, row.alive ? "yes" : "no"]),
+        ),
+      );
     return 0;
   });
 }
@@ -114,14 +131,30 @@ export async function setSuspended(name: string, suspended: boolean, options: So
   const { statePath, desired, revision } = await load(options, io.env, io.cwd);
   const state = State.openForWriting(statePath, random);
   try {
-    const known = new Set([...state.configuration.resources().filter(({ address }) => address.startsWith("schedule.")).map(({ address }) => address.slice("schedule.".length)), ...(desired?.schedules ?? []).map((each) => each.name), ...state.configuration.suspensions()]);
-    if (!known.has(name)) throw new HypersdkError("NotFound", `no schedule is named "${name}"`, { hint: `schedules: ${[...known].sort().slice(0, 10).join(", ") || "none"}` });
+    const known = new Set([
+      ...state.configuration
+        .resources()
+        .filter(({ address }) => address.startsWith("schedule."))
+        .map(({ address }) => address.slice("schedule.".length)),
+      ...(desired?.schedules ?? []).map((each) => each.name),
+      ...state.configuration.suspensions(),
+    ]);
+    if (!known.has(name))
+      throw new HypersdkError("NotFound", `no schedule is named "${name}"`, { hint: `schedules: ${[...known].sort().slice(0, 10).join(", ") || "none"}` });
     const at = clock.now();
     const changed = state.writeUnlocked(() => {
       const changed = suspended ? state.configuration.suspend(name, at) : state.configuration.resume(name);
       // fire times that passed meanwhile are not made up for
       if (changed && !suspended) state.configuration.restartSchedule(name, at);
-      if (changed) state.audit.append({ at, type: suspended ? "schedule.suspended" : "schedule.resumed", subject: name, detail: {}, commit: revision?.commit ?? null, author: null });
+      if (changed)
+        state.audit.append({
+          at,
+          type: suspended ? "schedule.suspended" : "schedule.resumed",
+          subject: name,
+          detail: {},
+          commit: revision?.commit ?? null,
+          author: null,
+        });
       return changed;
     });
     const word = suspended ? "suspended" : "resumed";

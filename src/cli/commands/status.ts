@@ -28,25 +28,64 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       .map((each) => ({ schedule: each.name, at: instantOf(fireTimes(each.cron, each.timezone).next(epochMsOf(now))) }))
       .sort((a, b) => (a.at < b.at ? -1 : 1))
       .slice(0, 8);
-    const runs = (state?.runs.list(8) ?? []).map((run) => ({ schedule: run.schedule, vm: run.vmPath, fireTime: run.fireTime, state: run.state, error: run.error ?? null }));
+    const runs = (state?.runs.list(8) ?? []).map((run) => ({
+      schedule: run.schedule,
+      vm: run.vmPath,
+      fireTime: run.fireTime,
+      state: run.state,
+      error: run.error ?? null,
+    }));
     const drift = desired ? plan({ desired, recorded, observed: await observe(desired, adapters), revision: loaded.revision, now }).drift : [];
     const overdue = drift.flatMap((each) => (each.kind === "overdue" ? [{ schedule: each.schedule, vm: each.vmPath, reason: each.message }] : []));
     const missing = recorded.protections.filter((each) => each.state === "missing").length;
     const storedBytes = recorded.points.reduce((sum, point) => sum + point.storedBytes, 0);
-    const value = { lineage: recorded.lineage, serial: recorded.serial, revision: applied, valid: desired !== undefined, protections: recorded.protections.length, missing, next, runs, overdue, points: recorded.points.length, storedBytes, suspended: [...suspended] };
+    const value = {
+      lineage: recorded.lineage,
+      serial: recorded.serial,
+      revision: applied,
+      valid: desired !== undefined,
+      protections: recorded.protections.length,
+      missing,
+      next,
+      runs,
+      overdue,
+      points: recorded.points.length,
+      storedBytes,
+      suspended: [...suspended],
+    };
     if (io.json) {
       io.result("status", value);
       return 0;
     }
     const { style } = io;
-    io.out(`${style.bold("revision")}  ${applied?.commit ? `${applied.branch ?? "detached"}@${applied.commit.slice(0, 7)}` : applied ? "files without a commit" : "nothing applied yet"}  serial ${recorded.serial}${applied ? `  applied ${formatTime(instantOf(Date.parse(applied.at)), "UTC", now)}` : ""}\n`);
+    io.out(
+      `${style.bold("revision")}  ${applied?.commit ? `${applied.branch ?? "detached"}@${applied.commit.slice(0, 7)}` : applied ? "files without a commit" : "nothing applied yet"}  serial ${recorded.serial}${applied ? `  applied ${formatTime(instantOf(Date.parse(applied.at)), "UTC", now)}` : ""}\n`,
+    );
     if (!desired) io.out(`${style.red("the files are invalid")}: hypersdk validate shows why; what was applied goes on\n`);
-    io.out(`${style.bold("protects")}  ${plural(recorded.protections.length, "VM")}${missing > 0 ? `, ${style.red(`${missing} missing`)}` : ""}${suspended.size > 0 ? `; suspended: ${[...suspended].join(", ")}` : ""}\n`);
+    io.out(
+      `${style.bold("protects")}  ${plural(recorded.protections.length, "VM")}${missing > 0 ? `, ${style.red(`${missing} missing`)}` : ""}${suspended.size > 0 ? `; suspended: ${[...suspended].join(", ")}` : ""}\n`,
+    );
     io.out(`${style.bold("stored")}    ${plural(recorded.points.length, "restore point")}, ${formatBytes(storedBytes)}\n`);
-    const section = (title: string, lines: readonly string[], empty: string): void => io.out(`\n${style.bold(title)}\n${lines.length > 0 ? lines.map((line) => `  ${line}\n`).join("") : `  ${style.dim(empty)}\n`}`);
-    section("next runs", next.map((each) => `${formatTime(each.at, zones(each.schedule), now)}  ${each.schedule}`), "none");
-    section("last runs", runs.map((run) => `${run.state === "completed" ? style.green("✓") : run.state === "failed" ? style.red("✗") : "·"} ${run.schedule}  ${printable(run.vm)}  ${run.state}${run.error ? `  ${printable(run.error)}` : ""}`), "none yet");
-    section("overdue", overdue.slice(0, 20).map((each) => `${style.red("!")} ${each.schedule}  ${printable(each.vm)}  ${each.reason}`), "nothing is overdue");
+    const section = (title: string, lines: readonly string[], empty: string): void =>
+      io.out(`\n${style.bold(title)}\n${lines.length > 0 ? lines.map((line) => `  ${line}\n`).join("") : `  ${style.dim(empty)}\n`}`);
+    section(
+      "next runs",
+      next.map((each) => `${formatTime(each.at, zones(each.schedule), now)}  ${each.schedule}`),
+      "none",
+    );
+    section(
+      "last runs",
+      runs.map(
+        (run) =>
+          `${run.state === "completed" ? style.green("✓") : run.state === "failed" ? style.red("✗") : "·"} ${run.schedule}  ${printable(run.vm)}  ${run.state}${run.error ? `  ${printable(run.error)}` : ""}`,
+      ),
+      "none yet",
+    );
+    section(
+      "overdue",
+      overdue.slice(0, 20).map((each) => `${style.red("!")} ${each.schedule}  ${printable(each.vm)}  ${each.reason}`),
+      "nothing is overdue",
+    );
     return 0;
   } finally {
     state?.close();

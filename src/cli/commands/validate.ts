@@ -11,9 +11,13 @@ export async function validate(options: SourceOptions, io: Io): Promise<number> 
   if (io.json) io.result("validate", { valid: errors === 0, files: fileCount, ignoredDocuments, diagnostics });
   else {
     if (diagnostics.length > 0) io.out(`${renderDiagnostics(diagnostics, io.style)}\n`);
-    const what = desired ? `${plural(desired.schedules.length, "schedule")}, ${desired.policies.length} policies, ${plural(desired.destinations.length, "destination")}` : "not usable";
+    const what = desired
+      ? `${plural(desired.schedules.length, "schedule")}, ${desired.policies.length} policies, ${plural(desired.destinations.length, "destination")}`
+      : "not usable";
     const ignored = ignoredDocuments > 0 ? ` ${ignoredDocuments} other YAML documents ignored.` : "";
-    io.out(`${errors === 0 ? io.style.green("valid") : io.style.red("invalid")}: ${plural(fileCount, "file")}, ${what}. ${plural(errors, "error")}, ${plural(diagnostics.length - errors, "warning")}.${ignored}\n`);
+    io.out(
+      `${errors === 0 ? io.style.green("valid") : io.style.red("invalid")}: ${plural(fileCount, "file")}, ${what}. ${plural(errors, "error")}, ${plural(diagnostics.length - errors, "warning")}.${ignored}\n`,
+    );
   }
   return errors === 0 ? exitCodes.done : exitCodes.configInvalid;
 }

@@ -38,12 +38,19 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
         const isDamage = error instanceof HypersdkError && (error.code === "ArtifactDamaged" || error.code === "ImageDamaged");
         const point: RestorePoint | undefined = wanted ?? found?.point;
         if (!isDamage || (!point && !found)) throw error;
-        results.push({ point: point?.id ?? found?.manifest.id ?? "", vm: point?.vmPath ?? "", instant: point?.instant ?? "", ok: false, reason: error.message });
+        results.push({
+          point: point?.id ?? found?.manifest.id ?? "",
+          vm: point?.vmPath ?? "",
+          instant: point?.instant ?? "",
+          ok: false,
+          reason: error.message,
+        });
       }
       const last = results.at(-1);
       const point = wanted ?? found?.point;
       if (last && point && (point.state === "good") !== last.ok) await record(point, last.ok, options, io);
-      if (last && !io.json && !io.quiet) io.out(`${last.ok ? io.style.green("✓") : io.style.red("✗")} ${last.vm}  ${last.instant}  ${last.ok ? "sound" : last.reason}\n`);
+      if (last && !io.json && !io.quiet)
+        io.out(`${last.ok ? io.style.green("✓") : io.style.red("✗")} ${last.vm}  ${last.instant}  ${last.ok ? "sound" : last.reason}\n`);
     }
   } finally {
     interrupts.dispose();
@@ -60,7 +67,14 @@ async function record(point: RestorePoint, isGood: boolean, options: VerifyOptio
   try {
     state.writeUnlocked(() => {
       state.artifacts.setState(point.id, isGood ? "good" : "bad");
-      state.audit.append({ at: clock.now(), type: isGood ? "point.good" : "point.bad", subject: point.id, detail: { vmPath: point.vmPath }, commit: revision?.commit ?? null, author: revision?.author ?? null });
+      state.audit.append({
+        at: clock.now(),
+        type: isGood ? "point.good" : "point.bad",
+        subject: point.id,
+        detail: { vmPath: point.vmPath },
+        commit: revision?.commit ?? null,
+        author: revision?.author ?? null,
+      });
     });
   } finally {
     state.close();

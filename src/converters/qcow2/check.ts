@@ -17,12 +17,17 @@ export async function checkRefcounts(file: ByteFile): Promise<{ readonly problem
   const used = new Uint16Array(clusters);
   const problems: string[] = [];
   const use = (offset: number, length: number): void => {
-    for (let cluster = Math.floor(offset / clusterBytes); cluster < Math.ceil((offset + length) / clusterBytes); cluster++) if (cluster < clusters) used[cluster] = (used[cluster] ?? 0) + 1;
+    for (let cluster = Math.floor(offset / clusterBytes); cluster < Math.ceil((offset + length) / clusterBytes); cluster++)
+      if (cluster < clusters) used[cluster] = (used[cluster] ?? 0) + 1;
   };
   use(0, clusterBytes);
   use(header.l1Offset, header.l1Entries * 8);
   const tableBytes = header.refcountTableClusters * clusterBytes;
-  if (tableBytes > limits.maxRefcountTableBytes || header.refcountTableOffset % clusterBytes !== 0 || header.refcountTableOffset + tableBytes > file.sizeBytes) {
+  if (
+    tableBytes > limits.maxRefcountTableBytes ||
+    header.refcountTableOffset % clusterBytes !== 0 ||
+    header.refcountTableOffset + tableBytes > file.sizeBytes
+  ) {
     return { problems: [`refcount_table_offset is ${header.refcountTableOffset}: a table of ${tableBytes} bytes does not lie in the file`], leaks: 0 };
   }
   use(header.refcountTableOffset, tableBytes);
@@ -51,7 +56,10 @@ export async function checkRefcounts(file: ByteFile): Promise<{ readonly problem
   let leaks = 0;
   for (let cluster = 0; cluster < clusters; cluster++) {
     const block = blocks[Math.floor(cluster / perBlock)] ?? 0;
-    const counted = block === 0 || block + clusterBytes > file.sizeBytes ? 0 : refcount(await refcountBytes(table, block, cluster % perBlock, header.refcountBits), cluster % perBlock, header.refcountBits);
+    const counted =
+      block === 0 || block + clusterBytes > file.sizeBytes
+        ? 0
+        : refcount(await refcountBytes(table, block, cluster % perBlock, header.refcountBits), cluster % perBlock, header.refcountBits);
     const references = used[cluster] ?? 0;
     if (references > counted && problems.length < 1000) problems.push(`cluster ${cluster} is used ${references} times, its refcount is ${counted}`);
     if (counted > references && header.snapshots === 0) leaks++;

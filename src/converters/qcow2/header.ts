@@ -27,16 +27,18 @@ export async function readHeader(file: ByteFile): Promise<Qcow2Header> {
   if (version !== 2 && version !== 3) throw unsupported(name, `QCOW2 version ${version} is not read (2 and 3 are)`);
   if (version === 3 && head.length < 104) throw damaged(name, `a QCOW2 version 3 header has 104 bytes, the file ${file.sizeBytes}`);
 
-  if (head.readBigUInt64BE(8) !== 0n) throw unsupported(name, "the image has a backing file, which this version does not read yet", "merge it first, for example with qemu-img convert");
+  if (head.readBigUInt64BE(8) !== 0n)
+    throw unsupported(name, "the image has a backing file, which this version does not read yet", "merge it first, for example with qemu-img convert");
   if (head.readUInt32BE(32) !== 0) throw unsupported(name, `the image is encrypted (method ${head.readUInt32BE(32)})`);
   const clusterBits = head.readUInt32BE(20);
-  if (clusterBits < limits.minClusterBits || clusterBits > limits.maxClusterBits) throw damaged(name, `cluster_bits is ${clusterBits}, not ${limits.minClusterBits} to ${limits.maxClusterBits}`);
+  if (clusterBits < limits.minClusterBits || clusterBits > limits.maxClusterBits)
+    throw damaged(name, `cluster_bits is ${clusterBits}, not ${limits.minClusterBits} to ${limits.maxClusterBits}`);
   const virtualBytes = narrow(name, "size", head.readBigUInt64BE(24));
   checkVirtualSize(name, virtualBytes);
   const clusterBytes = 2 ** clusterBits;
 
   const bits = version === 3 ? head.readBigUInt64BE(72) : 0n;
-  if (bits & incompatible.corrupt) throw damaged(name, "the image is marked corrupt", );
+  if (bits & incompatible.corrupt) throw damaged(name, "the image is marked corrupt");
   if (bits & incompatible.dataFile) throw unsupported(name, "the image keeps its data in an external file, which is refused");
   if (bits & incompatible.extendedL2) throw unsupported(name, "extended L2 entries are not read yet");
   const unknown = bits & ~(incompatible.dirty | incompatible.compressionType);
@@ -50,9 +52,15 @@ export async function readHeader(file: ByteFile): Promise<Qcow2Header> {
   const needed = Math.ceil(virtualBytes / (clusterBytes * (clusterBytes / 8)));
   if (l1Entries < needed) throw damaged(name, `l1_size is ${l1Entries}, but the disk needs ${needed}`);
   if (l1Entries * 8 > limits.maxL1Bytes) throw damaged(name, `l1_size is ${l1Entries}, more than ${limits.maxL1Bytes / 8}`);
-  if (l1Offset % clusterBytes !== 0 || l1Offset + l1Entries * 8 > file.sizeBytes) throw damaged(name, `l1_table_offset is ${l1Offset}: the table does not lie in the file`);
+  if (l1Offset % clusterBytes !== 0 || l1Offset + l1Entries * 8 > file.sizeBytes)
+    throw damaged(name, `l1_table_offset is ${l1Offset}: the table does not lie in the file`);
   return {
-    version, clusterBits, clusterBytes, virtualBytes, l1Offset, l1Entries,
+    version,
+    clusterBits,
+    clusterBytes,
+    virtualBytes,
+    l1Offset,
+    l1Entries,
     refcountTableOffset: narrow(name, "refcount_table_offset", head.readBigUInt64BE(48)),
     refcountTableClusters: head.readUInt32BE(56),
     refcountBits: 2 ** refcountOrder,

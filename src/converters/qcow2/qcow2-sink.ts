@@ -173,5 +173,7 @@ function header(sizeBytes: number, l1Length: number, refcountTableClusters: numb
 
 /** Raw deflate with the window of 4 KiB that readers of QCOW2 use. */
 function deflate(data: Buffer): Promise<Buffer> {
-  return new Promise((resolve, reject) => deflateRaw(data, { windowBits: 12, chunkSize: clusterBytes }, (error, packed) => (error ? reject(error) : resolve(packed))));
+  return new Promise((resolve, reject) =>
+    deflateRaw(data, { windowBits: 12, chunkSize: clusterBytes }, (error, packed) => (error ? reject(error) : resolve(packed))),
+  );
 }

@@ -64,7 +64,9 @@ export async function openQcow2(file: ByteFile): Promise<BlockSource & { readonl
   }
 
   return {
-    header, sizeBytes: virtualBytes, dataBytes: Math.min(virtualBytes, file.sizeBytes * (await hasCompressed(file, header, table) ? 4 : 1)),
+    header,
+    sizeBytes: virtualBytes,
+    dataBytes: Math.min(virtualBytes, file.sizeBytes * ((await hasCompressed(file, header, table)) ? 4 : 1)),
     async *extents(range) {
       for await (const extent of joined(runs(range))) {
         const part = clip(extent, range);
@@ -107,7 +109,11 @@ async function* mergedReads(clusters: AsyncIterable<{ index: number; cluster: Cl
   const most = Math.max(1, (1 << 20) / clusterBytes);
   let run: { index: number; count: number; cluster: Cluster } | undefined;
   for await (const { index, cluster } of clusters) {
-    const follows = run?.cluster.kind === "data" && cluster.kind === "data" && run.index + run.count === index && run.cluster.offset + run.count * clusterBytes === cluster.offset;
+    const follows =
+      run?.cluster.kind === "data" &&
+      cluster.kind === "data" &&
+      run.index + run.count === index &&
+      run.cluster.offset + run.count * clusterBytes === cluster.offset;
     if (run && follows && run.count < most && index % most !== 0) run.count++;
     else {
       if (run) yield run;
@@ -127,7 +133,8 @@ export async function clusterAt(file: ByteFile, header: Qcow2Header, table: Page
 export async function l2Offset(name: string, header: Qcow2Header, table: PagedTable, l1Index: number, fileBytes: number): Promise<number | undefined> {
   const offset = Number((await entryAt(table, header.l1Offset + l1Index * 8)) & offsetMask);
   if (offset === 0) return undefined;
-  if (offset % header.clusterBytes !== 0 || offset + header.clusterBytes > fileBytes) throw damaged(name, `L1 entry ${l1Index} points to ${offset}, where no L2 table lies`);
+  if (offset % header.clusterBytes !== 0 || offset + header.clusterBytes > fileBytes)
+    throw damaged(name, `L1 entry ${l1Index} points to ${offset}, where no L2 table lies`);
   return offset;
 }
 
@@ -162,7 +169,8 @@ function inflate(file: ByteFile, header: Qcow2Header, cluster: { readonly offset
         // the last sector holds bytes of the next cluster: what follows the end of the stream is ignored
         inflateRaw(packed, { maxOutputLength: header.clusterBytes, chunkSize: header.clusterBytes }, (error, data) => {
           if (error) reject(damaged(file.name, `compressed cluster ${index} at ${cluster.offset} does not inflate: ${error.message}`));
-          else if (data.length !== header.clusterBytes) reject(damaged(file.name, `compressed cluster ${index} inflates to ${data.length} bytes, not ${header.clusterBytes}`));
+          else if (data.length !== header.clusterBytes)
+            reject(damaged(file.name, `compressed cluster ${index} inflates to ${data.length} bytes, not ${header.clusterBytes}`));
           else resolve(data);
         });
       }),

@@ -35,7 +35,8 @@ export function parseDescriptor(image: string, text: string): VmdkDescriptor {
     if (pair) values.set((pair[1] as string).toLowerCase(), (pair[2] as string).trim());
   }
   const parent = values.get("parentcid")?.toLowerCase();
-  if (parent !== undefined && parent !== "ffffffff") throw unsupported(image, `the disk is a delta of another (parentCID ${parent}), which this version does not read yet`);
+  if (parent !== undefined && parent !== "ffffffff")
+    throw unsupported(image, `the disk is a delta of another (parentCID ${parent}), which this version does not read yet`);
   if (extents.length === 0) throw damaged(image, "the VMDK descriptor names no extent");
   if (extents.length > 4096) throw damaged(image, `the VMDK descriptor names ${extents.length} extents, more than 4096`);
   return { createType: values.get("createtype") ?? "", extents };
@@ -43,10 +44,12 @@ export function parseDescriptor(image: string, text: string): VmdkDescriptor {
 
 function readExtent(image: string, [, access = "", sectors = "", kind = "", fileName, offset = "0"]: RegExpExecArray): VmdkExtent {
   const type = kind.toUpperCase();
-  if (type !== "SPARSE" && type !== "FLAT" && type !== "VMFS" && type !== "ZERO") throw unsupported(image, `extents of type ${type} are not read (SPARSE, FLAT, VMFS and ZERO are)`);
+  if (type !== "SPARSE" && type !== "FLAT" && type !== "VMFS" && type !== "ZERO")
+    throw unsupported(image, `extents of type ${type} are not read (SPARSE, FLAT, VMFS and ZERO are)`);
   const sizeBytes = Number(sectors) * 512;
   const offsetBytes = Number(offset) * 512;
-  if (!Number.isSafeInteger(sizeBytes) || !Number.isSafeInteger(offsetBytes)) throw damaged(image, `an extent of ${sectors} sectors at ${offset} does not fit 2^53 bytes`);
+  if (!Number.isSafeInteger(sizeBytes) || !Number.isSafeInteger(offsetBytes))
+    throw damaged(image, `an extent of ${sectors} sectors at ${offset} does not fit 2^53 bytes`);
   if (type !== "ZERO" && !fileName) throw damaged(image, `an extent of type ${type} names no file`);
   return { access: access.toUpperCase() as VmdkExtent["access"], sizeBytes, type, fileName: type === "ZERO" ? undefined : fileName, offsetBytes };
 }

@@ -51,7 +51,8 @@ async function openExtent(image: string, extent: VmdkExtent, neighbours: Neighbo
   try {
     if (extent.type === "SPARSE") {
       const source = sparseSource(file, await readSparseHeader(file));
-      if (source.sizeBytes < extent.sizeBytes) throw damaged(image, `the extent ${extent.fileName} holds ${source.sizeBytes} bytes, the descriptor says ${extent.sizeBytes}`);
+      if (source.sizeBytes < extent.sizeBytes)
+        throw damaged(image, `the extent ${extent.fileName} holds ${source.sizeBytes} bytes, the descriptor says ${extent.sizeBytes}`);
       return source.sizeBytes === extent.sizeBytes ? source : partOf(source, 0, extent.sizeBytes);
     }
     if (extent.offsetBytes + extent.sizeBytes > file.sizeBytes) {

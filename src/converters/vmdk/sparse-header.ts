@@ -32,7 +32,8 @@ export async function readSparseHeader(file: ByteFile): Promise<SparseHeader> {
   if (head.directoryOffset !== "at the end") return check(file, head);
   // stream-optimized: footer marker, footer, end-of-stream marker, one sector each
   const tail = await readBytes(file, file.sizeBytes - 1536, 1536);
-  if (tail.readUInt32LE(12) !== footerMarker || tail.readUInt32LE(512) !== sparseMagic) throw damaged(file.name, "the footer of the stream-optimized VMDK is missing: the file is cut short");
+  if (tail.readUInt32LE(12) !== footerMarker || tail.readUInt32LE(512) !== sparseMagic)
+    throw damaged(file.name, "the footer of the stream-optimized VMDK is missing: the file is cut short");
   return check(file, decode(file, tail.subarray(512, 1024)));
 }
 
@@ -49,9 +50,12 @@ function decode({ name }: ByteFile, bytes: Buffer): Decoded {
   const isCompressed = (flags & 0x10000) !== 0;
   if (isCompressed && algorithm !== 1) throw unsupported(name, `compression algorithm ${algorithm} is not read (1, deflate, is)`);
   return {
-    version, isCompressed,
-    capacityBytes: sectors("capacity", 12), grainBytes: sectors("grainSize", 20),
-    descriptorOffset: sectors("descriptorOffset", 28), descriptorBytes: sectors("descriptorSize", 36),
+    version,
+    isCompressed,
+    capacityBytes: sectors("capacity", 12),
+    grainBytes: sectors("grainSize", 20),
+    descriptorOffset: sectors("descriptorOffset", 28),
+    descriptorBytes: sectors("descriptorSize", 36),
     entriesPerTable: bytes.readUInt32LE(44),
     directoryOffset: directory === 0xffffffffffffffffn ? "at the end" : narrow(name, "gdOffset", directory * 512n),
     hasZeroGrains: (flags & 4) !== 0,
@@ -62,12 +66,14 @@ function check(file: ByteFile, header: Decoded): SparseHeader {
   const { name, sizeBytes } = file;
   const { capacityBytes, grainBytes, entriesPerTable, directoryOffset, descriptorBytes } = header;
   checkVirtualSize(name, capacityBytes);
-  if (grainBytes < 4096 || grainBytes > 2 ** 20 || (grainBytes & (grainBytes - 1)) !== 0) throw damaged(name, `grainSize is ${grainBytes} bytes, no power of two from 4 KiB to 1 MiB`);
+  if (grainBytes < 4096 || grainBytes > 2 ** 20 || (grainBytes & (grainBytes - 1)) !== 0)
+    throw damaged(name, `grainSize is ${grainBytes} bytes, no power of two from 4 KiB to 1 MiB`);
   if (entriesPerTable < 1 || entriesPerTable > 4096) throw damaged(name, `numGTEsPerGT is ${entriesPerTable}, not 1 to 4096`);
   if (descriptorBytes > 1 << 20) throw damaged(name, `descriptorSize is ${descriptorBytes} bytes, more than 1 MiB`);
   if (directoryOffset === "at the end") throw damaged(name, "the footer does not say where the grain directory is");
   const entries = Math.ceil(capacityBytes / (grainBytes * entriesPerTable));
   if (directoryOffset === 0 && capacityBytes > 0) throw damaged(name, "gdOffset is 0");
-  if (directoryOffset + entries * 4 > sizeBytes) throw damaged(name, `gdOffset is ${directoryOffset}: a directory of ${entries} entries does not lie in the file of ${sizeBytes} bytes`);
+  if (directoryOffset + entries * 4 > sizeBytes)
+    throw damaged(name, `gdOffset is ${directoryOffset}: a directory of ${entries} entries does not lie in the file of ${sizeBytes} bytes`);
   return { ...header, directoryOffset };
 }

@@ -25,7 +25,8 @@ export function sparseSource(file: ByteFile, header: SparseHeader): BlockSource 
   async function tableOffsetOf(directoryIndex: number): Promise<number> {
     const offset = (await table.bytes(header.directoryOffset + directoryIndex * 4, 4)).readUInt32LE(0) * 512;
     if (offset === 0) return 0;
-    if (offset + entriesPerTable * 4 > file.sizeBytes) throw damaged(file.name, `grain directory entry ${directoryIndex} points to ${offset}, where no grain table lies`);
+    if (offset + entriesPerTable * 4 > file.sizeBytes)
+      throw damaged(file.name, `grain directory entry ${directoryIndex} points to ${offset}, where no grain table lies`);
     return offset;
   }
   function entryToOffset(entry: number, index: number): number {
@@ -89,8 +90,10 @@ export function sparseSource(file: ByteFile, header: SparseHeader): BlockSource 
     const marker = await window.view(offset, markerBytes);
     const sector = marker.readBigUInt64LE(0);
     const bytes = marker.readUInt32LE(8);
-    if (sector !== BigInt(index * (grainBytes / 512))) throw damaged(file.name, `the grain at ${offset} says it is sector ${sector}, the table says ${index * (grainBytes / 512)}`);
-    if (bytes === 0 || bytes > grainBytes * 2 || offset + markerBytes + bytes > file.sizeBytes) throw damaged(file.name, `the grain at ${offset} says it has ${bytes} compressed bytes`);
+    if (sector !== BigInt(index * (grainBytes / 512)))
+      throw damaged(file.name, `the grain at ${offset} says it is sector ${sector}, the table says ${index * (grainBytes / 512)}`);
+    if (bytes === 0 || bytes > grainBytes * 2 || offset + markerBytes + bytes > file.sizeBytes)
+      throw damaged(file.name, `the grain at ${offset} says it has ${bytes} compressed bytes`);
     return window.view(offset + markerBytes, bytes);
   }
   function inflateGrain(packed: Buffer, index: number): Promise<Buffer> {
@@ -122,7 +125,8 @@ export function sparseSource(file: ByteFile, header: SparseHeader): BlockSource 
         const part = into.subarray(done, done + take);
         const at = await grainOffset(index);
         if (at <= 0) part.fill(0);
-        else if (header.isCompressed) (await inflateGrain(await packedAt(new ReadWindow(file, grainBytes), at, index), index)).copy(part, 0, within, within + take);
+        else if (header.isCompressed)
+          (await inflateGrain(await packedAt(new ReadWindow(file, grainBytes), at, index), index)).copy(part, 0, within, within + take);
         else await file.read(at + within, part);
         done += take;
       }

@@ -1,7 +1,7 @@
 import { type Dirent, readdirSync, realpathSync, statSync } from "node:fs";
 import { basename, extname, join, relative, sep } from "node:path";
-import { HypersdkError } from "../../model/errors.ts";
 import { parseDescriptor } from "../../converters/vmdk/descriptor.ts";
+import { HypersdkError } from "../../model/errors.ts";
 import { type Peeked, peek } from "./peek.ts";
 import { readSlice } from "./read-slice.ts";
 import { tarMembers } from "./tar-members.ts";
@@ -77,7 +77,9 @@ export function discover(top: string): Discovery {
 
   function add(folder: string, names: readonly string[], files: readonly string[], descriptor: VmDescriptor | undefined, isSingle: boolean): void {
     const first = files[0] as string;
-    const identity = relative(root, isSingle ? join(folder, first) : folder).split(sep).join("/");
+    const identity = relative(root, isSingle ? join(folder, first) : folder)
+      .split(sep)
+      .join("/");
     try {
       if (isSingle && extname(first).toLowerCase() === ".ova") {
         const { disks, descriptor: inside } = readArchive(join(folder, first));
@@ -97,7 +99,8 @@ export function discover(top: string): Discovery {
   function orderOf(files: readonly string[], descriptor: VmDescriptor | undefined, folder: string): string[] {
     const disks = disksOf(folder, files);
     if (!descriptor || descriptor.disks.length === 0) return disks;
-    for (const name of descriptor.disks) if (!files.includes(name)) throw new HypersdkError("ImageDamaged", `${descriptor.file} names the disk ${JSON.stringify(name)}, which is not there`);
+    for (const name of descriptor.disks)
+      if (!files.includes(name)) throw new HypersdkError("ImageDamaged", `${descriptor.file} names the disk ${JSON.stringify(name)}, which is not there`);
     return [...descriptor.disks];
   }
 

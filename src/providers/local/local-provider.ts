@@ -46,7 +46,10 @@ export function localProvider(spec: ProviderSpec, clock: Clock): Provider {
 
 function observedVm(provider: string, path: ObservedVm["path"], { identity, names, disks, descriptor }: FoundVm): ObservedVm {
   return {
-    provider, path, identity, name: descriptor?.name ?? (names.at(-1) as string),
+    provider,
+    path,
+    identity,
+    name: descriptor?.name ?? (names.at(-1) as string),
     disks: disks.map(({ name, peeked }) => ({ name, ...peeked })),
     ...(descriptor?.guestType ? { guestType: descriptor.guestType } : {}),
     ...(descriptor?.firmware ? { firmware: descriptor.firmware } : {}),
@@ -72,13 +75,16 @@ async function snapshotOf(vm: FoundVm, clock: Clock): Promise<VmSnapshot> {
       instant: clock.now(),
       vm: {
         name: descriptor?.name ?? (vm.names.at(-1) as string),
-        ...(descriptor?.guestType ? { guestType: descriptor.guestType } : {}), ...(descriptor?.firmware ? { firmware: descriptor.firmware } : {}),
-        ...(descriptor?.cpus ? { cpus: descriptor.cpus } : {}), ...(descriptor?.memoryBytes ? { memoryBytes: descriptor.memoryBytes } : {}),
+        ...(descriptor?.guestType ? { guestType: descriptor.guestType } : {}),
+        ...(descriptor?.firmware ? { firmware: descriptor.firmware } : {}),
+        ...(descriptor?.cpus ? { cpus: descriptor.cpus } : {}),
+        ...(descriptor?.memoryBytes ? { memoryBytes: descriptor.memoryBytes } : {}),
       },
       disks: opened.map(({ found, image }): SnapshotDisk => ({ name: found.name, format: image.format, variant: image.variant, source: image.source })),
       async confirm() {
         for (const [path, was] of before) {
-          if (fingerprint(path) !== was) throw new HypersdkError("SourceChanged", `${path} changed while it was read`, { hint: "export it while nothing writes to it" });
+          if (fingerprint(path) !== was)
+            throw new HypersdkError("SourceChanged", `${path} changed while it was read`, { hint: "export it while nothing writes to it" });
         }
       },
       release,
@@ -106,6 +112,9 @@ function fingerprint(path: string): string {
     throw new HypersdkError("SourceChanged", `${path} is gone`, { cause: error });
   }
   const { size, mtimeNs, ino, dev } = stat;
-  if (isLockedByOther({ dev, ino })) throw new HypersdkError("SourceLocked", `${path} is locked by another process: its VM is running`, { hint: "shut the VM down, or export it through a provider that can take a snapshot" });
+  if (isLockedByOther({ dev, ino }))
+    throw new HypersdkError("SourceLocked", `${path} is locked by another process: its VM is running`, {
+      hint: "shut the VM down, or export it through a provider that can take a snapshot",
+    });
   return `${size} ${mtimeNs} ${ino} ${dev}`;
 }

@@ -31,7 +31,9 @@ export function peek(path: string, name: string, within?: { readonly offset: num
       return { format: "raw", virtualBytes: sizeBytes, dataBytes };
     }
     if (/\.raw$/i.test(name)) {
-      throw new HypersdkError("ImageUnsafe", `${name} is named raw, but begins like a ${found.format.split("-")[0]} image: a guest may have written that`, { hint: "give the file the extension of what it really is" });
+      throw new HypersdkError("ImageUnsafe", `${name} is named raw, but begins like a ${found.format.split("-")[0]} image: a guest may have written that`, {
+        hint: "give the file the extension of what it really is",
+      });
     }
     switch (found.format) {
       case "qcow2":

@@ -20,7 +20,8 @@ export function tarMembers(path: string): TarMember[] {
       readSync(descriptor, header, 0, 512, at);
       if (header.every((byte) => byte === 0)) break;
       const length = tarNumber(header.subarray(124, 136));
-      if (header.subarray(257, 262).toString("latin1") !== "ustar" || length === undefined || at + 512 + length > size) throw new HypersdkError("ImageDamaged", `the archive is damaged or cut short at ${at}`);
+      if (header.subarray(257, 262).toString("latin1") !== "ustar" || length === undefined || at + 512 + length > size)
+        throw new HypersdkError("ImageDamaged", `the archive is damaged or cut short at ${at}`);
       const type = header[156];
       const prefix = header.subarray(345, 500).toString("utf8").replace(/\0.*$/s, "");
       const name = header.subarray(0, 100).toString("utf8").replace(/\0.*$/s, "");
@@ -40,6 +41,9 @@ function tarNumber(field: Buffer): number | undefined {
     for (const byte of field.subarray(4)) value = value * 256 + byte;
     return Number.isSafeInteger(value) ? value : undefined;
   }
-  const text = field.toString("latin1").replace(/[\0 ]+$/, "").trim();
+  const text = field
+    .toString("latin1")
+    .replace(/[\0 ]+$/, "")
+    .trim();
   return /^[0-7]+$/.test(text) ? Number.parseInt(text, 8) : undefined;
 }

@@ -39,16 +39,24 @@ function readVmx(file: string, text: string): VmDescriptor {
   const disks = [...values.entries()]
     .flatMap(([key, fileName]) => {
       const slot = /^((scsi|sata|nvme|ide)(\d+):(\d+))\.filename$/.exec(key);
-      if (!slot || values.get(`${slot[1]}.present`)?.toLowerCase() === "false" || /cdrom/i.test(values.get(`${slot[1]}.devicetype`) ?? "") || !/\.vmdk$/i.test(fileName)) return [];
+      if (
+        !slot ||
+        values.get(`${slot[1]}.present`)?.toLowerCase() === "false" ||
+        /cdrom/i.test(values.get(`${slot[1]}.devicetype`) ?? "") ||
+        !/\.vmdk$/i.test(fileName)
+      )
+        return [];
       const hdd = order.indexOf(slot[1] as string);
       return [{ fileName, rank: [hdd < 0 ? order.length : hdd, buses.indexOf(slot[2] as string), Number(slot[3]), Number(slot[4])] }];
     })
     .sort((a, b) => a.rank.map((value, i) => value - (b.rank[i] ?? 0)).find((difference) => difference !== 0) ?? 0);
   const firmware = values.get("firmware")?.toLowerCase();
   return descriptor(file, {
-    name: values.get("displayname"), guestType: values.get("guestos"),
+    name: values.get("displayname"),
+    guestType: values.get("guestos"),
     firmware: firmware === "efi" ? "efi" : "bios",
-    cpus: Number(values.get("numvcpus") ?? 1), memoryBytes: values.has("memsize") ? Number(values.get("memsize")) * 2 ** 20 : undefined,
+    cpus: Number(values.get("numvcpus") ?? 1),
+    memoryBytes: values.has("memsize") ? Number(values.get("memsize")) * 2 ** 20 : undefined,
     disks: disks.map(({ fileName }) => fileName),
   });
 }
@@ -84,7 +92,8 @@ function readOvf(file: string, text: string): VmDescriptor {
     name: textOf(system["Name"]) || attribute(system, "id") || undefined,
     guestType: attribute(guest, "osType") || textOf(guest["Description"]) || undefined,
     firmware: config && attribute(config, "value") === "efi" ? "efi" : "bios",
-    cpus: number("3"), memoryBytes: memoryOf(items, number("4")),
+    cpus: number("3"),
+    memoryBytes: memoryOf(items, number("4")),
     disks: ordered.length > 0 ? ordered : [...disks.values()].flatMap((name) => name ?? []),
   });
 }
@@ -102,10 +111,28 @@ function memoryOf(items: readonly Xml[], quantity: number | undefined): number |
   return quantity * 2 ** (power ? Number(power) : /giga/i.test(units) ? 30 : /kilo/i.test(units) ? 10 : 20);
 }
 
-function descriptor(file: string, fields: { name: string | undefined; guestType: string | undefined; firmware: "bios" | "efi"; cpus: number | undefined; memoryBytes: number | undefined; disks: readonly string[] }): VmDescriptor {
+function descriptor(
+  file: string,
+  fields: {
+    name: string | undefined;
+    guestType: string | undefined;
+    firmware: "bios" | "efi";
+    cpus: number | undefined;
+    memoryBytes: number | undefined;
+    disks: readonly string[];
+  },
+): VmDescriptor {
   const { name, guestType, firmware, cpus, memoryBytes, disks } = fields;
   const positive = (value: number | undefined): value is number => value !== undefined && Number.isSafeInteger(value) && value > 0;
-  return { file, firmware, disks, ...(name ? { name } : {}), ...(guestType ? { guestType } : {}), ...(positive(cpus) ? { cpus } : {}), ...(positive(memoryBytes) ? { memoryBytes } : {}) };
+  return {
+    file,
+    firmware,
+    disks,
+    ...(name ? { name } : {}),
+    ...(guestType ? { guestType } : {}),
+    ...(positive(cpus) ? { cpus } : {}),
+    ...(positive(memoryBytes) ? { memoryBytes } : {}),
+  };
 }
 
 function child(xml: Xml, name: string): Xml {
