@@ -60,7 +60,7 @@ export function sliceOf(file: ByteFile, offset: number, length: number, name: st
 /** Reads `length` bytes into a new buffer, refusing a length over `limit`, so that a header cannot ask for all memory. */
 export async function readBytes(file: ByteFile, offset: number, length: number, limit: number = 32 * 2 ** 20): Promise<Buffer> {
   if (length > limit) throw new HypersdkError("ImageDamaged", `${file.name}: a structure of ${length} bytes is over the limit of ${limit}`);
-  if (offset < 0 || offset + length > file.sizeBytes) throw endsEarly(file.name, offset, length, file.sizeBytes);
+  if (offset < 0 || length < 0 || offset + length > file.sizeBytes) throw endsEarly(file.name, offset, length, file.sizeBytes);
   const buffer = Buffer.allocUnsafe(length);
   await file.read(offset, buffer);
   return buffer;

@@ -21,7 +21,7 @@ export async function openSparseVmdk(file: ByteFile): Promise<OpenedVmdk> {
   const header = await readSparseHeader(file);
   let variant = header.isCompressed ? "streamOptimized" : "monolithicSparse";
   if (header.descriptorOffset > 0 && header.descriptorBytes > 0) {
-    const text = await readBytes(file, header.descriptorOffset, Math.min(header.descriptorBytes, file.sizeBytes - header.descriptorOffset), maxDescriptorBytes);
+    const text = await readBytes(file, header.descriptorOffset, header.descriptorBytes, maxDescriptorBytes);
     // a zero-filled descriptor area is an extent of a split disk
     if (text.includes("createType")) variant = parseDescriptor(file.name, text.toString("latin1")).createType || variant;
   }

@@ -70,6 +70,7 @@ function check(file: ByteFile, header: Decoded): SparseHeader {
     throw damaged(name, `grainSize is ${grainBytes} bytes, no power of two from 4 KiB to 1 MiB`);
   if (entriesPerTable < 1 || entriesPerTable > 4096) throw damaged(name, `numGTEsPerGT is ${entriesPerTable}, not 1 to 4096`);
   if (descriptorBytes > 1 << 20) throw damaged(name, `descriptorSize is ${descriptorBytes} bytes, more than 1 MiB`);
+  if (header.descriptorOffset + descriptorBytes > sizeBytes) throw damaged(name, `descriptorOffset is ${header.descriptorOffset}: the descriptor does not lie in the file`);
   if (directoryOffset === "at the end") throw damaged(name, "the footer does not say where the grain directory is");
   const entries = Math.ceil(capacityBytes / (grainBytes * entriesPerTable));
   if (directoryOffset === 0 && capacityBytes > 0) throw damaged(name, "gdOffset is 0");
