@@ -6,7 +6,7 @@ import type { Io } from "./io.ts";
 import { type Loaded, load, type SourceOptions } from "./load.ts";
 
 /** An invalid configuration, with everything there is to say about it; printed where it is caught. */
-export class ConfigInvalid extends HypersdkError {
+class ConfigInvalid extends HypersdkError {
   readonly diagnostics: readonly Diagnostic[];
 
   constructor(diagnostics: readonly Diagnostic[], message: string) {

@@ -1,5 +1,7 @@
 import { closeSync, openSync, writeSync } from "node:fs";
+import { pino } from "pino";
 import type { EngineEvent } from "../engine/events.ts";
+import { unreachable } from "../model/brand.ts";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
 import { clock, toolVersion } from "./compose.ts";
 
@@ -12,8 +14,10 @@ export interface EventLog {
 /** Progress is told at most twice a second for each disk. */
 const progressEveryMs = 500;
 
-export function openEventLog(target: string | undefined): EventLog {
-  if (target === undefined) return { write() {}, close() {} };
+export function openEventLog(target: string | undefined, logLevel: string | undefined): EventLog {
+  const log = logLevel === undefined ? undefined : pino({ level: logLevel, base: null }, pino.destination({ dest: 2, sync: true }));
+  const tell = (event: EngineEvent): void => void log?.[event.type === "export_progress" ? "debug" : levelOf(event)](withoutType(event), messageOf(event));
+  if (target === undefined) return { write: tell, close() {} };
   let descriptor: number;
   try {
     descriptor = target === "-" ? 2 : openSync(target, "w", 0o600);
@@ -25,6 +29,7 @@ export function openEventLog(target: string | undefined): EventLog {
   const progress = new Map<string, { bytes: number; toldMs: number }>();
   return {
     write(event) {
+      tell(event);
       if (event.type !== "export_progress")
         return line({ type: event.type, at: clock.now(), level: levelOf(event), message: messageOf(event), ...withoutType(event) });
       const key = `${event.run.id} ${event.disk}`;
@@ -79,5 +84,7 @@ function messageOf(event: EngineEvent): string {
       return `${event.schedule} ${event.vmPath}: expired restore point removed`;
     case "warning":
       return event.text;
+    default:
+      return unreachable(event);
   }
 }

@@ -11,6 +11,8 @@ export interface Io {
   readonly errStyle: Style;
   readonly isInteractive: boolean;
   readonly eventsTarget: string | undefined;
+  /** Diagnostics on stderr, from this level on. */
+  readonly logLevel: string | undefined;
   /** The answer, and nothing else. */
   out(text: string): void;
   /** Everything else. */
@@ -36,6 +38,7 @@ export function makeIo(options: GlobalOptions): Io {
     json: options.json ?? false,
     quiet: options.quiet ?? false,
     eventsTarget: options.events,
+    logLevel: options.logLevel ?? (env["HYPERSDK_LOG"] || undefined),
     style: styleOf(!options.json && wantsColour(stdout, env, options.color)),
     errStyle: styleOf(wantsColour(stderr, env, options.color)),
     isInteractive: stdin.isTTY === true && stdout.isTTY === true && env["HYPERSDK_INPUT"] !== "0" && !options.json,

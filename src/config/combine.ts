@@ -301,7 +301,7 @@ function cycleFrom(start: string, schedules: ReadonlyMap<string, ScheduleSpec>):
 }
 
 /** `path` as an absolute one without `.` and `..`, seen from `folder`: path arithmetic only, nothing is looked at. */
-export function resolvePath(folder: string, path: string): string {
+function resolvePath(folder: string, path: string): string {
   const parts: string[] = [];
   for (const part of (path.startsWith("/") ? path : `${folder}/${path}`).split("/")) {
     if (part === "..") parts.pop();

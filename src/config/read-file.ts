@@ -92,8 +92,13 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
       let value: unknown;
       try {
         value = source.valueOf(document);
+        // only anchors can close a circle, and JSON cannot say one
+        if (source.text.includes("&")) JSON.stringify(value);
       } catch (error) {
-        const message = error instanceof ReferenceError ? "the aliases of this document expand to more than 10,000 nodes, or run in a circle" : String(error);
+        const message =
+          error instanceof ReferenceError || error instanceof TypeError
+            ? "the aliases of this document expand to more than 10,000 nodes, or run in a circle"
+            : String(error);
         diagnostics.push(source.at([], index, { severity: "error", code: "HSE004", message, label: "write the values out" }));
         continue;
       }

@@ -17,7 +17,7 @@ export function narrow(image: string, field: string, value: bigint): number {
 }
 
 /** The virtual size that is read without being asked to, 64 TiB: more than any format here writes. */
-export const maxVirtualBytes: number = 64 * 2 ** 40;
+const maxVirtualBytes: number = 64 * 2 ** 40;
 
 export function checkVirtualSize(image: string, bytes: number): void {
   if (bytes > maxVirtualBytes) throw damaged(image, `a virtual size of ${bytes} bytes is over the limit of ${maxVirtualBytes}`);

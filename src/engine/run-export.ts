@@ -19,7 +19,7 @@ export interface RunWork {
   readonly expected: { readonly readBytes: number; readonly storedBytes: number | null; readonly durationMs: number | null };
 }
 
-export type RunOutcome = "completed" | "failed" | "interrupted" | "not started";
+export type RunOutcome = "completed" | "failed" | "interrupted" | "not started" | "done elsewhere";
 
 export function exportScope({ schedule, provider, identity }: { readonly schedule: string; readonly provider: string; readonly identity: string }): string {
   return `export ${schedule} ${provider} ${identity}`;
@@ -42,6 +42,8 @@ export async function runExport(work: RunWork, context: EngineContext): Promise<
     return "not started";
   }
   try {
+    // between the plan and this lease another process may have run it
+    if (state.runs.get(run.id)?.state !== "queued") return "done elsewhere";
     return await attempts(work, name, lease, context);
   } finally {
     state.writeUnlocked(() => state.leases.release(lease));

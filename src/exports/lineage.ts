@@ -10,7 +10,7 @@ export interface DestinationMarker {
   readonly createdAt: Instant;
 }
 
-export const markerPath = "hypersdk-destination.json";
+const markerPath = "hypersdk-destination.json";
 
 /** Undefined when nothing was ever written there. */
 export async function readMarker(destination: Destination): Promise<DestinationMarker | undefined> {

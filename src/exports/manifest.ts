@@ -52,7 +52,7 @@ export interface ManifestDisk {
 }
 
 /** SHA-256 over the SHA-256s of the pieces. */
-export interface TreeHashValue {
+interface TreeHashValue {
   readonly algorithm: "sha256-tree";
   readonly pieceBytes: number;
   readonly value: string;

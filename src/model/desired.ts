@@ -116,7 +116,7 @@ export interface WindowSpec {
   readonly timezone: string;
 }
 
-export interface DependencySpec {
+interface DependencySpec {
   readonly schedule: string;
   readonly state: "completed" | "failed" | "any";
   readonly timeoutMs?: number;

@@ -57,11 +57,6 @@ export class HypersdkError extends Error {
   }
 }
 
-/** True where `code` names a failure that may pass by itself. */
-export function isTransientCode(code: string): boolean {
-  return (transient as ReadonlySet<string>).has(code);
-}
-
 /** The errno of a system error (`ENOENT`, `ENOSPC`, …), or undefined for anything else. */
 export function errnoOf(error: unknown): string | undefined {
   const code = error instanceof Error ? (error as NodeJS.ErrnoException).code : undefined;

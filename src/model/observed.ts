@@ -27,7 +27,7 @@ export interface ObservedVm {
   readonly firmware?: "bios" | "efi";
 }
 
-export interface ObservedDisk {
+interface ObservedDisk {
   /** The file, relative to the VM's folder, with `/`. */
   readonly name: string;
   readonly format: string;

@@ -21,7 +21,7 @@ export interface RecordedResource {
   readonly file: string;
 }
 
-export type ProtectionState = "active" | "missing";
+type ProtectionState = "active" | "missing";
 
 export interface RecordedProtection {
   readonly schedule: string;
@@ -38,7 +38,7 @@ export interface RecordedProtection {
   readonly lastStoredBytes?: number;
 }
 
-export type PointState = "good" | "bad";
+type PointState = "good" | "bad";
 
 export interface RestorePoint {
   readonly id: string;

@@ -24,10 +24,6 @@ export function vmPathSegment(path: VmPath): string {
     .replace(/^\./, "%2E");
 }
 
-export function vmName(path: VmPath): string {
-  return path.slice(path.lastIndexOf("/") + 1);
-}
-
 function isSegment(segment: string): boolean {
   return segment !== "" && segment !== "." && segment !== ".." && !/[\u0000-\u001f\u007f\u2028\u2029]/.test(segment) && segment.isWellFormed();
 }

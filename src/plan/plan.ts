@@ -46,14 +46,14 @@ interface ChangeBase {
   readonly consequences: Consequences;
 }
 
-export interface CreateChange extends ChangeBase {
+interface CreateChange extends ChangeBase {
   readonly kind: "create";
   readonly file: string;
   /** Canonical JSON. */
   readonly after: string;
 }
 
-export interface UpdateChange extends ChangeBase {
+interface UpdateChange extends ChangeBase {
   readonly kind: "update";
   readonly file: string;
   readonly before: string;
@@ -61,7 +61,7 @@ export interface UpdateChange extends ChangeBase {
   readonly fields: readonly FieldChange[];
 }
 
-export interface DeleteChange extends ChangeBase {
+interface DeleteChange extends ChangeBase {
   readonly kind: "delete";
   /** The file in which it stood. */
   readonly file: string;

@@ -18,7 +18,7 @@ export interface Provider {
   snapshot(identity: string, signal?: AbortSignal): Promise<VmSnapshot>;
 }
 
-export interface Inventory {
+interface Inventory {
   readonly vms: readonly ObservedVm[];
   readonly problems: readonly string[];
 }
@@ -34,7 +34,7 @@ export interface VmSnapshot {
 }
 
 /** What a provider knows of the machine around the disks. */
-export interface VmHardware {
+interface VmHardware {
   readonly name: string;
   readonly guestType?: string;
   readonly firmware?: "bios" | "efi";

@@ -1,4 +1,4 @@
-export type BackoffStrategy = "linear" | "exponential" | "fibonacci";
+type BackoffStrategy = "linear" | "exponential" | "fibonacci";
 
 export interface RetryPolicy {
   /** Retries after the first try, 0–10. */

@@ -19,7 +19,7 @@ export interface RetainablePoint {
   readonly isHeld: boolean;
 }
 
-export type KeepReason = "newest good" | "held" | "last" | "within" | "hourly" | "daily" | "weekly" | "monthly" | "yearly" | "no retention";
+type KeepReason = "newest good" | "held" | "last" | "within" | "hourly" | "daily" | "weekly" | "monthly" | "yearly" | "no retention";
 
 export interface RetentionVerdict {
   readonly id: string;

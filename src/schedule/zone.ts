@@ -21,7 +21,7 @@ export function isTimezone(zone: string): boolean {
 }
 
 /** What must be added to an instant to get its wall time, in milliseconds. */
-export function offsetAt(zone: string, epochMs: number): number {
+function offsetAt(zone: string, epochMs: number): number {
   if (zone === "UTC") return 0;
   let known = offsets.get(zone);
   if (!known) offsets.set(zone, (known = new Map()));

@@ -44,6 +44,10 @@ export class Runs {
     ) as RunRow;
   }
 
+  get(id: string): RunRow | undefined {
+    return this.#one("id = ?", id);
+  }
+
   setState(id: string, state: RunState): void {
     this.#db.prepare("UPDATE runs SET state = ? WHERE id = ?").run(state, id);
   }

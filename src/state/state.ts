@@ -12,7 +12,7 @@ import { ProcessLock } from "./process-lock.ts";
 import { Runs } from "./runs.ts";
 
 /** The lineage of a state that has no file yet. */
-export const newLineage = "new";
+const newLineage = "new";
 
 /** How far back ended runs are shown to the planner: the longest wait that a dependency may have is one cron period. */
 const dependencyHorizonMs = 400 * 86_400_000;

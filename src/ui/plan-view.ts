@@ -30,7 +30,7 @@ export function renderPlan(plan: Plan, options: PlanViewOptions): string {
   return `${sections.filter((section) => section !== "").join("\n\n")}\n\n${style.bold(summaryLine(plan))}\n`;
 }
 
-export function headLine({ revision, lineage, serial }: Plan): string {
+function headLine({ revision, lineage, serial }: Plan): string {
   const where = revision?.commit
     ? `${revision.branch ?? "detached"}@${revision.commit.slice(0, 7)} (${revision.dirty ? "with changes that are not committed" : "clean"})`
     : "files without a commit";

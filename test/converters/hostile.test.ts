@@ -1,9 +1,9 @@
 import { readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { piecesOf } from "../../src/converters/block-source.ts";
 import { checkImage } from "../../src/converters/check-image.ts";
 import { openImage } from "../../src/converters/open-image.ts";
-import { piecesOf } from "../../src/converters/block-source.ts";
 import { HypersdkError } from "../../src/model/errors.ts";
 import { temporaryFolder } from "../support/cli.ts";
 import { KiB, MiB, random, writeRaw } from "../support/disks.ts";
@@ -39,7 +39,13 @@ describe.skipIf(!has("qemu-img"))("a hostile image", () => {
   ];
   function made(folder: string, args: readonly string[], name: string): string {
     const raw = join(folder, "original.raw");
-    writeRaw(raw, { sizeBytes: 2 * MiB, islands: [{ offset: 0, length: 100 * KiB }, { offset: MiB, length: 70 * KiB }] });
+    writeRaw(raw, {
+      sizeBytes: 2 * MiB,
+      islands: [
+        { offset: 0, length: 100 * KiB },
+        { offset: MiB, length: 70 * KiB },
+      ],
+    });
     const path = join(folder, `disk.${name}`);
     qemuImg("convert", "-f", "raw", ...args, raw, path);
     return path;
@@ -103,11 +109,14 @@ describe.skipIf(!has("qemu-img"))("a hostile image", () => {
 
 describe("a VMDK descriptor", () => {
   const descriptor = (extent: string): string => `# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="monolithicFlat"\n${extent}\n`;
-  it.each(["/etc/passwd", "../secret.raw", "sub/disk.raw", "..", "\\\\server\\disk"])("that names %s opens nothing outside its folder (CVE-2022-47951)", async (name) => {
-    const folder = temporaryFolder();
-    writeFileSync(join(folder, "disk.vmdk"), descriptor(`RW 8 FLAT "${name}" 0`));
-    await expect(openImage(join(folder, "disk.vmdk"))).rejects.toMatchObject({ code: "ImageUnsafe" });
-  });
+  it.each(["/etc/passwd", "../secret.raw", "sub/disk.raw", "..", "\\\\server\\disk"])(
+    "that names %s opens nothing outside its folder (CVE-2022-47951)",
+    async (name) => {
+      const folder = temporaryFolder();
+      writeFileSync(join(folder, "disk.vmdk"), descriptor(`RW 8 FLAT "${name}" 0`));
+      await expect(openImage(join(folder, "disk.vmdk"))).rejects.toMatchObject({ code: "ImageUnsafe" });
+    },
+  );
 
   it("that names a link out of its folder opens nothing there", async () => {
     const folder = temporaryFolder();

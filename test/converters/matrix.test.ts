@@ -44,7 +44,13 @@ describe.skipIf(!has("qemu-img"))("a disk that qemu-img wrote", () => {
         for (const { format, compression } of targets) {
           const output = join(folder, `out-${compression}.${format}`);
           const { source: disk } = await openImage(input, source.file.endsWith("raw") ? { from: "raw" } : {});
-          await writeImageFile(output, format, disk.sizeBytes, { compression, overwrite: false, inputs: [input] }, async (sink) => void (await pour(disk, sink)));
+          await writeImageFile(
+            output,
+            format,
+            disk.sizeBytes,
+            { compression, overwrite: false, inputs: [input] },
+            async (sink) => void (await pour(disk, sink)),
+          );
           const expected = await openImage(raw, { from: "raw" });
           const written = await openImage(output, { from: format });
           expect(await compareDisks(expected.source, written.source)).toBeUndefined();

@@ -3,12 +3,26 @@ import { describe, expect, it } from "vitest";
 import { type RetainablePoint, type RetentionRules, retain } from "../../src/schedule/retention.ts";
 
 const day = 86_400_000;
-const point = (id: string, at: string, more: Partial<RetainablePoint> = {}): RetainablePoint => ({ id, atMs: Date.parse(at), isGood: true, isHeld: false, ...more });
-const kept = (points: readonly RetainablePoint[], rules: RetentionRules | undefined, now = "2027-06-01T00:00:00Z", zone = "UTC"): string[] => retain(points, rules, zone, Date.parse(now)).filter(({ keptBy }) => keptBy.length > 0).map(({ id }) => id);
+const point = (id: string, at: string, more: Partial<RetainablePoint> = {}): RetainablePoint => ({
+  id,
+  atMs: Date.parse(at),
+  isGood: true,
+  isHeld: false,
+  ...more,
+});
+const kept = (points: readonly RetainablePoint[], rules: RetentionRules | undefined, now = "2027-06-01T00:00:00Z", zone = "UTC"): string[] =>
+  retain(points, rules, zone, Date.parse(now))
+    .filter(({ keptBy }) => keptBy.length > 0)
+    .map(({ id }) => id);
 
 describe("retention", () => {
   it("keeps one point for each of the last days that have one, the newest of each", () => {
-    const points = [point("a", "2026-11-18T02:00:00Z"), point("b", "2026-11-19T02:00:00Z"), point("c", "2026-11-20T02:00:00Z"), point("d", "2026-11-20T14:00:00Z")];
+    const points = [
+      point("a", "2026-11-18T02:00:00Z"),
+      point("b", "2026-11-19T02:00:00Z"),
+      point("c", "2026-11-20T02:00:00Z"),
+      point("d", "2026-11-20T14:00:00Z"),
+    ];
     expect(kept(points, { daily: 2 })).toEqual(["d", "b"]);
   });
 
@@ -18,7 +32,12 @@ describe("retention", () => {
   });
 
   it("counts ISO weeks: 1 January 2027 is a Friday of week 53 of 2026", () => {
-    const points = [point("w52", "2026-12-27T02:00:00Z"), point("w53-dec", "2026-12-31T02:00:00Z"), point("w53-jan", "2027-01-01T02:00:00Z"), point("w1", "2027-01-04T02:00:00Z")];
+    const points = [
+      point("w52", "2026-12-27T02:00:00Z"),
+      point("w53-dec", "2026-12-31T02:00:00Z"),
+      point("w53-jan", "2027-01-01T02:00:00Z"),
+      point("w1", "2027-01-04T02:00:00Z"),
+    ];
     expect(kept(points, { weekly: 2 })).toEqual(["w1", "w53-jan"]);
   });
 
@@ -52,12 +71,19 @@ describe("retention", () => {
 
   it("never lets the newest good point go, and letting go twice lets nothing more go", () => {
     const anyPoint = fc.record({ atMs: fc.integer({ min: Date.UTC(2024, 0, 1), max: Date.UTC(2027, 0, 1) }), isGood: fc.boolean(), isHeld: fc.boolean() });
-    const rules = fc.record({ keepLast: fc.nat(3), daily: fc.nat(5), weekly: fc.nat(4), monthly: fc.nat(3), withinMs: fc.nat(40).map((days) => days * day) }, { requiredKeys: [] });
+    const rules = fc.record(
+      { keepLast: fc.nat(3), daily: fc.nat(5), weekly: fc.nat(4), monthly: fc.nat(3), withinMs: fc.nat(40).map((days) => days * day) },
+      { requiredKeys: [] },
+    );
     fc.assert(
       fc.property(fc.array(anyPoint, { maxLength: 40 }), rules, (list, rule) => {
         const points = list.map((each, i) => ({ ...each, id: `p${i}` }));
         const now = Date.UTC(2027, 0, 1);
-        const stay = new Set(retain(points, rule, "Europe/Berlin", now).filter(({ keptBy }) => keptBy.length > 0).map(({ id }) => id));
+        const stay = new Set(
+          retain(points, rule, "Europe/Berlin", now)
+            .filter(({ keptBy }) => keptBy.length > 0)
+            .map(({ id }) => id),
+        );
         const newestGood = points.filter(({ isGood }) => isGood).sort((a, b) => b.atMs - a.atMs || (a.id < b.id ? 1 : -1))[0];
         if (newestGood) expect(stay.has(newestGood.id)).toBe(true);
         const left = points.filter(({ id }) => stay.has(id));

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { isOpen, nextOpening, type Window } from "../../src/schedule/windows.ts";
 import { retryDelayMs } from "../../src/schedule/backoff.ts";
+import { isOpen, nextOpening, type Window } from "../../src/schedule/windows.ts";
 
 const at = (text: string): number => Date.parse(text);
 const night: Window = { startMinute: 22 * 60, endMinute: 6 * 60, days: [5], timezone: "Europe/Berlin" };

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { onTestFinished } from "vitest";
 
-export const program: string = join(import.meta.dirname, "..", "..", "bin", "hypersdk.js");
+const program: string = join(import.meta.dirname, "..", "..", "bin", "hypersdk.js");
 
 export interface Ran {
   readonly code: number | null;
@@ -24,11 +24,22 @@ export function hypersdk(cwd: string, args: readonly string[], env: Record<strin
   return start(cwd, args, env).done;
 }
 
-export function start(cwd: string, args: readonly string[], env: Record<string, string> = {}): { readonly pid: number; kill(signal: NodeJS.Signals): void; readonly done: Promise<Ran> } {
+export function start(
+  cwd: string,
+  args: readonly string[],
+  env: Record<string, string> = {},
+): { readonly pid: number; kill(signal: NodeJS.Signals): void; readonly done: Promise<Ran> } {
   const child = spawn(process.execPath, [program, ...args], {
     cwd,
     stdio: ["ignore", "pipe", "pipe"],
-    env: { PATH: process.env["PATH"] ?? "", HOME: cwd, XDG_CACHE_HOME: join(cwd, ".cache"), XDG_STATE_HOME: join(cwd, ".state"), GIT_CONFIG_GLOBAL: "/dev/null", ...env },
+    env: {
+      PATH: process.env["PATH"] ?? "",
+      HOME: cwd,
+      XDG_CACHE_HOME: join(cwd, ".cache"),
+      XDG_STATE_HOME: join(cwd, ".state"),
+      GIT_CONFIG_GLOBAL: "/dev/null",
+      ...env,
+    },
   });
   let [stdout, stderr] = ["", ""];
   child.stdout.setEncoding("utf8").on("data", (text: string) => {
@@ -42,7 +53,11 @@ export function start(cwd: string, args: readonly string[], env: Record<string, 
 }
 
 export function git(cwd: string, ...args: string[]): string {
-  return execFileSync("git", ["-c", "user.name=Test", "-c", "user.email=test@example.com", "-c", "init.defaultBranch=main", ...args], { cwd, encoding: "utf8", env: { ...process.env, GIT_CONFIG_GLOBAL: "/dev/null" } });
+  return execFileSync("git", ["-c", "user.name=Test", "-c", "user.email=test@example.com", "-c", "init.defaultBranch=main", ...args], {
+    cwd,
+    encoding: "utf8",
+    env: { ...process.env, GIT_CONFIG_GLOBAL: "/dev/null" },
+  });
 }
 
 /** A git work tree with one configuration file and everything else ignored. */

@@ -1,7 +1,7 @@
 import { closeSync, ftruncateSync, openSync, writeSync } from "node:fs";
 
 export const KiB = 1024;
-export const MiB = 1024 * KiB;
+export const MiB: number = 1024 * KiB;
 
 /** A small deterministic generator (mulberry32), so that a failing case can be made again. */
 export function random(seed: number): () => number {
@@ -15,14 +15,14 @@ export function random(seed: number): () => number {
 }
 
 /** Half random bytes, half repeating text: some of it shrinks, some does not. */
-export function bytes(length: number, seed: number): Buffer {
+function bytes(length: number, seed: number): Buffer {
   const next = random(seed);
   const data = Buffer.alloc(length);
   for (let at = 0; at + 4 <= length; at += 4) data.writeUInt32LE(at % 8192 < 4096 ? Math.floor(next() * 2 ** 32) : 0x61626364, at);
   return data;
 }
 
-export interface Island {
+interface Island {
   readonly offset: number;
   readonly length: number;
 }
@@ -36,11 +36,25 @@ export interface Shape {
 /** The shapes of disks that formats get wrong. */
 export const shapes: readonly Shape[] = [
   { name: "empty", sizeBytes: 8 * MiB, islands: [] },
-  { name: "one sector at each end", sizeBytes: 8 * MiB, islands: [{ offset: 0, length: 512 }, { offset: 8 * MiB - 512, length: 512 }] },
+  {
+    name: "one sector at each end",
+    sizeBytes: 8 * MiB,
+    islands: [
+      { offset: 0, length: 512 },
+      { offset: 8 * MiB - 512, length: 512 },
+    ],
+  },
   { name: "an odd last sector", sizeBytes: 5 * MiB + 512, islands: [{ offset: 5 * MiB - 100 * KiB, length: 100 * KiB + 512 }] },
   { name: "all data", sizeBytes: 3 * MiB, islands: [{ offset: 0, length: 3 * MiB }] },
   { name: "alternating 64 KiB holes", sizeBytes: 6 * MiB, islands: Array.from({ length: 48 }, (_, i) => ({ offset: i * 128 * KiB, length: 64 * KiB })) },
-  { name: "data across 4 KiB borders", sizeBytes: 4 * MiB, islands: [{ offset: 4096, length: 200_704 }, { offset: 1_052_672, length: 8192 }] },
+  {
+    name: "data across 4 KiB borders",
+    sizeBytes: 4 * MiB,
+    islands: [
+      { offset: 4096, length: 200_704 },
+      { offset: 1_052_672, length: 8192 },
+    ],
+  },
   { name: "2 GiB and a sector", sizeBytes: 2 ** 31 + 512, islands: [{ offset: 2 ** 31 - 70_000, length: 70_512 }] },
 ];
 

@@ -34,7 +34,7 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
   const lockTimeoutMs = durationOption("--lock-timeout", options.lockTimeout);
   const saved = planFile === undefined ? undefined : readPlanFile(planFile);
   const loaded = await loadDesired(options, io);
-  const events = openEventLog(io.eventsTarget);
+  const events = openEventLog(io.eventsTarget, io.logLevel);
   const interrupts = listenForInterrupts(io.err);
   const state = State.openForWriting(loaded.statePath, random);
   let progress: ProgressView | undefined;

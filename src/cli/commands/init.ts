@@ -27,9 +27,11 @@ destinations:
 # When which VMs are exported where.
 schedules:
   - name: nightly
-    cron: "0 2 * * *"          # minute hour day month weekday
+    # minute hour day month weekday
+    cron: "0 2 * * *"
     timezone: UTC
-    vms: [/datacenter/vm/*]    # everything below, at any depth
+    # everything below, at any depth
+    vms: [/datacenter/vm/*]
     destination: backups
     format: qcow2
     retention: {daily: 7, weekly: 4}

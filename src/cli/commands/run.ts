@@ -41,7 +41,7 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     if (typeof pattern === "string") throw new HypersdkError("Usage", `--vm ${JSON.stringify(text)}: ${pattern}`);
     return pattern;
   });
-  const events = openEventLog(io.eventsTarget);
+  const events = openEventLog(io.eventsTarget, io.logLevel);
   const interrupts = listenForInterrupts(io.err);
   const state = State.openForWriting(statePath, random);
   const progress = io.quiet || io.json ? undefined : progressOn(io);

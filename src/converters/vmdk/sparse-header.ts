@@ -10,7 +10,7 @@ import { checkVirtualSize, damaged, narrow, unsupported } from "../checked.ts";
  *  44 entries per table      48 redundant directory (u64)        56 grain directory (u64)
  *  64 overhead (u64)         72 unclean shutdown                 77 compression algorithm (u16)
  */
-export const sparseMagic = 0x564d444b;
+const sparseMagic = 0x564d444b;
 const footerMarker = 3;
 
 export interface SparseHeader {
@@ -70,7 +70,8 @@ function check(file: ByteFile, header: Decoded): SparseHeader {
     throw damaged(name, `grainSize is ${grainBytes} bytes, no power of two from 4 KiB to 1 MiB`);
   if (entriesPerTable < 1 || entriesPerTable > 4096) throw damaged(name, `numGTEsPerGT is ${entriesPerTable}, not 1 to 4096`);
   if (descriptorBytes > 1 << 20) throw damaged(name, `descriptorSize is ${descriptorBytes} bytes, more than 1 MiB`);
-  if (header.descriptorOffset + descriptorBytes > sizeBytes) throw damaged(name, `descriptorOffset is ${header.descriptorOffset}: the descriptor does not lie in the file`);
+  if (header.descriptorOffset + descriptorBytes > sizeBytes)
+    throw damaged(name, `descriptorOffset is ${header.descriptorOffset}: the descriptor does not lie in the file`);
   if (directoryOffset === "at the end") throw damaged(name, "the footer does not say where the grain directory is");
   const entries = Math.ceil(capacityBytes / (grainBytes * entriesPerTable));
   if (directoryOffset === 0 && capacityBytes > 0) throw damaged(name, "gdOffset is 0");

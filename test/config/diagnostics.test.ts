@@ -1,0 +1,147 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { complaints, read, smallest } from "../support/desired.ts";
+
+const codes = (yaml: string, wasNamed = false): string[] =>
+  read({ "a.yaml": yaml }, wasNamed).diagnostics.map(({ code, line, column }) => `${code} ${line}:${column}`);
+const schedule = (lines: string): string =>
+  `version: v2\nschedules:\n  - name: nightly\n    cron: "0 2 * * *"\n    vms: [/datacenter/vm/*]\n    destination: file:///srv/backups\n${lines}`;
+
+describe("an error", () => {
+  it("points at the value, says why, and what was probably meant", () => {
+    expect(
+      complaints({
+        "infra/schedules.yaml": smallest
+          .replace("file:///srv/backups", "backup")
+          .replace("schedules:", "destinations:\n  - {name: backups, url: file:///srv/b}\nschedules:"),
+      }),
+    ).toMatchInlineSnapshot(`
+      "error: unknown destination "backup"                                         HSE012
+        ┌─ infra/schedules.yaml:8:18
+        │
+      8 │     destination: backup
+        │                  ^^^^^^ no destination has this name; did you mean "backups"?
+      "
+    `);
+  });
+
+  it("about an unknown key points at the key", () => {
+    expect(codes(schedule("    retentoin: 30d\n"))).toEqual(["HSE006 7:5"]);
+  });
+
+  it.each([
+    ["a wrong type", '    suspend: "yes"\n', "HSE008 7:14"],
+    ["months as a duration", "    retention: 6m\n", "HSE018 7:16"],
+    ["a cron of six fields", "    cron: x\n", "HSE005 7:5"],
+    ["an unknown timezone", "    timezone: Europe/Berlim\n", "HSE016 7:15"],
+    ["a compressed raw image", "    format: raw\n    compression: zlib\n", "HSE023 8:18"],
+    ["a secret in plain text", "    encryption: {key: hunter2}\n", "HSE019 7:23"],
+    ["a dependency on itself", "    dependsOn: [{schedule: nightly}]\n", "HSE020 7:16"],
+    ["an unknown schedule", "    dependsOn: [{schedule: nigthly}]\n", "HSE013 7:28"],
+  ])("%s has its code and its place", (_, lines, expected) => {
+    expect(codes(schedule(lines))).toContain(expected);
+  });
+
+  it("of many in one file and of many files are all told, in file order", () => {
+    const all = read({ "b.yaml": schedule("    priority: 101\n    rpo: soon\n"), "a.yaml": schedule("").replace("0 2 * * *", "0 2 31 2 *") }).diagnostics.map(
+      ({ file, code }) => `${file} ${code}`,
+    );
+    expect(all).toEqual(["a.yaml HSE015", "b.yaml HSE009", "b.yaml HSE018"]);
+  });
+
+  it("about a name that stands twice shows both places", () => {
+    const [found] = read({ "a.yaml": smallest, "b.yaml": smallest }).diagnostics;
+    expect(found).toMatchObject({ code: "HSE010", file: "b.yaml", line: 3, related: { file: "a.yaml", line: 3 } });
+  });
+
+  it("never shows a secret", () => {
+    expect(complaints({ "a.yaml": 'version: v2\ndestinations:\n  - {name: s, url: "sftp://me:hunter2@host/x"}\n' }).split("\n")[0]).not.toContain("hunter2");
+  });
+});
+
+describe("hostile YAML", () => {
+  it.each([
+    ["that does not parse", "version: v2\nschedules: [\n", "HSE001"],
+    ["with a key twice", "version: v2\nversion: v2\n", "HSE005"],
+    ["with aliases in a circle", "version: v2\nschedules: &a [*a]\n", "HSE00"],
+    [
+      "that expands without end",
+      `version: v2\na: &a [x,x,x,x,x,x,x,x,x,x]\n${"bcdef"
+        .split("")
+        .map((name, i) => `${name}: &${name} [${`*${"abcde"[i]},`.repeat(10)}]`)
+        .join("\n")}\n`,
+      "HSE004",
+    ],
+    ["that is nested too deeply", `version: v2\nschedules: ${"[".repeat(20_000)}\n`, "HSE001"],
+    ["with a prototype key", "version: v2\n__proto__: {x: 1}\n", "HSE006"],
+  ])("%s is refused", (_, yaml, code) => {
+    expect(read({ "a.yaml": yaml }).diagnostics[0]?.code).toContain(code);
+  });
+
+  it("of others in a folder is counted and left alone, and an error where it was named", () => {
+    const helm = "{{ if .Values.x }}\nkind: Deployment\n{{ end }}\n---\nfoo: bar\n";
+    expect(read({ "a.yaml": smallest, "helm.yaml": helm })).toMatchObject({ ignoredDocuments: 2, diagnostics: [] });
+    expect(codes(helm, true)).toEqual(["HSE011 1:1"]);
+  });
+
+  it("of a later version of the format is not taken for somebody else's", () => {
+    expect(codes(smallest.replace("v2", "v3"))).toEqual(["HSE009 1:10"]);
+  });
+});
+
+describe("a finding", () => {
+  it.each([
+    ["HSW001", '"0 2 1 * 1"'],
+    ["HSW004", '"0 2 * * 0"\n    retention: 3d'],
+    ["HSW006", '"0 12 * * *"\n    windows: [{start: "22:00", end: "06:00"}]'],
+  ])("%s is reported, and silenced with a reason on the line above", (code, cron) => {
+    const yaml = schedule("").replace('"0 2 * * *"', cron);
+    expect(codes(yaml).map((each) => each.slice(0, 6))).toEqual([code]);
+    const line = Number((codes(yaml)[0] as string).split(" ")[1]?.split(":")[0]);
+    const silenced = (reason: string): string =>
+      yaml
+        .split("\n")
+        .toSpliced(line - 1, 0, `    # hypersdk-ignore: ${code}${reason}`)
+        .join("\n");
+    expect(codes(silenced(" it is meant"))).toEqual([]);
+    expect(codes(silenced(""))).toEqual([`HSW011 ${line}:5`]);
+  });
+
+  it("names every field that does not work yet", () => {
+    const whole = readFileSync(join(import.meta.dirname, "../../examples/whole/infrastructure.yaml"), "utf8");
+    const { desired, diagnostics } = read({ "infrastructure.yaml": whole });
+    expect(diagnostics.filter(({ severity }) => severity === "error")).toEqual([]);
+    expect(desired?.notAvailable.map(({ what }) => what)).toEqual([
+      'provider type "vsphere"',
+      "a destination at s3://",
+      'notifier type "slack"',
+      'notifier type "email"',
+      '"incremental"',
+      '"carbon"',
+      "a destination at azure://",
+      "alerts",
+    ]);
+  });
+});
+
+describe("a VMBackup document", () => {
+  it("becomes one schedule named by namespace and name", () => {
+    const text = readFileSync(join(import.meta.dirname, "../../examples/vmbackup/web.yaml"), "utf8");
+    expect(read({ "web.yaml": text }).desired?.schedules).toMatchObject([
+      { name: "shop-web", cron: "0 3 * * *", vms: ["/datacenter/vm/web"], destination: "file:///srv/backups", retention: { daily: 7, weekly: 4 } },
+    ]);
+  });
+});
+
+describe("defaults", () => {
+  it("hold for every schedule that sets none of its own, in all files", () => {
+    const { desired } = read({ "a.yaml": "version: v2\ndefaults: {timezone: Europe/Berlin, format: raw}\n", "b.yaml": smallest });
+    expect(desired?.schedules[0]).toMatchObject({ timezone: "Europe/Berlin", format: "raw" });
+  });
+  it("that contradict each other are an error", () => {
+    expect(read({ "a.yaml": "version: v2\ndefaults: {format: raw}\n", "b.yaml": "version: v2\ndefaults: {format: qcow2}\n" }).diagnostics[0]?.code).toBe(
+      "HSE021",
+    );
+  });
+});

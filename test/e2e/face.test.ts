@@ -1,0 +1,148 @@
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { hypersdk, temporaryFolder, workTree } from "../support/cli.ts";
+import { smallest } from "../support/desired.ts";
+import { MiB, writeRaw } from "../support/disks.ts";
+import { result } from "../support/schemas.ts";
+
+const examples = join(import.meta.dirname, "../../examples");
+const yaml = smallest.replace("file:///srv/backups", "file:./exports");
+
+async function commands(args: readonly string[] = []): Promise<string[][]> {
+  const { stdout } = await hypersdk(temporaryFolder(), [...args, "--help"]);
+  const section = /\nCommands:\n([\s\S]*?)\n(?:\n|$)/.exec(stdout)?.[1] ?? "";
+  const names = [...section.matchAll(/^ {2}([a-z-]+)/gm)].map((match) => match[1] as string).filter((name) => name !== "help");
+  const below = await Promise.all(names.map((name) => commands([...args, name])));
+  return [args as string[], ...below.flat()];
+}
+
+describe("help", () => {
+  it("of every command has two examples, and the program's has the exit codes", async () => {
+    const all = await commands();
+    expect(all.length).toBeGreaterThan(30);
+    for (const args of all) {
+      const { stdout, code } = await hypersdk(temporaryFolder(), [...args, "--help"]);
+      expect(code).toBe(0);
+      const shown = /\nExamples:\n([\s\S]*)$/.exec(stdout)?.[1]?.trim().split("\n") ?? [];
+      expect(shown.length, args.join(" ")).toBe(2);
+    }
+    expect((await hypersdk(temporaryFolder(), ["--help"])).stdout).toContain("the configuration is invalid");
+  });
+});
+
+describe("answers as JSON", () => {
+  it("of every command that reads are one document that its schema knows", async () => {
+    const folder = workTree(yaml);
+    mkdirSync(join(folder, "machines", "web"), { recursive: true });
+    writeRaw(join(folder, "machines", "web", "disk.raw"), { sizeBytes: MiB, islands: [{ offset: 0, length: 4096 }] });
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    expect(result((await hypersdk(folder, ["run", "nightly", "--json"])).stdout)).toMatchObject({ completed: 1 });
+    const reading = [
+      ["version"],
+      ["validate"],
+      ["fmt", "--check"],
+      ["plan"],
+      ["drift"],
+      ["status"],
+      ["history"],
+      ["audit", "verify"],
+      ["state", "list"],
+      ["state", "show", "schedule.nightly"],
+      ["state", "backup", "copy.db"],
+      ["lock", "show"],
+      ["schedule", "preview", "nightly"],
+      ["doctor"],
+      ["verify"],
+      ["expire", "--dry-run"],
+      ["suspend", "nightly"],
+      ["resume", "nightly"],
+      ...["schedules", "policies", "protections", "runs", "artifacts", "vms", "destinations"].map((kind) => ["get", kind]),
+    ];
+    for (const args of reading) {
+      const ran = await hypersdk(folder, [...args, "--json"]);
+      expect(ran.code, `${args.join(" ")} ${ran.stderr}`).toBe(0);
+      result(ran.stdout);
+    }
+    for (const args of reading.filter(([name]) => name !== "state"))
+      expect((await hypersdk(folder, args)).stdout, args.join(" ")).not.toMatch(/undefined|NaN|\[object/);
+  });
+});
+
+describe("completion", () => {
+  it("knows commands, options, schedules and VM paths", async () => {
+    const folder = workTree(yaml);
+    mkdirSync(join(folder, "machines", "web"), { recursive: true });
+    writeFileSync(join(folder, "machines", "web", "disk.raw"), "x");
+    const complete = async (...words: string[]): Promise<string[]> => (await hypersdk(folder, ["__complete", ...words])).stdout.trim().split("\n");
+    expect(await complete("pl")).toEqual(["plan"]);
+    expect(await complete("run", "")).toEqual(["nightly"]);
+    expect(await complete("restore", "--vm", "/data")).toEqual(["/datacenter/vm/web"]);
+    expect(await complete("apply", "--auto")).toEqual(["--auto-approve"]);
+    expect(await complete("state", "ba")).toEqual(["backup"]);
+    for (const shell of ["bash", "zsh", "fish"]) expect((await hypersdk(folder, ["completion", shell])).stdout).toContain("__complete");
+  });
+});
+
+describe("init", () => {
+  it("writes a configuration that is valid and already in canonical form, and never over another", async () => {
+    const folder = workTree("# nothing\n");
+    expect(await hypersdk(folder, ["init", "infra", "--ci", "github"])).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["validate", "-f", "infra/infrastructure.yaml"])).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining("0 warnings") as string,
+    });
+    expect(await hypersdk(folder, ["fmt", "--check", "-f", "infra/infrastructure.yaml"])).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["init", "infra"])).toMatchObject({ code: 1, stderr: expect.stringContaining("exists already") as string });
+  });
+});
+
+describe("fmt", () => {
+  it("orders and spaces, keeps comments, and has nothing more to do afterwards", async () => {
+    const folder = workTree(
+      'version:    v2\nschedules:\n  # the night\n  - vms: ["/a/*"]   # all\n    cron: "0 2 * * *"\n    name: x\n    destination: file:///srv/x\n',
+    );
+    expect(await hypersdk(folder, ["fmt", "--check"])).toMatchObject({ code: 2 });
+    expect(await hypersdk(folder, ["fmt"])).toMatchObject({ code: 0, stdout: "changed infrastructure.yaml\n" });
+    expect(readFileSync(join(folder, "infrastructure.yaml"), "utf8")).toBe(
+      'version: v2\nschedules:\n  # the night\n  - name: x\n    cron: "0 2 * * *"\n    vms: ["/a/*"] # all\n    destination: file:///srv/x\n',
+    );
+    expect(await hypersdk(folder, ["fmt", "--check"])).toMatchObject({ code: 0 });
+  });
+});
+
+describe("examples", () => {
+  it.each(["quickstart", "fleet", "whole", "vmbackup"])("%s is valid", async (name) => {
+    expect(await hypersdk(examples, ["validate", "-f", name], { GIT_CEILING_DIRECTORIES: "/" })).toMatchObject({ code: 0 });
+  });
+
+  it("the fleet is planned and applied, its policies joined", async () => {
+    const folder = temporaryFolder();
+    const { cpSync } = await import("node:fs");
+    cpSync(join(examples, "fleet"), folder, { recursive: true });
+    for (const vm of ["production/shop/db-1", "production/shop/web-1", "production/shop/proxy", "production/shop/scratch-1", "development/ci-1"]) {
+      mkdirSync(join(folder, "machines", vm), { recursive: true });
+      writeFileSync(join(folder, "machines", vm, "disk.raw"), Buffer.alloc(4096, 1));
+    }
+    const applied = await hypersdk(folder, ["apply", "--auto-approve", "-f", ".", "--json"]);
+    expect(applied).toMatchObject({ code: 0 });
+    const { items } = result<{ items: { schedule: string; vm: string }[] }>((await hypersdk(folder, ["get", "protections", "-f", ".", "--json"])).stdout);
+    expect(items.map(({ schedule, vm }) => `${schedule} ${vm.slice(15)}`).sort()).toEqual([
+      "development-weekly development/ci-1",
+      "production-hourly production/shop/db-1",
+      "production-hourly production/shop/proxy",
+      "production-hourly production/shop/web-1",
+      "production-weekly production/shop/db-1",
+      "production-weekly production/shop/proxy",
+      "production-weekly production/shop/web-1",
+    ]);
+  });
+
+  it("the VMBackup document is planned", async () => {
+    const folder = temporaryFolder();
+    expect(await hypersdk(folder, ["plan", "--offline", "-f", join(examples, "vmbackup", "web.yaml")])).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining("+ schedule.shop-web") as string,
+    });
+  });
+});

@@ -1,0 +1,89 @@
+import { mkdirSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { hypersdk, start, workTree } from "../support/cli.ts";
+import { smallest } from "../support/desired.ts";
+import { MiB, random, writeRaw } from "../support/disks.ts";
+import { result } from "../support/schemas.ts";
+
+const yaml = smallest.replace("file:///srv/backups", "file:./exports").replace("    vms", "    initialExport: immediate\n    verify: restore\n    vms");
+const rounds = Number(process.env["CRASH_ROUNDS"] ?? 8);
+
+function fleet(): string {
+  const folder = workTree(yaml);
+  for (const name of ["a", "b", "c"]) {
+    mkdirSync(join(folder, "machines", name), { recursive: true });
+    writeRaw(join(folder, "machines", name, "disk.raw"), { sizeBytes: 64 * MiB, islands: [{ offset: 0, length: 24 * MiB }] });
+  }
+  return folder;
+}
+
+const files = (folder: string): string[] =>
+  readdirSync(join(folder, "exports"), { recursive: true, encoding: "utf8", withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => join(entry.parentPath, entry.name).slice(folder.length + 9));
+
+describe("a process that is killed at any instant", () => {
+  const next = random(Number(process.env["CRASH_SEED"] ?? 42));
+  for (let round = 0; round < rounds; round++) {
+    it(`leaves a state that opens and a next run that finishes: kill ${round + 1}`, async () => {
+      const folder = fleet();
+      const apply = start(folder, ["apply", "--auto-approve", "--quiet"]);
+      await new Promise((resolve) => setTimeout(resolve, 150 + next() * 1500));
+      apply.kill("SIGKILL");
+      await apply.done;
+      // nothing half is listed
+      const between = await hypersdk(folder, ["get", "artifacts", "--json"]);
+      const listed = result<{ items: { manifest: string }[] }>(between.stdout).items;
+      for (const { manifest } of listed) expect(files(folder)).toContain(manifest);
+      expect(await hypersdk(folder, ["plan", "--quiet"])).toMatchObject({ code: 0 });
+      const again = await hypersdk(folder, ["apply", "--auto-approve", "--json"]);
+      expect(again, again.stderr).toMatchObject({ code: 0 });
+      // every machine exactly once, no leftovers, all of it restorable
+      const artifacts = result<{ items: { vm: string }[] }>((await hypersdk(folder, ["get", "artifacts", "--json"])).stdout).items;
+      expect(artifacts.map(({ vm }) => vm).sort()).toEqual(["/datacenter/vm/a", "/datacenter/vm/b", "/datacenter/vm/c"]);
+      expect(files(folder).filter((file) => file.endsWith(".partial"))).toEqual([]);
+      expect(files(folder)).toHaveLength(1 + 3 * 2);
+      expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 0 });
+      expect(await hypersdk(folder, ["audit", "verify"])).toMatchObject({ code: 0 });
+      expect((await hypersdk(folder, ["plan", "--summary"])).stdout).toContain("0 to add, 0 to change, 0 to remove");
+    });
+  }
+});
+
+describe("one interrupt", () => {
+  it("starts nothing new, says what can be resumed, and the next apply resumes it", async () => {
+    const folder = fleet();
+    const apply = start(folder, ["apply", "--auto-approve", "--parallelism", "1", "--events", "events.jsonl"]);
+    await waitForEvent(folder, "export_progress");
+    apply.kill("SIGINT");
+    const ran = await apply.done;
+    expect(ran.code).toBe(130);
+    expect(ran.stdout).toMatch(/\d exports? not started, [01] can be resumed: hypersdk apply/);
+    const again = result<{ completed: number }>((await hypersdk(folder, ["apply", "--auto-approve", "--json"])).stdout);
+    expect(again.completed).toBeGreaterThanOrEqual(2);
+    expect(result<{ items: unknown[] }>((await hypersdk(folder, ["get", "artifacts", "--json"])).stdout).items).toHaveLength(3);
+    expect(files(folder).filter((file) => file.endsWith(".partial"))).toEqual([]);
+  });
+});
+
+describe("two processes on one state", () => {
+  it("work one after the other, or the second says who holds the lock", async () => {
+    const folder = fleet();
+    const [one, two] = await Promise.all([
+      hypersdk(folder, ["apply", "--auto-approve", "--lock-timeout", "60s", "--json"]),
+      hypersdk(folder, ["apply", "--auto-approve", "--lock-timeout", "60s", "--json"]),
+    ]);
+    expect([one.code, two.code]).toEqual([0, 0]);
+    expect(result<{ items: unknown[] }>((await hypersdk(folder, ["get", "artifacts", "--json"])).stdout).items).toHaveLength(3);
+  });
+});
+
+async function waitForEvent(folder: string, type: string): Promise<void> {
+  const { existsSync, readFileSync } = await import("node:fs");
+  for (let i = 0; i < 600; i++) {
+    if (existsSync(join(folder, "events.jsonl")) && readFileSync(join(folder, "events.jsonl"), "utf8").includes(`"${type}"`)) return;
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  throw new Error(`no ${type} came`);
+}

@@ -1,0 +1,311 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import type { DesiredState } from "../../src/model/desired.ts";
+import { type Instant, instantOf, parseInstant } from "../../src/model/instant.ts";
+import type { Observed, ObservedVm } from "../../src/model/observed.ts";
+import type { Recorded, RecordedProtection, RestorePoint } from "../../src/model/recorded.ts";
+import type { VmPath } from "../../src/model/vm-path.ts";
+import { isEmpty, type Plan, unsafeReasons } from "../../src/plan/plan.ts";
+import { plan } from "../../src/plan/planner.ts";
+import { resourcesOf } from "../../src/plan/resources.ts";
+import { emptyRecorded } from "../../src/state/state.ts";
+import { planMarkdown } from "../../src/ui/plan-markdown.ts";
+import { renderPlan } from "../../src/ui/plan-view.ts";
+import { styleOf } from "../../src/ui/style.ts";
+import { desiredOf, smallest } from "../support/desired.ts";
+
+const instant = (text: string): Instant => parseInstant(text) as Instant;
+const now = instant("2026-11-21T12:00:00Z");
+const vm = (name: string): ObservedVm => ({
+  provider: "local",
+  path: `/datacenter/vm/${name}` as VmPath,
+  identity: name,
+  name,
+  disks: [{ name: "disk.qcow2", format: "qcow2", virtualBytes: 40 * 2 ** 30, dataBytes: 1.2 * 2 ** 30 }],
+});
+const seen = (...names: string[]): Observed => ({ vms: names.map(vm), problems: [], unknownProviders: [], destinations: [], unknownDestinations: [] });
+const protection = (name: string, more: Partial<RecordedProtection> = {}): RecordedProtection => ({
+  schedule: "nightly",
+  provider: "local",
+  identity: name,
+  vmPath: `/datacenter/vm/${name}` as VmPath,
+  state: "active",
+  effectiveSince: instant("2026-11-01T00:00:00Z"),
+  handledUntil: instant("2026-11-21T02:00:00Z"),
+  lastSuccessAt: instant("2026-11-21T02:00:00Z"),
+  ...more,
+});
+const recordedOf = (desired: DesiredState, protections: RecordedProtection[], more: Partial<Recorded> = {}): Recorded => ({
+  ...emptyRecorded,
+  lineage: "9a1c0000",
+  serial: 41,
+  resources: resourcesOf(desired).map(({ address, spec, file }) => ({ address, spec, file })),
+  protections,
+  ...more,
+});
+const make = (desired: DesiredState, recorded: Recorded, observed: Observed, at = now): Plan => plan({ desired, recorded, observed, revision: null, now: at });
+const kinds = (made: Plan): string[] => made.protections.map(({ kind, vmPath }) => `${kind} ${vmPath.slice(15)}`);
+
+describe("a plan", () => {
+  const desired = desiredOf(smallest);
+
+  it("of a new file adds what it says, and exports nothing before the first fire time", () => {
+    const made = make(desired, emptyRecorded, seen("web", "db"));
+    expect(made.changes.map(({ kind, address }) => `${kind} ${address}`)).toEqual(["create provider.local", "create schedule.nightly"]);
+    expect(kinds(made)).toEqual(["begin db", "begin web"]);
+    expect(made.exports).toEqual([]);
+  });
+
+  it("of what was applied is empty", () => {
+    const made = make(desired, recordedOf(desired, [protection("web")]), seen("web"));
+    expect(isEmpty(made)).toBe(true);
+    expect(renderPlan(made, { style: styleOf(false), summary: true, timezoneOf: () => "UTC" })).toBe(
+      "Plan: 0 to add, 0 to change, 0 to remove, 2 unchanged. 0 exports due, 0 deferred. 0 restore points expire.\n",
+    );
+  });
+
+  it("runs the latest missed fire time once", () => {
+    const made = make(
+      desired,
+      recordedOf(desired, [protection("web", { handledUntil: instant("2026-11-18T02:00:00Z"), lastSuccessAt: instant("2026-11-20T02:00:00Z") })]),
+      seen("web"),
+    );
+    expect(made.exports.map(({ fireTime }) => fireTime)).toEqual(["2026-11-21T02:00:00.000Z"]);
+  });
+
+  it("lets missed fire times go with catchUp: skip, and records that", () => {
+    const skipping = desiredOf(`${smallest}    catchUp: skip\n`);
+    const made = make(skipping, recordedOf(skipping, [protection("web", { handledUntil: instant("2026-11-20T02:00:00Z") })]), seen("web"));
+    expect([made.exports.length, made.skipped.length]).toEqual([0, 1]);
+    const inTime = make(
+      skipping,
+      recordedOf(skipping, [protection("web", { handledUntil: instant("2026-11-20T02:00:00Z") })]),
+      seen("web"),
+      instant("2026-11-21T02:05:00Z"),
+    );
+    expect(inTime.exports.length).toBe(1);
+  });
+
+  it("exports a new VM at once with initialExport: immediate", () => {
+    const immediate = desiredOf(`${smallest}    initialExport: immediate\n`);
+    expect(make(immediate, emptyRecorded, seen("web")).exports.map(({ vmPath, fireTime }) => [vmPath, fireTime])).toEqual([["/datacenter/vm/web", now]]);
+  });
+
+  it("fires nothing because a cron expression changed or a schedule was resumed", () => {
+    const changed = desiredOf(smallest.replace("0 2", "0 11"));
+    const made = make(changed, recordedOf(desired, [protection("web")]), seen("web"));
+    expect(made.exports).toEqual([]);
+    expect(kinds(made)).toEqual(["restarted web"]);
+  });
+
+  it("waits for a window and says when it opens", () => {
+    const windowed = desiredOf(`${smallest}    windows: [{start: "22:00", end: "06:00"}]\n`.replace("0 2", "0 11"));
+    const made = make(windowed, recordedOf(windowed, [protection("web")]), seen("web"));
+    expect(made.deferred).toMatchObject([{ waitsFor: "window", until: "2026-11-21T22:00:00.000Z", deadline: "2026-11-22T11:00:00.000Z" }]);
+  });
+
+  it("waits for a dependency, goes on when it has completed, and gives up after the timeout", () => {
+    const two = desiredOf(
+      `${smallest}  - name: weekly\n    cron: "30 2 * * *"\n    vms: [/datacenter/vm/*]\n    destination: file:///srv/backups\n    dependsOn: [{schedule: nightly, timeout: 5h}]\n`,
+    );
+    const weekly = protection("web", { schedule: "weekly", handledUntil: instant("2026-11-20T02:30:00Z") });
+    const first = protection("web");
+    const run = {
+      id: "r",
+      schedule: "nightly",
+      provider: "local",
+      identity: "web",
+      vmPath: first.vmPath,
+      kind: "scheduled" as const,
+      fireTime: instant("2026-11-21T02:00:00Z"),
+      state: "running" as const,
+    };
+    const at = instant("2026-11-21T03:00:00Z");
+    const waits = make(two, recordedOf(two, [first, weekly], { runs: [run] }), seen("web"), at);
+    expect(waits.deferred.filter(({ schedule }) => schedule === "weekly")).toMatchObject([
+      { waitsFor: "dependency", reason: "waits for nightly to be completed: 1 of 1 runs have not ended" },
+    ]);
+    expect(
+      make(two, recordedOf(two, [first, weekly], { runs: [{ ...run, state: "completed" }] }), seen("web"), at).exports.map(({ schedule }) => schedule),
+    ).toEqual(["weekly"]);
+    expect(make(two, recordedOf(two, [first, weekly], { runs: [run] }), seen("web"), instant("2026-11-21T08:00:00Z")).skipped).toMatchObject([
+      { schedule: "weekly" },
+    ]);
+  });
+
+  it("calls a vanished VM missing, and an unreachable provider's VMs unknown", () => {
+    const recorded = recordedOf(desired, [protection("web")]);
+    expect(kinds(make(desired, recorded, seen()))).toEqual(["missing web"]);
+    const unreachable: Observed = { ...seen(), unknownProviders: [{ name: "local", reason: "it does not answer" }] };
+    const made = make(desired, recorded, unreachable);
+    expect(kinds(made)).toEqual([]);
+    expect(made.drift).toMatchObject([{ kind: "unknown", what: "provider.local" }]);
+  });
+
+  it("knows a renamed VM by what renames says", () => {
+    const renamed = desiredOf(`${smallest}renames:\n  - {vm: /datacenter/vm/www, formerly: /datacenter/vm/web}\n`);
+    expect(make(renamed, recordedOf(renamed, [protection("web")]), seen("www")).protections).toMatchObject([
+      { kind: "renamed", identity: "web", from: "/datacenter/vm/web", vmPath: "/datacenter/vm/www" },
+    ]);
+  });
+
+  it("says that a protection is overdue, and lets nothing expire meanwhile", () => {
+    const kept = desiredOf(`${smallest}    retention: {keepLast: 1}\n`);
+    const point = (id: string, at: string): RestorePoint => ({
+      id,
+      schedule: "nightly",
+      provider: "local",
+      identity: "web",
+      vmPath: "/datacenter/vm/web" as VmPath,
+      destination: "file:///srv/backups",
+      destinationUrl: "file:///srv/backups",
+      manifestPath: `${id}/manifest.json`,
+      instant: instant(at),
+      storedBytes: 1,
+      state: "good",
+      held: false,
+    });
+    const points = [point("old", "2026-11-10T02:00:00Z"), point("new", "2026-11-11T02:00:00Z")];
+    const late = make(kept, recordedOf(kept, [protection("web", { lastSuccessAt: instant("2026-11-11T02:00:00Z") })], { points }), seen("web"));
+    expect(late.drift.map(({ kind }) => kind)).toEqual(["overdue"]);
+    expect([late.expiry.mark.length, late.expiry.blocked.length]).toEqual([0, 1]);
+    const fresh = make(kept, recordedOf(kept, [protection("web")], { points }), seen("web"));
+    expect(fresh.expiry.mark).toMatchObject([{ point: "old", expiresAt: "2026-11-28T12:00:00.000Z" }]);
+    const over = make(
+      kept,
+      recordedOf(kept, [protection("web")], {
+        points: points.map((each) => ({ ...each, ...(each.id === "old" ? { expiresAt: instant("2026-11-20T00:00:00Z") } : {}) })),
+      }),
+      seen("web"),
+    );
+    expect(over.expiry.remove.map((mark) => mark.point)).toEqual(["old"]);
+  });
+
+  it("keeps the restore points of a schedule that was removed, and calls that unsafe", () => {
+    const gone = desiredOf("version: v2\nproviders: [{name: local, type: local}]\n");
+    const made = make(gone, recordedOf(desired, [protection("web")]), seen("web"));
+    expect(made.expiry).toEqual({ mark: [], withdraw: [], remove: [], blocked: [] });
+    expect(unsafeReasons(made)).toEqual(expect.arrayContaining(["removes schedule.nightly", "nightly no longer protects /datacenter/vm/web"]) as string[]);
+  });
+
+  it("takes a policy's priority and rpo, whatever the order of files", () => {
+    const policies = desiredOf(
+      `${smallest}policies:\n  - {name: a, match: /datacenter/vm/db, schedule: nightly, priority: low, rpo: 2d}\n  - {name: b, match: /datacenter/vm/d*, schedule: nightly, priority: high, rpo: 9d}\n`,
+    );
+    const due = make(
+      policies,
+      recordedOf(policies, [
+        protection("web", { handledUntil: instant("2026-11-20T02:00:00Z") }),
+        protection("db", { handledUntil: instant("2026-11-20T02:00:00Z") }),
+      ]),
+      seen("web", "db"),
+    );
+    expect(due.exports.map(({ vmPath, priority }) => [vmPath.slice(15), priority])).toEqual([
+      ["db", 75],
+      ["web", 50],
+    ]);
+  });
+
+  it("is drawn as the design draws it", () => {
+    const before = desiredOf(`${smallest}    retention: {daily: 7}\n`);
+    const after = desiredOf(
+      `${smallest.replace('"0 2 * * *"', '"30 1 * * *"')}    retention: {daily: 14}\n  - name: weekly\n    cron: "0 3 * * 0"\n    timezone: Europe/Berlin\n    vms: [/datacenter/vm/db]\n    destination: file:///srv/backups\n`,
+    );
+    const recorded = recordedOf(before, [protection("web", { handledUntil: instant("2026-11-20T02:00:00Z") }), protection("db")], {
+      resources: [...resourcesOf(before), { address: "schedule.old", spec: '{"cron":"0 1 * * *","timezone":"UTC"}', file: "infra/schedules.yaml" }],
+    });
+    expect(
+      renderPlan(make(after, recorded, seen("web", "db")), {
+        style: styleOf(false),
+        summary: false,
+        timezoneOf: (name) => (name === "weekly" ? "Europe/Berlin" : "UTC"),
+      }),
+    ).toMatchInlineSnapshot(`
+      "infrastructure at files without a commit · state 9a1c…  serial 41
+
+        ~ schedule.nightly
+            cron         "0 2 * * *" -> "30 1 * * *"
+            retention    daily 7 -> daily 14
+            next run     Sun 22 Nov 02:00 UTC -> Sun 22 Nov 01:30 UTC
+
+        - schedule.old        because it is no longer in infra/schedules.yaml
+
+        + schedule.weekly
+            cron         "0 3 * * 0"
+            timezone     "Europe/Berlin"
+            destination  "file:///srv/backups"
+            format       "qcow2"
+            next run     Sun 22 Nov 03:00 CET
+            protects     1 VM: /datacenter/vm/db
+
+      Plan: 1 to add, 1 to change, 1 to remove, 1 unchanged. 0 exports due, 0 deferred. 0 restore points expire.
+      "
+    `);
+  });
+
+  it("cannot be made to break out of its Markdown", () => {
+    const evil = desiredOf(smallest.replace("nightly", "nightly").replace("/datacenter/vm/*", "/datacenter/vm/```x"));
+    const text = planMarkdown(make(evil, emptyRecorded, seen("```x")), () => "UTC");
+    expect(text).toContain("\n````text\n");
+    expect(text.trimEnd().endsWith("\n````")).toBe(true);
+  });
+
+  it("is the same to the byte for shuffled inputs", () => {
+    const names = ["web", "db", "mail", "cache", "ci-1", "ci-2"];
+    const files = desiredOf(
+      `${smallest}    retention: {daily: 2}\n  - {name: extra, cron: "5 * * * *", vms: ["/datacenter/vm/c*"], destination: "file:///srv/backups", initialExport: immediate}\npolicies:\n  - {name: a, match: /datacenter/vm/d*, schedule: nightly, priority: low}\n  - {name: b, match: /datacenter/vm/*, schedule: extra, priority: 60}\n`,
+    );
+    const points = names.flatMap((name, i) =>
+      [1, 2, 3].map(
+        (day): RestorePoint => ({
+          id: `${name}-${day}`,
+          schedule: "nightly",
+          provider: "local",
+          identity: name,
+          vmPath: `/datacenter/vm/${name}` as VmPath,
+          destination: "file:///srv/backups",
+          destinationUrl: "file:///srv/backups",
+          manifestPath: `${name}/${day}`,
+          instant: instantOf(Date.UTC(2026, 10, day + 17, 2) + i),
+          storedBytes: day,
+          state: "good",
+          held: false,
+        }),
+      ),
+    );
+    const base = {
+      desired: files,
+      recorded: recordedOf(
+        files,
+        names.slice(0, 4).map((name) => protection(name)),
+        { points },
+      ),
+      observed: seen(...names.slice(1)),
+      revision: null,
+      now,
+    };
+    const expected = JSON.stringify(plan(base));
+    const shuffled = <T>(list: readonly T[], order: readonly number[]): T[] =>
+      list
+        .map((item, i) => ({ item, key: order[i % order.length] ?? 0 }))
+        .sort((a, b) => a.key - b.key)
+        .map(({ item }) => item);
+    fc.assert(
+      fc.property(fc.array(fc.nat(1000), { minLength: 7, maxLength: 7 }), (order) => {
+        const again = plan({
+          ...base,
+          desired: { ...files, schedules: shuffled(files.schedules, order), policies: shuffled(files.policies, order) },
+          recorded: {
+            ...base.recorded,
+            points: shuffled(points, order),
+            protections: shuffled(base.recorded.protections, order),
+            resources: shuffled(base.recorded.resources, order),
+          },
+          observed: { ...base.observed, vms: shuffled(base.observed.vms, order) },
+        });
+        expect(JSON.stringify({ ...again, desiredDigest: "" })).toBe(JSON.stringify({ ...JSON.parse(expected), desiredDigest: "" }));
+      }),
+      { numRuns: 200, seed: 3 },
+    );
+  });
+});

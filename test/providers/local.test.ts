@@ -1,0 +1,142 @@
+import { execFileSync, spawn } from "node:child_process";
+import { appendFileSync, copyFileSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it, onTestFinished } from "vitest";
+import { makeMachines } from "../../examples/quickstart/make-machines.ts";
+import type { ProviderSpec } from "../../src/model/desired.ts";
+import { instantOf } from "../../src/model/instant.ts";
+import type { VmPath } from "../../src/model/vm-path.ts";
+import { localProvider } from "../../src/providers/local/local-provider.ts";
+import type { Provider } from "../../src/providers/provider.ts";
+import { temporaryFolder } from "../support/cli.ts";
+import { MiB, writeRaw } from "../support/disks.ts";
+import { has, qemuImg } from "../support/qemu.ts";
+
+const provider = (path: string): Provider => {
+  const spec: ProviderSpec = { name: "lab", type: "local", path, writtenPath: path, root: "/dc/vm" as VmPath, origin: { file: "", document: 0, pointer: [] } };
+  return localProvider(spec, { now: () => instantOf(0), sleep: async () => {} });
+};
+const raw = (path: string): void => writeRaw(path, { sizeBytes: MiB, islands: [{ offset: 0, length: 4096 }] });
+
+describe("the local provider", () => {
+  it("takes a folder with images for one VM, and an image at the top for one", async () => {
+    const top = temporaryFolder();
+    mkdirSync(join(top, "prod", "db-01"), { recursive: true });
+    raw(join(top, "prod", "db-01", "b.raw"));
+    raw(join(top, "prod", "db-01", "a.raw"));
+    raw(join(top, "lone.raw"));
+    const { vms, problems } = await provider(top).inventory();
+    expect(vms.map(({ path, identity, disks }) => [path, identity, disks.map(({ name }) => name)])).toEqual([
+      ["/dc/vm/lone", "lone.raw", ["lone.raw"]],
+      ["/dc/vm/prod/db-01", "prod/db-01", ["a.raw", "b.raw"]],
+    ]);
+    expect(problems).toEqual([]);
+    expect(await provider(top).inventory()).toEqual({ vms, problems });
+  });
+
+  it("follows a .vmx: its name, its disks with the boot disk first, the extents no disks of their own", async () => {
+    const top = temporaryFolder();
+    makeMachines(top, 1);
+    const db = (await provider(top).inventory()).vms.find(({ path }) => path === "/dc/vm/db");
+    expect(db).toMatchObject({
+      name: "db",
+      guestType: "debian12-64",
+      firmware: "bios",
+      disks: [
+        { name: "system.vmdk", format: "vmdk", virtualBytes: 2 ** 30 },
+        { name: "data.vmdk", format: "vmdk" },
+      ],
+    });
+    const snapshot = await provider(top).snapshot("db");
+    expect(snapshot.vm).toEqual({ name: "db", guestType: "debian12-64", firmware: "bios", cpus: 2, memoryBytes: 2 ** 31 });
+    expect(snapshot.disks.map(({ name, variant }) => [name, variant])).toEqual([
+      ["system.vmdk", "monolithicFlat"],
+      ["data.vmdk", "streamOptimized"],
+    ]);
+    await snapshot.release();
+  });
+
+  it("reads an .ova in place, its disks in the hardware's order", async () => {
+    const top = temporaryFolder();
+    const staging = temporaryFolder();
+    makeMachines(staging, 1);
+    copyFileSync(join(staging, "web", "web.vmdk"), join(staging, "one.vmdk"));
+    copyFileSync(join(staging, "db", "data.vmdk"), join(staging, "two.vmdk"));
+    writeFileSync(
+      join(staging, "m.ovf"),
+      `<?xml version="1.0"?><Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1" xmlns:rasd="urn:rasd">
+      <References><File ovf:id="f1" ovf:href="two.vmdk"/><File ovf:id="f2" ovf:href="one.vmdk"/></References>
+      <DiskSection><Disk ovf:diskId="d1" ovf:fileRef="f1"/><Disk ovf:diskId="d2" ovf:fileRef="f2"/></DiskSection>
+      <VirtualSystem ovf:id="appliance"><VirtualHardwareSection>
+      <Item><rasd:InstanceID>3</rasd:InstanceID><rasd:ResourceType>6</rasd:ResourceType><rasd:Address>0</rasd:Address></Item>
+      <Item><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>4</rasd:VirtualQuantity></Item>
+      <Item><rasd:AddressOnParent>1</rasd:AddressOnParent><rasd:HostResource>ovf:/disk/d1</rasd:HostResource><rasd:Parent>3</rasd:Parent><rasd:ResourceType>17</rasd:ResourceType></Item>
+      <Item><rasd:AddressOnParent>0</rasd:AddressOnParent><rasd:HostResource>ovf:/disk/d2</rasd:HostResource><rasd:Parent>3</rasd:Parent><rasd:ResourceType>17</rasd:ResourceType></Item>
+      </VirtualHardwareSection></VirtualSystem></Envelope>`,
+    );
+    execFileSync("tar", ["--format=ustar", "-cf", join(top, "machine.ova"), "m.ovf", "two.vmdk", "one.vmdk"], { cwd: staging });
+    const { vms, problems } = await provider(top).inventory();
+    expect(problems).toEqual([]);
+    expect(vms).toMatchObject([{ path: "/dc/vm/machine", name: "appliance", disks: [{ name: "one.vmdk" }, { name: "two.vmdk" }] }]);
+    const snapshot = await provider(top).snapshot("machine.ova");
+    const sector = Buffer.alloc(512);
+    await snapshot.disks[0]?.source.read(0, sector);
+    expect(sector.toString("latin1")).toContain("HYPERSDK-BOOT web");
+    await snapshot.confirm();
+    await snapshot.release();
+  });
+
+  it("notices that a file changed while it was read", async () => {
+    const top = temporaryFolder();
+    raw(join(top, "a.raw"));
+    const snapshot = await provider(top).snapshot("a.raw");
+    appendFileSync(join(top, "a.raw"), "x");
+    await expect(snapshot.confirm()).rejects.toMatchObject({ code: "SourceChanged", isTransient: true });
+    await snapshot.release();
+    await snapshot.release();
+  });
+
+  it("follows no link out of its folder, and says so", async () => {
+    const top = temporaryFolder();
+    const outside = temporaryFolder();
+    raw(join(outside, "secret.raw"));
+    symlinkSync(join(outside, "secret.raw"), join(top, "link.raw"));
+    const { vms, problems } = await provider(top).inventory();
+    expect(vms).toEqual([]);
+    expect(problems).toEqual([expect.stringContaining("leads out of")]);
+  });
+
+  it("does not take a raw disk for the format whose header its guest wrote (CVE-2008-1945)", async () => {
+    const top = temporaryFolder();
+    const disk = Buffer.alloc(MiB);
+    disk.write("QFI\xfb", "latin1");
+    writeFileSync(join(top, "disk.raw"), disk);
+    const { vms, problems } = await provider(top).inventory();
+    expect(vms).toEqual([]);
+    expect(problems).toEqual([expect.stringContaining("a guest may have written that")]);
+  });
+
+  it("calls a folder that is not there unreachable, not empty", async () => {
+    await expect(provider(join(temporaryFolder(), "none")).inventory()).rejects.toMatchObject({ code: "ProviderUnreachable" });
+  });
+
+  it("copes with odd names, and says which cannot be VM paths", async () => {
+    const top = temporaryFolder();
+    for (const name of ["with space", "it's", 'say "x"', "größe 🦊", "new\nline"]) {
+      mkdirSync(join(top, name));
+      raw(join(top, name, "d.raw"));
+    }
+    const { vms, problems } = await provider(top).inventory();
+    expect(vms.map(({ name }) => name).sort()).toEqual(["größe 🦊", "it's", 'say "x"', "with space"]);
+    expect(problems).toEqual([expect.stringContaining("new\\nline")]);
+  });
+
+  it.skipIf(!has("qemu-io"))("refuses an image that QEMU holds locked as a running VM", async () => {
+    const top = temporaryFolder();
+    qemuImg("create", "-q", "-f", "qcow2", join(top, "disk.qcow2"), "1M");
+    const holder = spawn("qemu-io", ["-f", "qcow2", join(top, "disk.qcow2")], { stdio: ["pipe", "pipe", "ignore"] });
+    onTestFinished(() => void holder.kill());
+    await new Promise((resolve) => holder.stdout.once("data", resolve));
+    await expect(provider(top).snapshot("disk.qcow2")).rejects.toMatchObject({ code: "SourceLocked" });
+  });
+});
