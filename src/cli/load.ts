@@ -183,8 +183,7 @@ class ParseCache {
   }
 
   fragmentOf(file: string, bytes: Buffer, wasNamed: boolean): Fragment {
-    // small files are parsed faster than they are looked up
-    if (this.#folder === undefined || bytes.length < 16_384) return readFile(file, bytes, wasNamed);
+    if (this.#folder === undefined) return readFile(file, bytes, wasNamed);
     const key = createHash("sha256").update(`${this.#salt}\n${file}\n${wasNamed}\n`).update(bytes).digest("hex");
     const path = join(this.#folder, `${key}.json`);
     try {

@@ -27,27 +27,38 @@ export async function detect(file: ByteFile): Promise<Detected> {
   return { kind: "nothing" };
 }
 
-/** The part of {@link detect} that the first 512 bytes decide. */
+/** What stands at the very beginning of a file, by format. */
+const magics: readonly (readonly [Buffer, Detected])[] = (
+  [
+    ["QFI\xfb", { kind: "format", format: "qcow2" }],
+    ["KDMV", { kind: "format", format: "vmdk-sparse" }],
+    ["vhdxfile", unread("VHDX")],
+    ["conectix", unread("VHD")],
+    ["COWD", unread("VMDK COWD")],
+    ["\xbe\xba\xfe\xca\0\0\0\0", unread("VMDK seSparse")],
+    ["LUKS\xba\xbe", unread("LUKS")],
+    ["WithoutFreeSpace", unread("Parallels")],
+    ["WithouFreSpacExt", unread("Parallels")],
+    ["QED\0", unread("QED")],
+    ["OOOO CompressedROM", unread("Bochs")],
+    ["Bochs Virtual HD Image", unread("Bochs")],
+    ["\x1f\x8b", unread("gzip")],
+    ["\xfd7zXZ\0", unread("xz")],
+    ["\x28\xb5\x2f\xfd", unread("zstd")],
+    ["BZh", unread("bzip2")],
+    ["PK\x03\x04", unread("ZIP")],
+  ] as const
+).map(([magic, found]) => [Buffer.from(magic, "latin1"), found]);
+const ustar = Buffer.from("ustar");
+
+/** The part of {@link detect} that the first 512 bytes decide. Runs for every image of an inventory. */
 export function detectHead(head: Buffer): Detected {
-  if (starts(head, "QFI\xfb")) return { kind: "format", format: "qcow2" };
-  if (starts(head, "KDMV")) return { kind: "format", format: "vmdk-sparse" };
-  if (/^\uFEFF?\s*#\s*Disk\s*Descriptor\s*File/i.test(head.toString("latin1").replace(/^\u00ef\u00bb\u00bf/, "")))
+  for (const [magic, found] of magics) if (head[0] === magic[0] && head.subarray(0, magic.length).equals(magic)) return found;
+  // a descriptor may begin with a byte-order mark or white space
+  if (/^(\u00ef\u00bb\u00bf)?\s*#\s*Disk\s*Descriptor\s*File/i.test(head.toString("latin1", 0, Math.min(64, head.length))))
     return { kind: "format", format: "vmdk-descriptor" };
-  if (starts(head, "vhdxfile")) return unread("VHDX");
-  if (starts(head, "conectix")) return unread("VHD");
-  if (starts(head, "COWD")) return unread("VMDK COWD");
-  if (head.length >= 8 && head.readBigUInt64LE(0) === 0xcafebaben) return unread("VMDK seSparse");
   if (head.length >= 68 && head.readUInt32LE(64) === 0xbeda107f) return unread("VDI");
-  if (starts(head, "LUKS\xba\xbe")) return unread("LUKS");
-  if (starts(head, "WithoutFreeSpace") || starts(head, "WithouFreSpacExt")) return unread("Parallels");
-  if (starts(head, "QED\0")) return unread("QED");
-  if (starts(head, "OOOO CompressedROM") || starts(head, "Bochs Virtual HD Image")) return unread("Bochs");
-  if (starts(head, "\x1f\x8b")) return unread("gzip");
-  if (starts(head, "\xfd7zXZ\0")) return unread("xz");
-  if (starts(head, "\x28\xb5\x2f\xfd")) return unread("zstd");
-  if (starts(head, "BZh")) return unread("bzip2");
-  if (starts(head, "PK\x03\x04")) return unread("ZIP");
-  if (head.subarray(257, 262).equals(Buffer.from("ustar"))) return unread("tar or OVA");
+  if (head.length >= 262 && head.subarray(257, 262).equals(ustar)) return unread("tar or OVA");
   return { kind: "nothing" };
 }
 

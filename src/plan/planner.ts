@@ -12,7 +12,7 @@ import { type Decision, type DueContext, decide } from "./due.ts";
 import { expiryOf } from "./expiry.ts";
 import { type Member, type Membership, membership, protectionKey } from "./membership.ts";
 import type { Consequences, Drift, Plan, PlanWarning, ProtectionChange, Revision } from "./plan.ts";
-import { resourcesOf } from "./resources.ts";
+import { type DesiredResource, resourcesOf } from "./resources.ts";
 
 export interface PlanInput {
   readonly desired: DesiredState;
@@ -29,13 +29,13 @@ export function plan({ desired, recorded, observed, revision, now }: PlanInput):
   const protections = new Map(
     recorded.protections.map((protection) => [protectionKey(protection.schedule, protection.provider, protection.identity), protection]),
   );
-  const protectionChanges = protectionChangesOf(desired, recorded, observed, joined, protections);
+  const resources = resourcesOf(desired);
+  const protectionChanges = protectionChangesOf(desired, recorded, observed, joined, protections, resources);
   const begins = new Set(
     protectionChanges
       .filter(({ kind }) => kind === "begin" || kind === "restarted")
       .map((change) => protectionKey(change.schedule, change.provider, change.identity)),
   );
-  const resources = resourcesOf(desired);
   const suspended = [...recorded.suspended].sort();
 
   const context = dueContext(desired, recorded, protections, now);
@@ -110,11 +110,12 @@ function protectionChangesOf(
   observed: Observed,
   joined: Membership,
   protections: ReadonlyMap<string, RecordedProtection>,
+  resources: readonly DesiredResource[],
 ): ProtectionChange[] {
   const changes: ProtectionChange[] = [];
   const unknown = new Set(observed.unknownProviders.map(({ name }) => name));
   const providers = new Set(desired.providers.map(({ name }) => name));
-  const rescheduled = rescheduledOf(desired, recorded);
+  const rescheduled = rescheduledOf(desired, recorded, resources);
   const known = new Set(recorded.resources.map(({ address }) => address));
   for (const [key, member] of joined.members) {
     const at = { schedule: member.schedule.name, provider: member.provider, identity: member.identity, vmPath: member.vmPath };
@@ -155,10 +156,10 @@ function protectionChangesOf(
 }
 
 /** Schedules whose fire times are others now, or that stop being suspended: what passed before is not theirs. */
-function rescheduledOf(desired: DesiredState, recorded: Recorded): Map<string, string> {
+function rescheduledOf(desired: DesiredState, recorded: Recorded, resources: readonly DesiredResource[]): Map<string, string> {
   const before = new Map(recorded.resources.map(({ address, spec }) => [address, spec]));
   const reasons = new Map<string, string>();
-  const after = new Map(resourcesOf({ ...desired, destinations: [], notifiers: [], policies: [], providers: [] }).map(({ address, spec }) => [address, spec]));
+  const after = new Map(resources.map(({ address, spec }) => [address, spec]));
   for (const schedule of desired.schedules) {
     const address = `schedule.${schedule.name}`;
     const spec = before.get(address);

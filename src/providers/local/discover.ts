@@ -55,7 +55,8 @@ export function discover(top: string): Discovery {
     const descriptors: string[] = [];
     for (const entry of entries) {
       if (entry.name.startsWith(".")) continue;
-      const path = join(folder, entry.name);
+      // no path.join here: this runs for every file of every machine
+      const path = `${folder}/${entry.name}`;
       if (entry.isDirectory()) {
         if (names.length >= maxDepth) problems.push(`${shown(path)}: folders are nested deeper than ${maxDepth}`);
         else walk(path, [...names, entry.name]);
@@ -77,9 +78,7 @@ export function discover(top: string): Discovery {
 
   function add(folder: string, names: readonly string[], files: readonly string[], descriptor: VmDescriptor | undefined, isSingle: boolean): void {
     const first = files[0] as string;
-    const identity = relative(root, isSingle ? join(folder, first) : folder)
-      .split(sep)
-      .join("/");
+    const identity = [...names, ...(isSingle ? [first] : [])].join("/");
     try {
       if (isSingle && extname(first).toLowerCase() === ".ova") {
         const { disks, descriptor: inside } = readArchive(join(folder, first));
@@ -87,7 +86,7 @@ export function discover(top: string): Discovery {
         return;
       }
       const ordered = orderOf(files, descriptor, folder);
-      const disks = ordered.map((name): FoundDisk => ({ name, path: join(folder, name), peeked: peek(join(folder, name), name) }));
+      const disks = ordered.map((name): FoundDisk => ({ name, path: `${folder}/${name}`, peeked: peek(`${folder}/${name}`, name) }));
       vms.push({ identity, names: isSingle ? [...names, stem(first)] : names, disks, descriptor });
     } catch (error) {
       if (!(error instanceof HypersdkError)) throw error;

@@ -11,6 +11,9 @@ export interface Peeked {
   readonly dataBytes: number;
 }
 
+/** One buffer for all heads: an inventory looks at ten thousand. Nothing keeps a view of it. */
+const scratch = Buffer.alloc(512);
+
 export function peek(path: string, name: string, within?: { readonly offset: number; readonly length: number }): Peeked {
   let descriptor: number;
   try {
@@ -21,7 +24,7 @@ export function peek(path: string, name: string, within?: { readonly offset: num
   try {
     const stat = fstatSync(descriptor);
     const sizeBytes = within?.length ?? stat.size;
-    const head = Buffer.alloc(Math.min(sizeBytes, 512));
+    const head = scratch.subarray(0, Math.min(sizeBytes, 512));
     readSync(descriptor, head, 0, head.length, within?.offset ?? 0);
     const dataBytes = within?.length ?? Math.min(stat.size, stat.blocks * 512);
     const found = detectHead(head);
