@@ -70,13 +70,16 @@ export class LocalFileSink implements ByteSink {
     this.#hash?.head(data);
   }
 
-  /** Everything is on the disk afterwards. @returns the size, and the hash where one was asked for */
-  async finish(): Promise<{ readonly bytes: number; readonly hash: string }> {
+  /**
+   * @param durable wait until everything is on the disk, so that it survives a power cut
+   * @returns the size, and the hash where one was asked for
+   */
+  async finish(durable: boolean = true): Promise<{ readonly bytes: number; readonly hash: string }> {
     await this.#flush();
     await this.#pending;
     await guard(this.#path, async () => {
       await this.#file.truncate(this.position);
-      await this.#file.sync();
+      if (durable) await this.#file.sync();
       await this.#file.close();
     });
     return { bytes: this.position, hash: this.#hash?.digest() ?? "" };

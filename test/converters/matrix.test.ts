@@ -48,7 +48,7 @@ describe.skipIf(!has("qemu-img"))("a disk that qemu-img wrote", () => {
             output,
             format,
             disk.sizeBytes,
-            { compression, overwrite: false, inputs: [input] },
+            { compression, overwrite: false, inputs: [input], durable: false },
             async (sink) => void (await pour(disk, sink)),
           );
           const expected = await openImage(raw, { from: "raw" });

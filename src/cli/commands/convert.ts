@@ -37,7 +37,7 @@ export async function convert(input: string, output: string, options: ConvertOpt
         output,
         to,
         image.source.sizeBytes,
-        { compression: options.compress ? "zlib" : "none", overwrite: options.overwrite ?? false, inputs },
+        { compression: options.compress ? "zlib" : "none", overwrite: options.overwrite ?? false, inputs, durable: false },
         async (sink) => {
           ({ readBytes } = await pour(image.source, sink, { signal: interrupts.signal, onRead: progress.add }));
           if (inputs.map(fingerprint).join() !== before)

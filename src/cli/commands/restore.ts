@@ -34,7 +34,7 @@ export async function restore(id: string | undefined, options: RestoreOptions, i
           path,
           format,
           disk.virtualBytes,
-          { compression: "none", overwrite: options.overwrite ?? false, inputs: [] },
+          { compression: "none", overwrite: options.overwrite ?? false, inputs: [], durable: true },
           (sink) => restoreDisk(source, disk, sink, { signal: interrupts.signal, onRead: progress.add }),
         );
         progress.stop();
