@@ -188,6 +188,8 @@ function decodeDestination(value: RawItem["value"], origin: Origin, folders: Rea
     report.error("HSE022", origin, ["url"], url.message, url.label);
     return [];
   }
+  if (/^http:/i.test(String(value["endpoint"] ?? "")))
+    report.warn("HSW005", origin, ["endpoint"], "the endpoint is plain http", "everything goes over the network unencrypted; use https");
   if (url.scheme !== "file") later(origin, ["url"], `a destination at ${url.scheme}://`);
   else
     for (const key of Object.keys(value))

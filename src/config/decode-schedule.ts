@@ -12,7 +12,7 @@ const formatsNow: readonly string[] = ["qcow2", "raw"];
 
 /** One schedule with its defaults filled in; undefined when something in it is wrong, which has been reported. */
 export function decodeSchedule(
-  { value, origin }: RawItem & { origin: Origin },
+  { value, origin, isVmBackup }: RawItem & { origin: Origin },
   defaults: Readonly<Record<string, unknown>>,
   report: Report,
   later: (origin: Origin, below: readonly (string | number)[], what: string) => void,
@@ -38,6 +38,10 @@ export function decodeSchedule(
   for (const key of laterFields) if (value[key] !== undefined && value[key] !== false) later(origin, [key], `"${key}"`);
   const alerts = alertsOf(value["alerts"]);
   if (alerts.length > 0) later(origin, ["alerts"], '"alerts"');
+  for (const { type, target } of isVmBackup ? alerts : []) {
+    if (type === "webhook" && target.includes("://"))
+      report.warn("HSW013", origin, ["notifications"], "a webhook's URL stands in the file", "whoever reads the repository can post to it; use a notifier");
+  }
   const verify = get<string>("verify") ?? "stored";
   if (verify === "boot") later(origin, below("verify"), "verify: boot");
   const overlap = get<"skip" | "queue">("overlap") ?? "skip";

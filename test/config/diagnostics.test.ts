@@ -108,6 +108,13 @@ describe("a finding", () => {
     expect(codes(silenced(""))).toEqual([`HSW011 ${line}:5`]);
   });
 
+  it("tells of an endpoint over plain http, and of a webhook's URL in a VMBackup", () => {
+    const plain = "version: v2\ndestinations:\n  - {name: s, url: s3://b, endpoint: http://minio:9000}\n";
+    expect(codes(plain).map((each) => each.slice(0, 6))).toContain("HSW005");
+    const backup = `${readFileSync(join(import.meta.dirname, "../../examples/vmbackup/web.yaml"), "utf8")}  notifications:\n    - {type: webhook, webhook: "https://hooks.example.com/x"}\n`;
+    expect(codes(backup).map((each) => each.slice(0, 6))).toContain("HSW013");
+  });
+
   it("names every field that does not work yet", () => {
     const whole = readFileSync(join(import.meta.dirname, "../../examples/whole/infrastructure.yaml"), "utf8");
     const { desired, diagnostics } = read({ "infrastructure.yaml": whole });

@@ -1,9 +1,11 @@
+import { execFileSync, spawnSync } from "node:child_process";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { hypersdk, temporaryFolder, workTree } from "../support/cli.ts";
+import { hypersdk, program, temporaryFolder, workTree } from "../support/cli.ts";
 import { smallest } from "../support/desired.ts";
 import { MiB, writeRaw } from "../support/disks.ts";
+import { has } from "../support/qemu.ts";
 import { result } from "../support/schemas.ts";
 
 const examples = join(import.meta.dirname, "../../examples");
@@ -68,6 +70,46 @@ describe("answers as JSON", () => {
       expect((await hypersdk(folder, args)).stdout, args.join(" ")).not.toMatch(/undefined|NaN|\[object/);
   });
 });
+
+describe("in GitHub Actions", () => {
+  it("the plan goes to the step's summary and its counts to the outputs, cut where it is too long", async () => {
+    const folder = workTree(yaml);
+    mkdirSync(join(folder, "machines"));
+    writeFileSync(join(folder, "machines", "web.raw"), "x");
+    const env = { GITHUB_ACTIONS: "true", GITHUB_STEP_SUMMARY: join(folder, "summary.md"), GITHUB_OUTPUT: join(folder, "output") };
+    expect(await hypersdk(folder, ["plan", "--markdown", "plan.md"], env)).toMatchObject({ code: 0 });
+    const summary = readFileSync(env.GITHUB_STEP_SUMMARY, "utf8");
+    expect(summary).toBe(readFileSync(join(folder, "plan.md"), "utf8"));
+    expect(summary).toMatch(/^### Plan: 2 to add, 0 to change[\s\S]*```text\n[\s\S]*\+ schedule\.nightly[\s\S]*```\n$/);
+    expect(readFileSync(env.GITHUB_OUTPUT, "utf8")).toBe("changes=2\nexports=0\nexpiries=0\n");
+  });
+});
+
+describe.skipIf(!has("sqlite3"))("the state", () => {
+  it("is a sound database for sqlite3 too", async () => {
+    const folder = workTree(yaml);
+    mkdirSync(join(folder, "machines"));
+    writeFileSync(join(folder, "machines", "web.raw"), "x");
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    const sql = (query: string): string => execFileSync("sqlite3", [join(folder, ".hypersdk/state.db"), query], { encoding: "utf8" }).trim();
+    expect(sql("PRAGMA integrity_check")).toBe("ok");
+    expect(sql("SELECT address FROM resources ORDER BY address")).toBe("provider.local\nschedule.nightly");
+    expect(sql("SELECT value FROM meta WHERE key = 'serial'")).toBe("1");
+    expect(sql("PRAGMA journal_mode")).toBe("wal");
+  });
+});
+
+describe("under Node 20", () => {
+  it.skipIf(!process.env["NODE_20"] && !hasNode20())("the program says in one line what it needs", () => {
+    const ran = spawnSync(process.env["NODE_20"] ?? "/usr/bin/node", [program, "plan"], { encoding: "utf8" });
+    expect(ran.status).toBe(1);
+    expect(ran.stderr).toMatch(/^hypersdk needs Node 22\.22 or newer, this is 20[^\n]*\n$/);
+  });
+});
+
+function hasNode20(): boolean {
+  return spawnSync("/usr/bin/node", ["--version"], { encoding: "utf8" }).stdout?.startsWith("v20") ?? false;
+}
 
 describe("completion", () => {
   it("knows commands, options, schedules and VM paths", async () => {

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { onTestFinished } from "vitest";
 
-const program: string = join(import.meta.dirname, "..", "..", "bin", "hypersdk.js");
+export const program: string = join(import.meta.dirname, "..", "..", "bin", "hypersdk.js");
 
 export interface Ran {
   readonly code: number | null;
