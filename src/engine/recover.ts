@@ -6,7 +6,7 @@ import type { Lease } from "../state/leases.ts";
 import type { RunRow } from "../state/runs.ts";
 import type { EngineContext } from "./context.ts";
 import type { RunName } from "./events.ts";
-import { exportScope, proveAndComplete } from "./run-export.ts";
+import { exportScope, proveAndComplete, recordPoint } from "./run-export.ts";
 
 /**
  * Finds runs that a process left behind when it died. One whose manifest was published is finished; of any other the leftovers
@@ -53,27 +53,10 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
     const manifestPath = `${run.folder}/${manifestName}`;
     if (schedule && files.some(({ path }) => path === manifestPath)) {
       const manifest = await readManifest(destination, manifestPath);
-      const storedBytes = manifest.actuals.storedBytes;
-      state.write(lease, () =>
-        state.artifacts.add(
-          {
-            id: manifest.id,
-            runId: run.id,
-            schedule: run.schedule,
-            provider: run.provider,
-            identity: run.identity,
-            vmPath: run.vmPath,
-            destination: run.destination,
-            destinationUrl: run.destinationUrl,
-            manifestPath,
-            instant: manifest.source.instant,
-            storedBytes,
-          },
-          clock.now(),
-        ),
-      );
+      const exported = { manifest, manifestPath, storedBytes: manifest.actuals.storedBytes };
+      recordPoint({ run }, exported, lease, context);
       try {
-        await proveAndComplete({ run, schedule }, destination, { manifest, manifestPath, storedBytes }, name, lease, context);
+        await proveAndComplete({ run, schedule }, destination, exported, name, lease, context);
         return "completed";
       } catch (error) {
         if (!(error instanceof HypersdkError && error.code === "ArtifactDamaged")) throw error;

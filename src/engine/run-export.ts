@@ -131,7 +131,12 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
 }
 
 /** The manifest is published: from here on the point exists, whatever happens to this process. */
-function recordPoint({ run }: RunWork, { manifest, manifestPath, storedBytes }: Exported, lease: Lease, { state, clock }: EngineContext): void {
+export function recordPoint(
+  { run }: Pick<RunWork, "run">,
+  { manifest, manifestPath, storedBytes }: Exported,
+  lease: Lease,
+  { state, clock }: EngineContext,
+): void {
   state.write(lease, () => {
     state.artifacts.add(
       {

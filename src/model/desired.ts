@@ -131,6 +131,7 @@ export interface RetrySpec {
   readonly on?: readonly string[];
 }
 
+/** What to keep. Counts are of buckets; `withinMs` is measured back from the newest good point. */
 export interface RetentionSpec {
   readonly keepLast?: number;
   readonly withinMs?: number;

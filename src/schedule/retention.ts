@@ -1,15 +1,5 @@
+import type { RetentionSpec } from "../model/desired.ts";
 import { fieldsOf, startOfDay, wallOf } from "./zone.ts";
-
-/** What to keep. Counts are of buckets; `withinMs` is measured back from the newest good point. */
-export interface RetentionRules {
-  readonly keepLast?: number;
-  readonly withinMs?: number;
-  readonly hourly?: number;
-  readonly daily?: number;
-  readonly weekly?: number;
-  readonly monthly?: number;
-  readonly yearly?: number;
-}
 
 export interface RetainablePoint {
   readonly id: string;
@@ -34,7 +24,7 @@ const periods = ["hourly", "daily", "weekly", "monthly", "yearly"] as const;
  * point stays when any rule keeps it. The newest good point always stays. A damaged point fills no bucket, so that it can
  * never push out a good one. Times after `nowMs` count as now for `within`.
  */
-export function retain(points: readonly RetainablePoint[], rules: RetentionRules | undefined, timezone: string, nowMs: number): RetentionVerdict[] {
+export function retain(points: readonly RetainablePoint[], rules: RetentionSpec | undefined, timezone: string, nowMs: number): RetentionVerdict[] {
   const newestFirst = [...points].sort((a, b) => b.atMs - a.atMs || (a.id < b.id ? 1 : -1));
   const kept = new Map<string, KeepReason[]>(newestFirst.map((point) => [point.id, []]));
   const keep = (point: RetainablePoint, reason: KeepReason): void => void kept.get(point.id)?.push(reason);

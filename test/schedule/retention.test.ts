@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { type RetainablePoint, type RetentionRules, retain } from "../../src/schedule/retention.ts";
+import type { RetentionSpec } from "../../src/model/desired.ts";
+import { type RetainablePoint, retain } from "../../src/schedule/retention.ts";
 
 const day = 86_400_000;
 const point = (id: string, at: string, more: Partial<RetainablePoint> = {}): RetainablePoint => ({
@@ -10,7 +11,7 @@ const point = (id: string, at: string, more: Partial<RetainablePoint> = {}): Ret
   isHeld: false,
   ...more,
 });
-const kept = (points: readonly RetainablePoint[], rules: RetentionRules | undefined, now = "2027-06-01T00:00:00Z", zone = "UTC"): string[] =>
+const kept = (points: readonly RetainablePoint[], rules: RetentionSpec | undefined, now = "2027-06-01T00:00:00Z", zone = "UTC"): string[] =>
   retain(points, rules, zone, Date.parse(now))
     .filter(({ keptBy }) => keptBy.length > 0)
     .map(({ id }) => id);

@@ -15,7 +15,7 @@ export function random(seed: number): () => number {
 }
 
 /** Half random bytes, half repeating text: some of it shrinks, some does not. */
-function bytes(length: number, seed: number): Buffer {
+export function bytes(length: number, seed: number): Buffer {
   const next = random(seed);
   const data = Buffer.alloc(length);
   for (let at = 0; at + 4 <= length; at += 4) data.writeUInt32LE(at % 8192 < 4096 ? Math.floor(next() * 2 ** 32) : 0x61626364, at);
