@@ -56,7 +56,7 @@ export async function load(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: 
   }
   if (!top) {
     throw new HypersdkError("SourceUnavailable", `${cwd} is in no git work tree`, {
-      hint: "name files with -f, a repository with --repo, or begin with `hypersdk init`",
+      hint: "name files with -f, a repository with --repo, or begin with `git init` and `hypersdk init`",
     });
   }
   const below = options.path === undefined ? "" : relative(top, resolve(cwd, options.path)).split(sep).join("/");

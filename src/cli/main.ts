@@ -48,8 +48,10 @@ function withEnvironmentArgs(argv: readonly string[], env: NodeJS.ProcessEnv): s
 function usage(error: CommanderError, io: Io): number {
   // help and version were asked for
   if (error.exitCode === 0) return exitCodes.done;
+  // a group without its command: its help has been printed
+  if (error.code === "commander.help") return exitCodes.usage;
   io.err(`${io.errStyle.red("error")}: ${error.message.replace(/^error: /, "")}\n`);
-  if (error.code !== "commander.help") io.err("       hypersdk --help, or hypersdk COMMAND --help, says what there is\n");
+  io.err("       hypersdk --help, or hypersdk COMMAND --help, says what there is\n");
   return exitCodes.usage;
 }
 

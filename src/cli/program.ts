@@ -313,7 +313,8 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
       (await import("./commands/doctor.ts")).doctor(options, io),
     ),
   );
-  for (const command of allOf(program)) command.exitOverride().configureOutput({ writeErr() {} });
+  for (const command of allOf(program))
+    command.exitOverride().configureOutput({ writeErr: (text) => void (text.startsWith("Usage:") && process.stderr.write(text)) });
   return program;
 }
 

@@ -28,7 +28,18 @@ export function checkAccess(
   for (const provider of providers) if (provider.type === "local" && !isAllowed(provider.path)) refusePath(provider.path, provider.origin, ["path"]);
   for (const destination of destinations) {
     const path = destination.url.startsWith("file://") ? destination.url.slice("file://".length) : undefined;
-    if (path !== undefined && !isAllowed(path)) refusePath(path, destination.origin, destination.inline ? [] : ["url"]);
+    if (path === undefined) continue;
+    const below: Pointer = destination.inline ? [] : ["url"];
+    // the checkout is cleaned at every fetch, and the exports in it with it
+    if (path === access.checkout || path.startsWith(`${access.checkout}/`)) {
+      report.error(
+        "HSE024",
+        destination.origin,
+        below,
+        "the destination lies inside the checkout of the repository",
+        "name a folder outside it: file:///srv/backups",
+      );
+    } else if (!isAllowed(path)) refusePath(path, destination.origin, below);
   }
   for (const { file, fragment } of files) {
     for (const item of fragment.items) {

@@ -62,16 +62,17 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     return { name: value["name"] as string, type: value["type"] as string, origin };
   });
 
+  const broken = (section: Section): Set<string> =>
+    new Set(files.flatMap(({ fragment }) => fragment.broken.filter((each) => each.section === section).map(({ name }) => name)));
   const byName = new Map(destinations.map((destination) => [destination.name, destination]));
   const schedules = unique(items("schedules"), "schedule", report).flatMap((item): ScheduleSpec[] => {
     const schedule = decodeSchedule(item, defaults, report, later);
-    if (!schedule) return [];
-    if (!byName.has(schedule.destination)) {
-      const inline = inlineDestination(schedule.destination, item.origin, folders, [...byName.keys()], report, later);
-      if (!inline) return [];
-      byName.set(inline.name, inline);
+    const destination = String(item.value["destination"]);
+    if (!byName.has(destination) && !broken("destinations").has(destination)) {
+      const inline = inlineDestination(destination, item.origin, folders, [...byName.keys()], report, later);
+      if (inline) byName.set(inline.name, inline);
     }
-    return [schedule];
+    return schedule ? [schedule] : [];
   });
   const policies = unique(items("policies"), "policy", report).map((item) => decodePolicy(item.value, item.origin, report, later));
   const renames = items("renames").flatMap(({ value, origin }): RenameSpec[] => {
@@ -80,7 +81,7 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     return vm && formerly ? [{ vm, formerly, origin }] : [];
   });
 
-  checkReferences(schedules, policies, new Set(items("schedules").map((item) => String(item.value["name"]))), report);
+  checkReferences(schedules, policies, new Set([...items("schedules").map((item) => String(item.value["name"])), ...broken("schedules")]), report);
   if (access) checkAccess(files, folders, providers, [...byName.values()], access, report);
   const fromFiles = files.flatMap(({ fragment }) => fragment.diagnostics);
   const hasErrors = [...report.diagnostics, ...fromFiles].some(({ severity }) => severity === "error");
@@ -216,6 +217,11 @@ function inlineDestination(
   report: Report,
   later: Later,
 ): DestinationSpec | undefined {
+  if (/^(\.{0,2}\/|\.$)/.test(text)) {
+    const meant = text.startsWith("/") ? `file://${text}` : `file:${text}`;
+    report.error("HSE012", owner, ["destination"], `${JSON.stringify(text)} is no destination`, `did you mean "${meant}"?`);
+    return undefined;
+  }
   if (!text.includes(":")) {
     const near = nearestName(text, known);
     report.error(

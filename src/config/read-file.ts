@@ -22,20 +22,23 @@ export interface Fragment {
   readonly defaults: readonly { readonly value: Readonly<Record<string, unknown>>; readonly document: number }[];
   /** Top-level keys that have no effect in this version. */
   readonly later: readonly { readonly key: string; readonly document: number }[];
+  /** Names of entries whose shape is wrong: known, so that what refers to them is not a second error. */
+  readonly broken: readonly { readonly section: Section; readonly name: string }[];
   /** Documents of other programs. */
   readonly ignoredDocuments: number;
   readonly diagnostics: readonly Diagnostic[];
 }
 
 const sections: readonly Section[] = ["providers", "destinations", "notifiers", "schedules", "policies", "renames"];
-const marks = /^\s*["']?version["']?\s*:\s*["']?v\d+["']?\s*(#.*)?$|^\s*["']?kind["']?\s*:\s*["']?VMBackup\b|["']?version["']?\s*:\s*["']?v2\b/m;
+const marks =
+  /^\s*["']?version["']?\s*:\s*["']?v\d+["']?\s*(#.*)?$|^\s*["']?kind["']?\s*:\s*["']?VMBackup\b|["']?version["']?\s*:\s*["']?v2\b|^(schedules|policies|destinations|providers)\s*:\s*(#.*)?$/m;
 
 /**
  * Reads the text of one file. A file found in a folder that holds none of our documents is somebody else's and is only
  * counted; a file that was named is an error then.
  */
 export function readFile(file: string, bytes: Uint8Array, wasNamed: boolean): Fragment {
-  const empty: Fragment = { items: [], defaults: [], later: [], ignoredDocuments: 0, diagnostics: [] };
+  const empty: Fragment = { items: [], defaults: [], later: [], broken: [], ignoredDocuments: 0, diagnostics: [] };
   const fail = (words: DiagnosticWords): Fragment => ({ ...empty, diagnostics: [{ ...words, file, line: 1, column: 1, length: 1, source: "" }] });
   if (bytes.byteLength > maxFileBytes) {
     return fail({
@@ -71,6 +74,7 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
   const items: RawItem[] = [];
   const defaults: { value: Record<string, unknown>; document: number }[] = [];
   const later: { key: string; document: number }[] = [];
+  const broken: { section: Section; name: string }[] = [];
   let ignoredDocuments = 0;
   try {
     for (const [index, document] of source.documents().entries()) {
@@ -106,13 +110,14 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
         readInfrastructure(value, index);
       } else if (isMapping(value) && value["kind"] === "VMBackup" && /^(backup\.)?hypersdk\.io\//.test(String(value["apiVersion"]))) {
         readVmBackup(value, index);
-      } else if (isMapping(value) && /^v\d+$/.test(String(value["version"])) && "schedules" in value) {
+      } else if (isMapping(value) && looksLikeOurs(value)) {
+        const has = "version" in value;
         diagnostics.push(
-          source.at(["version"], index, {
+          source.at(has ? ["version"] : [], index, {
             severity: "error",
             code: "HSE009",
-            message: `version "${value["version"]}" is not known`,
-            label: "this program reads v2",
+            message: has ? `version ${JSON.stringify(value["version"])} is not known` : "the version is missing",
+            label: "this program reads version: v2",
           }),
         );
       } else if (value !== null || source.documents().length === 1) {
@@ -141,17 +146,24 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
       source: "",
     });
   }
-  return { ...empty, items, defaults, later, ignoredDocuments, diagnostics };
+  return { ...empty, items, defaults, later, broken, ignoredDocuments, diagnostics };
 
   function readInfrastructure(value: Record<string, unknown>, index: number): void {
     const problems = shapeProblems("infrastructure", value);
     for (const { pointer, atKey, ...words } of problems) diagnostics.push(source.at(pointer, index, { severity: "error", ...words }, atKey));
-    if (problems.length > 0) return;
+    // what is wrong in one entry does not hide what is wrong in the others
+    const isWrong = (section: string, i?: number): boolean =>
+      problems.some(({ pointer }) => pointer[0] === section && (i === undefined ? pointer.length === 1 : pointer[1] === i));
     for (const section of sections) {
+      if (isWrong(section)) continue;
       const entries = (value[section] ?? []) as Record<string, unknown>[];
-      for (const [i, entry] of entries.entries()) items.push({ section, value: entry, document: index, pointer: [section, i] });
+      for (const [i, entry] of entries.entries()) {
+        if (isWrong(section, i)) broken.push({ section, name: String(entry?.["name"]) });
+        else items.push({ section, value: entry, document: index, pointer: [section, i] });
+      }
     }
-    if (isMapping(value["defaults"])) defaults.push({ value: value["defaults"], document: index });
+    if (isMapping(value["defaults"]) && !problems.some(({ pointer }) => pointer[0] === "defaults"))
+      defaults.push({ value: value["defaults"], document: index });
     for (const key of ["budgets", "guardrails", "tests"]) if (key in value) later.push({ key, document: index });
   }
 
@@ -165,6 +177,16 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
 
 function isMapping(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** A file of ours whose version is misspelt or missing must not be taken for somebody else's: nothing would be exported. */
+function looksLikeOurs(value: Record<string, unknown>): boolean {
+  const entries = (key: string): Record<string, unknown>[] => (Array.isArray(value[key]) ? (value[key] as unknown[]).filter(isMapping) : []);
+  return (
+    entries("schedules").some((each) => "cron" in each || "vms" in each) ||
+    entries("policies").some((each) => "match" in each) ||
+    entries("destinations").some((each) => "url" in each)
+  );
 }
 
 function countDocuments(text: string): number {

@@ -1,5 +1,7 @@
+import { claim } from "../exports/lineage.ts";
 import type { DesiredState, DestinationSpec, ProviderSpec, ScheduleSpec } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
+import type { ObservedDestination } from "../model/observed.ts";
 import type { DueExport, Plan } from "../plan/plan.ts";
 import { plan as makePlan } from "../plan/planner.ts";
 import type { Lease } from "../state/leases.ts";
@@ -73,6 +75,7 @@ async function applyConfiguration(
     await recover(desired, context);
     const observed = await observe(desired, context);
     refuseForeign(observed.destinations, state.lineage, context.adopt);
+    await adopt(desired, observed.destinations, context);
     const now = clock.now();
     const made = makePlan({ desired, recorded: state.recorded(now), observed, revision, now });
     const approved = await options.approve(made);
@@ -99,6 +102,20 @@ export function refuseForeign(destinations: readonly { readonly name: string; re
         hint: "use the state file that belongs to it, or take the destination over with --adopt",
       },
     );
+  }
+}
+
+/** Takes foreign destinations over, before anything else; what the other state stored there stays unknown to this one. */
+async function adopt(desired: DesiredState, destinations: readonly ObservedDestination[], context: EngineContext): Promise<void> {
+  for (const { name, lineage, points } of destinations) {
+    const spec = desired.destinations.find((each) => each.name === name);
+    if (!spec || lineage === undefined || lineage === context.state.lineage) continue;
+    await claim(await context.openDestination(spec), context.state.lineage, context.clock.now(), true);
+    context.emit({
+      type: "warning",
+      code: "Adopted",
+      text: `destination ${name} belongs to this state now; ${points.length} restore points of the other one stay there and are not managed`,
+    });
   }
 }
 

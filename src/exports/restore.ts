@@ -15,7 +15,9 @@ export async function readManifest(destination: Destination, path: string): Prom
 /** The disk of a restore point as it is stored. @param manifestPath relative to the destination */
 export async function openStoredDisk(destination: Destination, manifestPath: string, disk: ManifestDisk): Promise<BlockSource> {
   const path = `${manifestPath.slice(0, manifestPath.lastIndexOf("/"))}/${disk.file}`;
-  const file = await destination.open(path);
+  const file = await destination.open(path).catch((error: unknown) => {
+    throw error instanceof HypersdkError && error.code === "NotFound" ? new HypersdkError("ArtifactDamaged", `${path} is gone`, { cause: error }) : error;
+  });
   if (file.sizeBytes !== disk.storedBytes) {
     await file.close();
     throw new HypersdkError("ArtifactDamaged", `${path} has ${file.sizeBytes} bytes, ${disk.storedBytes} were stored`);

@@ -171,9 +171,10 @@ export interface PlanWarning {
   readonly address: string | null;
 }
 
-/** True where a plan has nothing for apply to do. */
+/** True where a plan has nothing for apply to do; drift alone is something to look at. */
 export function isEmpty(plan: Plan): boolean {
-  return !hasDifference(plan) && plan.exports.length === 0 && plan.skipped.length === 0;
+  const { mark, withdraw, remove } = plan.expiry;
+  return plan.changes.length + plan.protections.length + mark.length + withdraw.length + remove.length + plan.exports.length + plan.skipped.length === 0;
 }
 
 /** True where desired, recorded and observed state differ: due exports alone are no difference. */
@@ -196,6 +197,5 @@ export function unsafeReasons(plan: Plan): string[] {
     }
   }
   for (const protection of plan.protections) if (protection.kind === "end") reasons.push(`${protection.schedule} no longer protects ${protection.vmPath}`);
-  if (plan.expiry.mark.length > 0) reasons.push(`${plan.expiry.mark.length} restore points expire`);
   return reasons;
 }

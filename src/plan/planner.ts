@@ -45,7 +45,7 @@ export function plan({ desired, recorded, observed, revision, now }: PlanInput):
     const decision = begins.has(key) && !isNew ? undefined : decide(member, isNew, context);
     if (decision) decisions.push(decision);
   }
-  const overdue = overdueOf(joined, protections, context, now);
+  const overdue = overdueOf(joined, protections, newestGoodOf(recorded.points), context, now);
   const blocked = (point: RestorePoint): string | undefined => {
     const key = protectionKey(point.schedule, point.provider, point.identity);
     if (overdue.has(key)) return "the protection is overdue";
@@ -193,21 +193,39 @@ function dueContext(desired: DesiredState, recorded: Recorded, protections: Read
 }
 
 /** Protections whose newest good restore point is older than their objective, with the words for it. */
-function overdueOf(joined: Membership, protections: ReadonlyMap<string, RecordedProtection>, context: DueContext, now: Instant): Map<string, string> {
+function overdueOf(
+  joined: Membership,
+  protections: ReadonlyMap<string, RecordedProtection>,
+  newestGood: ReadonlyMap<string, Instant>,
+  context: DueContext,
+  now: Instant,
+): Map<string, string> {
   const nowMs = epochMsOf(now);
   const overdue = new Map<string, string>();
   for (const [key, member] of joined.members) {
     const protection = protections.get(key);
     if (!protection || context.isSuspended(member.schedule.name)) continue;
-    const sinceMs = epochMsOf(protection.lastSuccessAt ?? protection.effectiveSince);
+    // a success whose restore point is gone or damaged protects nothing
+    const good = newestGood.get(key);
+    const sinceMs = epochMsOf(good ?? protection.effectiveSince);
     const ageMs = nowMs - sinceMs;
     if (member.rpoMs === undefined && isFresh(member, sinceMs, nowMs)) continue;
     const rpoMs = member.rpoMs ?? 2 * fireTimes(member.schedule.cron, member.schedule.timezone).longestGapMs();
     if (ageMs <= rpoMs) continue;
-    const what = protection.lastSuccessAt ? `its last good export is ${formatDuration(ageMs)} old` : `it has had no good export for ${formatDuration(ageMs)}`;
+    const what = good ? `its last good export is ${formatDuration(ageMs)} old` : `it has had no good export for ${formatDuration(ageMs)}`;
     overdue.set(key, `${what}, the objective is ${formatDuration(rpoMs)}`);
   }
   return overdue;
+}
+
+/** The newest good restore point of each protection. */
+function newestGoodOf(points: readonly RestorePoint[]): Map<string, Instant> {
+  const newest = new Map<string, Instant>();
+  for (const point of points) {
+    const key = protectionKey(point.schedule, point.provider, point.identity);
+    if (point.state === "good" && point.instant > (newest.get(key) ?? "")) newest.set(key, point.instant);
+  }
+  return newest;
 }
 
 /** The gap that now lies in is no longer than the longest one, so nothing since its beginning can be overdue. */

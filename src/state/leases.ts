@@ -73,9 +73,9 @@ export class Leases {
     return rows.map((row) => ({ ...row, alive: isAlive(this.#folder, row.holder) }));
   }
 
-  /** Breaks the locks of a holder or the one with this token. @returns how many there were */
+  /** Breaks the locks of a holder, named by at least the first four characters of its id, or the one with this token. @returns how many there were */
   break(id: string): number {
-    return this.#db.prepare("DELETE FROM leases WHERE token = ? OR holder = ?").run(id, id).changes;
+    return /^[0-9a-f-]{4,36}$/.test(id) ? this.#db.prepare("DELETE FROM leases WHERE token = ? OR holder LIKE ? || '%'").run(id, id).changes : 0;
   }
 
   #row(scope: string): LeaseRow | undefined {

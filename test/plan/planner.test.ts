@@ -35,12 +35,33 @@ const protection = (name: string, more: Partial<RecordedProtection> = {}): Recor
   lastSuccessAt: instant("2026-11-21T02:00:00Z"),
   ...more,
 });
+/** The good restore point that a protection's last success left. */
+const pointOf = ({ schedule, identity, vmPath, lastSuccessAt }: RecordedProtection): RestorePoint[] =>
+  lastSuccessAt
+    ? [
+        {
+          id: `${schedule}-${identity}`,
+          schedule,
+          provider: "local",
+          identity,
+          vmPath,
+          destination: "file:///srv/backups",
+          destinationUrl: "file:///srv/backups",
+          manifestPath: `${schedule}/${identity}/manifest.json`,
+          instant: lastSuccessAt,
+          storedBytes: 1,
+          state: "good",
+          held: false,
+        },
+      ]
+    : [];
 const recordedOf = (desired: DesiredState, protections: RecordedProtection[], more: Partial<Recorded> = {}): Recorded => ({
   ...emptyRecorded,
   lineage: "9a1c0000",
   serial: 41,
   resources: resourcesOf(desired).map(({ address, spec, file }) => ({ address, spec, file })),
   protections,
+  points: protections.flatMap(pointOf),
   ...more,
 });
 const make = (desired: DesiredState, recorded: Recorded, observed: Observed, at = now): Plan => plan({ desired, recorded, observed, revision: null, now: at });
@@ -169,6 +190,7 @@ describe("a plan", () => {
     const late = make(kept, recordedOf(kept, [protection("web", { lastSuccessAt: instant("2026-11-11T02:00:00Z") })], { points }), seen("web"));
     expect(late.drift.map(({ kind }) => kind)).toEqual(["overdue"]);
     expect([late.expiry.mark.length, late.expiry.blocked.length]).toEqual([0, 1]);
+    points[1] = point("new", "2026-11-21T02:00:00Z");
     const fresh = make(kept, recordedOf(kept, [protection("web")], { points }), seen("web"));
     expect(fresh.expiry.mark).toMatchObject([{ point: "old", expiresAt: "2026-11-28T12:00:00.000Z" }]);
     const over = make(

@@ -8,6 +8,7 @@ import { type PlanFile, planDigest, whatMoved } from "../../plan/plan-file.ts";
 import { State } from "../../state/state.ts";
 import { plural, renderPlan } from "../../ui/plan-view.ts";
 import { ProgressView } from "../../ui/progress.ts";
+import { formatTime } from "../../ui/times.ts";
 import { engineContext, random, toolVersion } from "../compose.ts";
 import { loadDesired } from "../desired.ts";
 import { openEventLog } from "../event-log.ts";
@@ -16,7 +17,7 @@ import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import type { SourceOptions } from "../load.ts";
 import { timezonesOf } from "../view.ts";
-import { checkTargets, tellGitHub } from "./plan.ts";
+import { checkTargets, refuseUnknownAddresses, tellGitHub } from "./plan.ts";
 import { readPlanFile } from "./show.ts";
 
 export interface ApplyOptions extends SourceOptions {
@@ -54,6 +55,7 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
       exports: options.exports ?? true,
       approve: async (made) => {
         const plan = narrow(saved ? bounded(saved, made) : made, options.target ?? [], options.exclude ?? []);
+        refuseUnknownAddresses([...(options.target ?? []), ...(options.exclude ?? [])], made, loaded.desired);
         const zones = timezonesOf(loaded.desired, plan);
         tellGitHub(plan, zones, io);
         if (!io.json && !io.quiet) io.out(renderPlan(plan, { style: io.style, summary: false, timezoneOf: zones }));
@@ -63,7 +65,7 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
       },
     });
     progress?.stop();
-    report(result, state, interrupts.exitCode, io);
+    report(result, state, interrupts.exitCode, timezonesOf(loaded.desired), io);
     if (interrupts.exitCode !== undefined) return interrupts.exitCode;
     return result.failed.length + result.notRemoved > 0 ? exitCodes.partlyFailed : exitCodes.done;
   } catch (error) {
@@ -131,7 +133,7 @@ async function approve(plan: Plan, isSaved: boolean, { autoApprove }: ApplyOptio
   }
 }
 
-function report(result: Reconciled, state: State, interruptedWith: number | undefined, io: Io): void {
+function report(result: Reconciled, state: State, interruptedWith: number | undefined, zones: (schedule: string) => string, io: Io): void {
   const { plan, completed, failed, interrupted, notStarted, removed } = result;
   const names = (works: Reconciled["failed"]): { schedule: string; vmPath: string; run: string }[] =>
     works.map(({ run }) => ({ schedule: run.schedule, vmPath: run.vmPath, run: run.id }));
@@ -149,16 +151,21 @@ function report(result: Reconciled, state: State, interruptedWith: number | unde
     return;
   }
   if (isEmpty(plan)) {
-    io.out("Nothing to do: what is recorded is what the files say.\n");
+    io.out(plan.drift.length > 0 ? "Nothing to carry out; what drifted needs a look.\n" : "Nothing to do: what is recorded is what the files say.\n");
     return;
   }
   const { style } = io;
   io.out(
-    `\n${style.bold(`Applied: ${plural(plan.changes.length, "change")}. ${plural(completed, "export")} completed, ${failed.length} failed. ${plural(removed, "restore point")} removed.`)}\n`,
+    `\n${style.bold(`Applied: ${plural(plan.changes.length, "change")}. ${plural(completed, "export")} completed, ${failed.length} failed. ${plural(plan.expiry.mark.length, "restore point")} marked to expire, ${removed} removed.`)}\n`,
   );
   if (interruptedWith !== undefined) io.out(`${plural(notStarted.length, "export")} not started, ${interrupted.length} can be resumed: hypersdk apply\n`);
   for (const { run } of failed)
     io.out(`  ${style.red("✗")} ${run.schedule}  ${run.vmPath}: try again with \`hypersdk run ${run.schedule} --vm ${quoted(run.vmPath)}\`\n`);
+  const first = plan.changes.find((change) => change.kind === "create" && change.resource === "schedule");
+  if (first?.consequences.nextRunAfter && completed + failed.length === 0 && interruptedWith === undefined) {
+    const name = first.address.slice("schedule.".length);
+    io.out(`The first export comes ${formatTime(first.consequences.nextRunAfter, zones(name), plan.at)}; \`hypersdk run ${name}\` exports now\n`);
+  }
   if (completed > 0 && failed.length === 0 && interruptedWith === undefined)
     io.out(`To see what there is: hypersdk get artifacts. To restore: hypersdk restore --vm PATH --to FILE\n`);
 }

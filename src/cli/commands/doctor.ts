@@ -4,6 +4,7 @@ import { dirname } from "node:path";
 import { loadHoleFinder } from "../../converters/raw/hole-finder.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { State } from "../../state/state.ts";
+import { plural } from "../../ui/plan-view.ts";
 import { toolVersion } from "../compose.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
@@ -31,7 +32,7 @@ export async function doctor(options: SourceOptions, io: Io): Promise<number> {
   try {
     loaded = await load(options, io.env, io.cwd);
     const errors = loaded.diagnostics.filter(({ severity }) => severity === "error").length;
-    add("files", errors === 0, errors === 0 ? `${loaded.fileCount} files, valid` : `${errors} errors: hypersdk validate shows them`);
+    add("files", errors === 0, errors === 0 ? `${plural(loaded.fileCount, "file")}, valid` : `${errors} errors: hypersdk validate shows them`);
   } catch (error) {
     if (!(error instanceof HypersdkError)) throw error;
     add("files", false, error.message);
@@ -43,7 +44,7 @@ export async function doctor(options: SourceOptions, io: Io): Promise<number> {
     if (url.startsWith("file://")) checkFolder(`destination.${name}`, url.slice("file://".length), add);
   const isWell = findings.every(({ ok }) => ok);
   if (io.json) io.result("doctor", { ok: isWell, findings });
-  else for (const { what, ok, text } of findings) io.out(`${ok ? io.style.green("✓") : io.style.red("✗")} ${what.padEnd(20)} ${text}\n`);
+  else for (const { what, ok, text } of findings) io.out(`${ok ? io.style.green("✓") : io.style.red("✗")} ${what.padEnd(24)} ${text}\n`);
   return isWell ? exitCodes.done : exitCodes.failed;
 }
 

@@ -1,5 +1,5 @@
 import { appendFileSync, copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { HypersdkError } from "../../model/errors.ts";
 import type { Io } from "../io.ts";
 
@@ -49,25 +49,25 @@ jobs:
     steps:
       - uses: actions/checkout@v4
         with: {clean: false}
-      - run: npx hypersdk validate
+      - run: npx --no-install hypersdk validate
       - if: github.event_name == 'pull_request'
-        run: npx hypersdk plan --offline
+        run: npx --no-install hypersdk plan --offline
       - if: github.event_name != 'pull_request'
-        run: npx hypersdk apply --auto-approve=safe
+        run: npx --no-install hypersdk apply --auto-approve=safe
 `;
 
 const gitlab = `stages: [plan, apply]
 plan:
   stage: plan
   rules: [{if: $CI_PIPELINE_SOURCE == "merge_request_event"}]
-  script: [npx hypersdk validate, npx hypersdk plan --offline]
+  script: [npx --no-install hypersdk validate, npx --no-install hypersdk plan --offline]
 apply:
   stage: apply
   # the runner must see the disks and keep .hypersdk/state.db between runs
   variables: {GIT_CLEAN_FLAGS: none}
   resource_group: hypersdk
   rules: [{if: $CI_PIPELINE_SOURCE == "schedule"}]
-  script: [npx hypersdk apply --auto-approve=safe]
+  script: [npx --no-install hypersdk apply --auto-approve=safe]
 `;
 
 /** Writes a first configuration. Never over a file that is there. */
@@ -93,14 +93,21 @@ export async function init(folder: string | undefined, options: InitOptions, io:
   if (io.json) io.result("init", { folder: top, written });
   else
     io.out(
-      `${written.map((name) => `wrote ${name}\n`).join("")}Next: put disk images under ${join(folder ?? ".", "machines")}, commit, and look: hypersdk plan\n`,
+      `${written.map((name) => `wrote ${name}\n`).join("")}Next: put disk images under ${join(folder ?? ".", "machines")}, a folder for each machine (git ignores them)${isInGit(top) ? "" : ", git init"}, git add and commit, and look: hypersdk plan\n`,
     );
   return 0;
 }
 
+function isInGit(folder: string): boolean {
+  for (let at = folder; ; at = dirname(at)) {
+    if (existsSync(join(at, ".git"))) return true;
+    if (at === dirname(at)) return false;
+  }
+}
+
 /** The state must never be committed; the schema beside it may. */
 function ignore(path: string, written: string[]): void {
-  const lines = [".hypersdk/*", `!${schemaPath}`, "/exports/"];
+  const lines = [".hypersdk/*", `!${schemaPath}`, "/exports/", "/machines/"];
   const known = existsSync(path) ? readFileSync(path, "utf8") : "";
   const missing = lines.filter((line) => !known.split(/\r?\n/).includes(line));
   if (missing.length === 0) return;

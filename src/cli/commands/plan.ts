@@ -1,15 +1,18 @@
 import { appendFileSync, writeFileSync } from "node:fs";
 import { observe, observeNothing } from "../../engine/observe.ts";
+import type { DesiredState } from "../../model/desired.ts";
 import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import { epochMsOf, parseInstant } from "../../model/instant.ts";
+import { nearestName } from "../../model/nearest.ts";
 import { parsePattern } from "../../model/pattern.ts";
 import { narrow } from "../../plan/narrow.ts";
 import { hasDifference, isEmpty, type Plan } from "../../plan/plan.ts";
 import { encodePlanFile, planDigest } from "../../plan/plan-file.ts";
 import { plan as makePlan } from "../../plan/planner.ts";
+import { resourcesOf } from "../../plan/resources.ts";
 import { emptyRecorded, State } from "../../state/state.ts";
 import { planMarkdown } from "../../ui/plan-markdown.ts";
-import { driftSection, renderPlan } from "../../ui/plan-view.ts";
+import { driftSection, plural, renderPlan } from "../../ui/plan-view.ts";
 import { adapters, clock, toolVersion } from "../compose.ts";
 import { loadDesired } from "../desired.ts";
 import { exitCodes } from "../exit-codes.ts";
@@ -37,7 +40,7 @@ export async function plan(options: PlanOptions, io: Io): Promise<number> {
   if (io.json) io.result("plan", { digest: planDigest(made), plan: made });
   else {
     io.out(renderPlan(made, { style: io.style, summary: options.summary ?? false, timezoneOf: zones }));
-    if (!options.summary && loaded.ignoredDocuments > 0) io.out(io.style.dim(`${loaded.ignoredDocuments} other YAML documents ignored\n`));
+    if (!options.summary && loaded.ignoredDocuments > 0) io.out(io.style.dim(`${plural(loaded.ignoredDocuments, "other YAML document")} ignored\n`));
     if (!options.summary && !io.quiet) io.out(nextStep(made, options));
   }
   return options.detailedExitcode && hasDifference(made) ? exitCodes.difference : exitCodes.done;
@@ -72,6 +75,7 @@ async function makeFrom(options: PlanOptions, io: Io): Promise<{ made: Plan; loa
     }
     if (state && epochMsOf(now) < newestInstantMs(state) - 300_000 && options.at === undefined)
       io.err(`${io.errStyle.yellow("warning")}: the clock is behind what was recorded; nothing expires early, but check it\n`);
+    refuseUnknownAddresses([...(options.target ?? []), ...(options.exclude ?? [])], made, loaded.desired);
     return { made: narrow(made, options.target ?? [], options.exclude ?? []), loaded };
   } finally {
     state?.close();
@@ -95,8 +99,19 @@ export function checkTargets(targets: readonly string[]): void {
   }
 }
 
+/** A target that names nothing would make an empty plan look like good news. */
+export function refuseUnknownAddresses(targets: readonly string[], made: Plan, desired: DesiredState): void {
+  const known = new Set([...resourcesOf(desired).map(({ address }) => address), ...made.changes.map(({ address }) => address)]);
+  for (const target of targets) {
+    if (target.startsWith("/") || known.has(target)) continue;
+    const near = nearestName(target, known);
+    throw new HypersdkError("Usage", `there is no ${JSON.stringify(target)}`, near ? { hint: `did you mean ${near}?` } : {});
+  }
+}
+
 function nextStep(made: Plan, { out, at }: PlanOptions): string {
-  if (isEmpty(made)) return "Nothing to do: what is recorded is what the files say.\n";
+  if (isEmpty(made))
+    return made.drift.length > 0 ? "Nothing to carry out; what drifted needs a look.\n" : "Nothing to do: what is recorded is what the files say.\n";
   if (at !== undefined) return "This is a look at another time; apply always works at the present.\n";
   return out === undefined ? "To carry it out: hypersdk apply\n" : `Saved. To carry out exactly this: hypersdk apply ${out}\n`;
 }

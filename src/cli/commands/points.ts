@@ -30,14 +30,16 @@ export interface PointSelection extends SourceOptions {
 /** By the folder or manifest on this machine (no state needed), by id, or the newest good one of a VM, also as of a time. */
 export async function findPoint(id: string | undefined, options: PointSelection, io: Io): Promise<FoundPoint> {
   if (id !== undefined && existsSync(resolve(io.cwd, id))) return pointAt(resolve(io.cwd, id));
-  const points = await recordedPoints(options, io);
-  return openPoint(choose(points, id, options));
+  const { points, urlOf } = await recordedPoints(options, io);
+  const point = choose(points, id, options);
+  return openPoint(point, urlOf(point));
 }
 
-export async function openPoint(point: RestorePoint): Promise<FoundPoint> {
+/** @param url where the destination of that name is now, where the files still have it: a work tree may have moved */
+export async function openPoint(point: RestorePoint, url: string = point.destinationUrl): Promise<FoundPoint> {
   const destination = await adapters.openDestination({
     name: point.destination,
-    url: point.destinationUrl,
+    url,
     layout: "image",
     expiryGraceMs: 0,
     inline: true,
@@ -47,15 +49,20 @@ export async function openPoint(point: RestorePoint): Promise<FoundPoint> {
     return { destination, manifestPath: point.manifestPath, manifest: await readManifest(destination, point.manifestPath), point };
   } catch (error) {
     if (!(error instanceof HypersdkError && error.code === "NotFound")) throw error;
+    if (url !== point.destinationUrl) return openPoint(point);
     throw new HypersdkError("ArtifactDamaged", `the restore point ${point.id} is gone: ${point.manifestPath} is not at ${point.destination}`, { cause: error });
   }
 }
 
-export async function recordedPoints(options: SourceOptions, io: Io): Promise<RestorePoint[]> {
-  const { statePath } = await load(options, io.env, io.cwd);
+export async function recordedPoints(
+  options: SourceOptions,
+  io: Io,
+): Promise<{ readonly points: RestorePoint[]; readonly urlOf: (point: RestorePoint) => string }> {
+  const { statePath, desired } = await load(options, io.env, io.cwd);
+  const urlOf = (point: RestorePoint): string => desired?.destinations.find(({ name }) => name === point.destination)?.url ?? point.destinationUrl;
   const state = State.openForReading(statePath);
   try {
-    return state?.artifacts.list() ?? [];
+    return { points: state?.artifacts.list() ?? [], urlOf };
   } finally {
     state?.close();
   }

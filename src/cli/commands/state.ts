@@ -61,12 +61,12 @@ export async function forget(pattern: string, options: SourceOptions, io: Io): P
   const { statePath, revision } = await load(options, io.env, io.cwd);
   const state = State.openForWriting(statePath, random);
   try {
-    const lease = await state.take("reconcile", "state forget", 0, clock, random);
     const gone = state.configuration.protections().filter((each) => matcher.matches(each.vmPath));
     const present = gone.filter((each) => each.state !== "missing");
     if (present.length > 0)
       throw new HypersdkError("Failed", `${present[0]?.vmPath} is not missing: its provider shows it`, { hint: "exclude it in the files instead" });
     if (gone.length === 0) throw new HypersdkError("NotFound", `no missing VM matches ${pattern}`);
+    const lease = await state.take("reconcile", "state forget", 0, clock, random);
     state.write(lease, () => {
       for (const each of gone) {
         state.configuration.endProtection(each);

@@ -38,6 +38,9 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
     const drift = desired ? plan({ desired, recorded, observed: await observe(desired, adapters), revision: loaded.revision, now }).drift : [];
     const overdue = drift.flatMap((each) => (each.kind === "overdue" ? [{ schedule: each.schedule, vm: each.vmPath, reason: each.message }] : []));
     const missing = recorded.protections.filter((each) => each.state === "missing").length;
+    const damaged = recorded.points
+      .filter((point) => point.state === "bad")
+      .map((point) => ({ point: point.id, schedule: point.schedule, vm: point.vmPath, instant: point.instant }));
     const storedBytes = recorded.points.reduce((sum, point) => sum + point.storedBytes, 0);
     const value = {
       lineage: recorded.lineage,
@@ -49,6 +52,7 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       next,
       runs,
       overdue,
+      damaged,
       points: recorded.points.length,
       storedBytes,
       suspended: [...suspended],
@@ -77,7 +81,7 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       "last runs",
       runs.map(
         (run) =>
-          `${run.state === "completed" ? style.green("✓") : run.state === "failed" ? style.red("✗") : "·"} ${run.schedule}  ${printable(run.vm)}  ${run.state}${run.error ? `  ${printable(run.error)}` : ""}`,
+          `${run.state === "completed" ? style.green("✓") : run.state === "failed" ? style.red("✗") : "·"} ${formatTime(run.fireTime, zones(run.schedule), now)}  ${run.schedule}  ${printable(run.vm)}  ${run.state}${run.error ? `  ${printable(run.error)}` : ""}`,
       ),
       "none yet",
     );

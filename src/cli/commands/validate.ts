@@ -14,7 +14,7 @@ export async function validate(options: SourceOptions, io: Io): Promise<number> 
     const what = desired
       ? `${plural(desired.schedules.length, "schedule")}, ${desired.policies.length} policies, ${plural(desired.destinations.length, "destination")}`
       : "not usable";
-    const ignored = ignoredDocuments > 0 ? ` ${ignoredDocuments} other YAML documents ignored.` : "";
+    const ignored = ignoredDocuments > 0 ? ` ${plural(ignoredDocuments, "other YAML document")} ignored.` : "";
     io.out(
       `${errors === 0 ? io.style.green("valid") : io.style.red("invalid")}: ${plural(fileCount, "file")}, ${what}. ${plural(errors, "error")}, ${plural(diagnostics.length - errors, "warning")}.${ignored}\n`,
     );

@@ -22,10 +22,10 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
   const results: { point: string; vm: string; instant: string; ok: boolean; reason?: string }[] = [];
   const interrupts = listenForInterrupts(io.err);
   try {
-    for (const wanted of all ?? [undefined]) {
+    for (const wanted of all?.points ?? [undefined]) {
       let found: FoundPoint | undefined;
       try {
-        found = wanted ? await openPoint(wanted) : await findPoint(id, options, io);
+        found = wanted ? await openPoint(wanted, all?.urlOf(wanted)) : await findPoint(id, options, io);
         const progress = byteProgress(io, found.manifest.actuals.storedBytes);
         try {
           await verifyPoint(found.destination, found.manifestPath, found.manifest, level, { signal: interrupts.signal, onRead: progress.add });
@@ -50,7 +50,9 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
       const point = wanted ?? found?.point;
       if (last && point && (point.state === "good") !== last.ok) await record(point, last.ok, options, io);
       if (last && !io.json && !io.quiet)
-        io.out(`${last.ok ? io.style.green("✓") : io.style.red("✗")} ${last.vm}  ${last.instant}  ${last.ok ? "sound" : last.reason}\n`);
+        io.out(
+          `${last.ok ? io.style.green("✓") : io.style.red("✗")} ${last.point.slice(0, 8)}  ${last.vm}  ${last.instant}  ${last.ok ? "sound" : last.reason}\n`,
+        );
     }
   } finally {
     interrupts.dispose();
