@@ -38,7 +38,7 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
   const events = openEventLog(io.eventsTarget, io.logLevel);
   const interrupts = listenForInterrupts(io.err);
   const state = State.openForWriting(loaded.statePath, random);
-  let progress: ProgressView | undefined;
+  const progress: ProgressView | undefined = io.quiet ? undefined : progressOn(io);
   try {
     const context = engineContext(state, {
       signal: interrupts.signal,
@@ -60,7 +60,6 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
         tellGitHub(plan, zones, io);
         if (!io.json && !io.quiet) io.out(renderPlan(plan, { style: io.style, summary: false, timezoneOf: zones }));
         await approve(plan, saved !== undefined, options, io);
-        if (!io.quiet) progress ??= progressOn(io);
         return plan;
       },
     });

@@ -69,7 +69,9 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
     io.out(
       `${style.bold("protects")}  ${plural(recorded.protections.length, "VM")}${missing > 0 ? `, ${style.red(`${missing} missing`)}` : ""}${suspended.size > 0 ? `; suspended: ${[...suspended].join(", ")}` : ""}\n`,
     );
-    io.out(`${style.bold("stored")}    ${plural(recorded.points.length, "restore point")}, ${formatBytes(storedBytes)}\n`);
+    io.out(
+      `${style.bold("stored")}    ${plural(recorded.points.length, "restore point")}, ${formatBytes(storedBytes)}${damaged.length > 0 ? `, ${style.red(`${damaged.length} damaged`)}` : ""}\n`,
+    );
     const section = (title: string, lines: readonly string[], empty: string): void =>
       io.out(`\n${style.bold(title)}\n${lines.length > 0 ? lines.map((line) => `  ${line}\n`).join("") : `  ${style.dim(empty)}\n`}`);
     section(
