@@ -24,7 +24,17 @@ export function openEventLog(target: string | undefined, logLevel: string | unde
   } catch (error) {
     throw new HypersdkError("Usage", `cannot write the events to ${target}: ${errnoOf(error)}`, { cause: error });
   }
-  const line = (object: object): void => void writeSync(descriptor, `${JSON.stringify(object)}\n`);
+  let isBroken = false;
+  const line = (object: object): void => {
+    if (isBroken) return;
+    try {
+      writeSync(descriptor, `${JSON.stringify(object)}\n`);
+    } catch (error) {
+      // a full disk under the log must not end an export
+      isBroken = true;
+      process.stderr.write(`warning: the events are no longer written to ${target}: ${errnoOf(error)}\n`);
+    }
+  };
   line({ type: "version", at: clock.now(), level: "info", message: `hypersdk ${toolVersion()}`, formatVersion: 1, version: toolVersion() });
   const progress = new Map<string, { bytes: number; toldMs: number }>();
   return {

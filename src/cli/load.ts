@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { homedir } from "node:os";
-import { dirname, join, relative, resolve, sep } from "node:path";
+import { dirname, join, posix, relative, resolve, sep } from "node:path";
 import type { Access } from "../config/access.ts";
 import { type Combined, type ConfigFile, combine } from "../config/combine.ts";
 import { type Fragment, readFile } from "../config/read-file.ts";
@@ -71,7 +71,7 @@ export async function load(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: 
 async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<Loaded> {
   if (options.file && options.file.length > 0)
     throw new HypersdkError("Usage", "-f and --repo cannot be combined", { hint: "name a folder inside the repository with --path" });
-  const path = options.path ?? "";
+  const path = posix.normalize(options.path ?? ".").replace(/^\.\/?|\/$/g, "");
   const id = createHash("sha256").update(`${repo}\n${path}`).digest("hex").slice(0, 16);
   const home = join(env["XDG_STATE_HOME"] ?? join(homedir(), ".local", "state"), "hypersdk", id);
   const checkout = join(home, "checkout");

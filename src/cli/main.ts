@@ -3,14 +3,14 @@ import { enableCompileCache } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { CommanderError } from "commander";
-import { HypersdkError } from "../model/errors.ts";
+import { errnoOf, HypersdkError } from "../model/errors.ts";
 import { exitCodeOf, exitCodes } from "./exit-codes.ts";
 import { type GlobalOptions, type Io, makeIo } from "./io.ts";
 import { makeProgram } from "./program.ts";
 
 enableCompileCache();
 // a reader that has seen enough (`| head`) ends the output, not the program's work
-process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? exitCodes.done : exitCodes.failed));
+for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
 process.exitCode = await main(process.argv.slice(2));
 
 async function main(argv: string[]): Promise<number> {
@@ -31,6 +31,8 @@ async function main(argv: string[]): Promise<number> {
     const shown = io ?? makeIo({ json: args.includes("--json"), ...(args.includes("--no-color") ? { color: false } : {}) });
     if (error instanceof CommanderError) return usage(error, shown);
     if (error instanceof HypersdkError) return failure(error, shown, args);
+    const errno = errnoOf(error);
+    if (errno && /^E[A-Z0-9]+$/.test(errno)) return failure(new HypersdkError("Failed", (error as Error).message, { cause: error }), shown, args);
     return bug(error, shown, args);
   }
 }
@@ -42,7 +44,9 @@ function withEnvironmentArgs(argv: readonly string[], env: NodeJS.ProcessEnv): s
   if (command === undefined || command === "__complete") return [...argv];
   const words = (text: string | undefined): string[] =>
     [...(text ?? "").matchAll(/"([^"]*)"|'([^']*)'|(\S+)/g)].map((match) => match[1] ?? match[2] ?? match[3] ?? "");
-  return [...argv.slice(0, at + 1), ...words(env["HYPERSDK_ARGS"]), ...words(env[`HYPERSDK_ARGS_${command}`]), ...argv.slice(at + 1)];
+  // of a group such as `state` the command is the word behind it
+  const last = ["state", "image", "audit", "lock", "schedule"].includes(command) ? at + 1 : at;
+  return [...argv.slice(0, last + 1), ...words(env["HYPERSDK_ARGS"]), ...words(env[`HYPERSDK_ARGS_${command}`]), ...argv.slice(last + 1)];
 }
 
 function usage(error: CommanderError, io: Io): number {

@@ -58,7 +58,7 @@ export class SourceFile {
     const start = this.#lines.lineStarts[line - 1];
     if (start === undefined) return "";
     const end = this.text.indexOf("\n", start);
-    return this.text.slice(start, end < 0 ? undefined : end).replace(/\r$/, "");
+    return redacted(this.text.slice(start, end < 0 ? undefined : end).replace(/\r$/, ""));
   }
 
   #find(pointer: Pointer, document: number, atKey: boolean): Node | undefined {
@@ -90,4 +90,12 @@ function rangeOf(node: Node | undefined): [number, number] | undefined {
   if (!range) return undefined;
   // a collection is marked by its first line only; the caret's length is cut at the end of the line anyway
   return [range[0], Math.max(range[0] + 1, range[1])];
+}
+
+/** A source line is shown to whoever reads the log: what stands in a secret field in plain text is not. The length is kept, so that carets fit. */
+function redacted(line: string): string {
+  return line.replace(
+    /((?:token|secret|password|passphrase|smtp|webhook|[a-z]*key)["']?\s*:\s*)(?!\s*\$\{)([^,}\s][^,}]*)/gi,
+    (_, field: string, value: string) => field + "*".repeat(value.length),
+  );
 }

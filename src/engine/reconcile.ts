@@ -79,7 +79,8 @@ async function applyConfiguration(
     const now = clock.now();
     const made = makePlan({ desired, recorded: state.recorded(now), observed, revision, now });
     const approved = await options.approve(made);
-    const plan = options.exports ? approved : { ...approved, exports: [] };
+    // without exports they are journaled all the same: the next apply starts them
+    const plan = approved;
     commitPlan(plan, desired, lease, context);
     const byId = new Map(state.artifacts.list().map((point) => [point.id, point]));
     const points = plan.expiry.remove.flatMap(({ point }) => byId.get(point) ?? []);
@@ -131,6 +132,7 @@ function workOf(exports: readonly DueExport[], desired: DesiredState, { state }:
     return [
       {
         run,
+        sourceIdentity: due.sourceIdentity,
         schedule: schedules.get(due.schedule) as ScheduleSpec,
         provider: providers.get(due.provider) as ProviderSpec,
         destination: destinations.get(due.destination) as DestinationSpec,

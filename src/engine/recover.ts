@@ -51,12 +51,12 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
     const destination = await context.openDestination(spec);
     const files = await destination.list(run.folder);
     const manifestPath = `${run.folder}/${manifestName}`;
-    if (schedule && files.some(({ path }) => path === manifestPath)) {
+    if (files.some(({ path }) => path === manifestPath)) {
       const manifest = await readManifest(destination, manifestPath);
       const exported = { manifest, manifestPath, storedBytes: manifest.actuals.storedBytes };
       recordPoint({ run }, exported, lease, context);
       try {
-        await proveAndComplete({ run, schedule }, destination, exported, name, lease, context);
+        await proveAndComplete({ run, verify: schedule?.verify ?? "stored" }, destination, exported, name, lease, context);
         return "completed";
       } catch (error) {
         if (!(error instanceof HypersdkError && error.code === "ArtifactDamaged")) throw error;

@@ -15,6 +15,8 @@ export interface RunWork {
   readonly run: RunRow;
   readonly schedule: ScheduleSpec;
   readonly provider: ProviderSpec;
+  /** What the provider calls the VM. */
+  readonly sourceIdentity: string;
   readonly destination: DestinationSpec;
   readonly expected: { readonly readBytes: number; readonly storedBytes: number | null; readonly durationMs: number | null };
 }
@@ -107,6 +109,7 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
       fireTime: run.fireTime,
       commit: revision?.commit ?? null,
       identity: run.identity,
+      sourceIdentity: work.sourceIdentity,
       vmPath: run.vmPath,
       format: schedule.format,
       compression: schedule.compression,
@@ -127,7 +130,7 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
     signal,
   );
   recordPoint(work, exported, lease, context);
-  await proveAndComplete(work, destination, exported, name, lease, context);
+  await proveAndComplete({ run, verify: schedule.verify }, destination, exported, name, lease, context);
 }
 
 /** The manifest is published: from here on the point exists, whatever happens to this process. */
@@ -160,7 +163,7 @@ export function recordPoint(
 
 /** Verifies a published point at the schedule's level and ends its run. Also the last step of a recovery. */
 export async function proveAndComplete(
-  { run, schedule }: Pick<RunWork, "run" | "schedule">,
+  { run, verify }: { readonly run: RunRow; readonly verify: ScheduleSpec["verify"] },
   destination: Destination,
   { manifest, manifestPath, storedBytes }: Exported,
   name: RunName,
@@ -168,9 +171,9 @@ export async function proveAndComplete(
   context: EngineContext,
 ): Promise<void> {
   const { state, clock, emit } = context;
-  emit({ type: "export_verifying", run: name, level: schedule.verify });
+  emit({ type: "export_verifying", run: name, level: verify });
   try {
-    await verifyPoint(destination, manifestPath, manifest, schedule.verify);
+    await verifyPoint(destination, manifestPath, manifest, verify);
   } catch (error) {
     if (error instanceof HypersdkError && error.code === "ArtifactDamaged") state.write(lease, () => state.artifacts.setState(manifest.id, "bad"));
     throw error;

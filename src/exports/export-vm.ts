@@ -20,6 +20,8 @@ export interface ExportRequest {
   readonly fireTime: Instant;
   readonly commit: string | null;
   readonly identity: string;
+  /** What the provider calls the VM now. */
+  readonly sourceIdentity: string;
   readonly vmPath: VmPath;
   readonly format: WritableFormat;
   readonly compression: "none" | "zlib";
@@ -55,7 +57,7 @@ export async function exportVm(
   signal: AbortSignal,
 ): Promise<Exported> {
   const startedAt = clock.now();
-  const snapshot = await provider.snapshot(request.identity, signal);
+  const snapshot = await provider.snapshot(request.sourceIdentity, signal);
   const folder = pointFolder(request.schedule, request.vmPath, snapshot.instant, request.runId);
   const written: string[] = [];
   try {
@@ -103,7 +105,10 @@ export async function exportVm(
     const manifestPath = `${folder}/${manifestName}`;
     await destination.put(manifestPath, `${JSON.stringify(manifest, null, 2)}\n`);
     return { manifest, manifestPath, storedBytes: manifest.actuals.storedBytes };
-  } catch (error) {
+  } catch (thrown) {
+    let error = thrown;
+    // an image that was cut or rewritten while it was read looks damaged: then it is the source that changed
+    if (error instanceof HypersdkError && error.code === "ImageDamaged") await snapshot.confirm().catch((changed: unknown) => (error = changed));
     for (const path of written) await destination.remove(path).catch(() => {});
     throw error;
   } finally {

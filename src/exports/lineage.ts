@@ -21,6 +21,8 @@ export async function readMarker(destination: Destination): Promise<DestinationM
     if (error instanceof HypersdkError && error.code === "NotFound") return undefined;
     throw error;
   }
+  // an earlier program on a full disk left it empty: nobody has claimed the destination
+  if (bytes.length === 0) return undefined;
   try {
     const marker = JSON.parse(bytes.toString("utf8")) as DestinationMarker;
     if (marker.formatVersion !== 1 || typeof marker.lineage !== "string") throw new Error("its fields are not those of version 1");
@@ -45,7 +47,8 @@ export async function claim(destination: Destination, lineage: string, now: Inst
       return await destination.put(markerPath, `${JSON.stringify(mine, null, 2)}\n`, { exclusive: true });
     } catch (error) {
       if (!(error instanceof HypersdkError && error.code === "AlreadyExists")) throw error;
-      return claim(destination, lineage, now, adopt);
+      if (await readMarker(destination)) return claim(destination, lineage, now, adopt);
+      return destination.put(markerPath, `${JSON.stringify(mine, null, 2)}\n`);
     }
   }
   if (!adopt) {

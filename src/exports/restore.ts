@@ -1,4 +1,5 @@
 import type { BlockSource } from "../converters/block-source.ts";
+import { partOf } from "../converters/concat-source.ts";
 import type { DiskSink } from "../converters/disk-sink.ts";
 import { noNeighbours } from "../converters/neighbours.ts";
 import { openImageFile } from "../converters/open-image.ts";
@@ -23,7 +24,10 @@ export async function openStoredDisk(destination: Destination, manifestPath: str
     throw new HypersdkError("ArtifactDamaged", `${path} has ${file.sizeBytes} bytes, ${disk.storedBytes} were stored`);
   }
   const { source } = await openImageFile(file, noNeighbours, disk.format);
-  if (source.sizeBytes !== disk.virtualBytes) {
+  const padding = source.sizeBytes - disk.virtualBytes;
+  // a format that counts in sectors has rounded the size up
+  if (padding > 0 && padding < 512) return partOf(source, 0, disk.virtualBytes);
+  if (padding !== 0) {
     await source.close();
     throw new HypersdkError("ArtifactDamaged", `${path} holds a disk of ${source.sizeBytes} bytes, the manifest says ${disk.virtualBytes}`);
   }

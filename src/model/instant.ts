@@ -15,7 +15,7 @@ export function epochMsOf(instant: Instant): number {
 export function parseInstant(text: string): Instant | undefined {
   if (!/^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:\d\d)$/.test(text)) return undefined;
   const ms = Date.parse(text);
-  return Number.isNaN(ms) ? undefined : instantOf(ms);
+  return Number.isNaN(ms) || ms < 0 || ms > Date.UTC(3000, 0, 1) ? undefined : instantOf(ms);
 }
 
 /** `20261121T020000Z`: safe in a file name, sorts by time; seconds are enough since the run id makes it unique. */

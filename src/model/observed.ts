@@ -21,6 +21,8 @@ export interface ObservedVm {
   readonly path: VmPath;
   /** The provider's own name for the VM, stable as long as the VM is the same; the path where it has none. */
   readonly identity: string;
+  /** What the provider itself calls it, where `renames` keep an identity of the past. */
+  readonly sourceIdentity?: string;
   readonly name: string;
   readonly disks: readonly ObservedDisk[];
   readonly guestType?: string;

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import type { Branded } from "./brand.ts";
 
 /**
@@ -19,9 +20,13 @@ export function vmPathUnder(root: string, names: readonly string[]): VmPath | un
 
 /** One file-system segment that names the whole path: `/a/b c` becomes `a%2Fb%20c`. Reversible, safe on every store. */
 export function vmPathSegment(path: VmPath): string {
-  return encodeURIComponent(path.slice(1))
+  const encoded = encodeURIComponent(path.slice(1))
     .replace(/[!'()*~]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`)
     .replace(/^\./, "%2E");
+  // file systems end names at 255 bytes; the hash keeps two long ones apart
+  return encoded.length <= 200
+    ? encoded
+    : `${encoded.slice(0, 180).replace(/%[0-9A-F]?$/, "")}-${createHash("sha256").update(path).digest("hex").slice(0, 16)}`;
 }
 
 function isSegment(segment: string): boolean {

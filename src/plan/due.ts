@@ -75,6 +75,7 @@ export function decide(member: Member, begins: boolean, context: DueContext): De
       ...base,
       ...sizesOf(member),
       ...estimatesOf(context.protections.get(key)),
+      sourceIdentity: member.vm.sourceIdentity ?? member.identity,
       mode: "full",
       reason: begins ? "the protection begins and initialExport is immediate" : "its fire time has come",
     },

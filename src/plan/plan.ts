@@ -112,6 +112,8 @@ interface ExportBase {
 }
 
 export interface DueExport extends ExportBase {
+  /** What the provider calls the VM now; `identity` is what its history goes by. */
+  readonly sourceIdentity: string;
   readonly mode: "full";
   readonly reason: string;
   readonly disks: number;

@@ -92,15 +92,25 @@ function order(a: string, b: string): number {
   return a < b ? -1 : a > b ? 1 : 0;
 }
 
-/** A VM that `renames` says was known by another path keeps that path's identity, so that its history goes on. */
-function withRenames(desired: DesiredState, vms: readonly ObservedVm[]): ObservedVm[] {
+/**
+ * A VM that `renames` says was known by another path keeps that path's identity, so that its history goes on; a new VM under the
+ * former path gets one of its own. What the provider calls them stays in `sourceIdentity`.
+ */
+export function withRenames(desired: DesiredState, vms: readonly ObservedVm[]): ObservedVm[] {
+  if (desired.renames.length === 0) return [...vms];
   const formerly = new Map(desired.renames.map((rename) => [rename.vm, rename.formerly]));
-  if (formerly.size === 0) return [...vms];
+  const left = new Set(desired.renames.map((rename) => rename.formerly));
   const roots = new Map(desired.providers.map((provider) => [provider.name, provider.root]));
+  const byPath = new Map(vms.map((vm) => [vm.path, vm]));
   return vms.map((vm) => {
     const old = formerly.get(vm.path);
     const root = roots.get(vm.provider) ?? "";
-    return old === undefined ? vm : { ...vm, identity: old.startsWith(`${root}/`) ? old.slice(root.length + 1) : old };
+    if (old !== undefined) {
+      // the identity that the former path had: that of who is there now, or the path itself
+      const identity = byPath.get(old)?.identity ?? (old.startsWith(`${root}/`) ? old.slice(root.length + 1) : old);
+      return { ...vm, identity, sourceIdentity: vm.identity };
+    }
+    return left.has(vm.path) ? { ...vm, identity: `${vm.identity} (new)`, sourceIdentity: vm.identity } : vm;
   });
 }
 

@@ -41,7 +41,12 @@ export class State {
 
   /** For readers; undefined when there is no state file yet. */
   static openForReading(path: string): State | undefined {
-    return existsSync(path) ? new State(path, openDatabase(path, "read"), "reader", undefined) : undefined;
+    if (!existsSync(path)) return undefined;
+    const db = openDatabase(path, "read");
+    // a process that died, or had no room, while it made the file has recorded nothing
+    if ((db.pragma("user_version", { simple: true }) as number) > 0) return new State(path, db, "reader", undefined);
+    db.close();
+    return undefined;
   }
 
   /** For writers; makes the file where there is none. */
@@ -135,7 +140,8 @@ export class State {
     try {
       await this.#db.backup(target);
     } catch (error) {
-      throw stateError(target, error);
+      const known = stateError(target, error);
+      throw known instanceof HypersdkError ? known : new HypersdkError("Failed", `cannot write ${target}: ${(error as Error).message}`, { cause: error });
     }
     chmodSync(target, 0o600);
   }

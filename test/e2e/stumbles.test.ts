@@ -1,9 +1,11 @@
+import { execFileSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { hypersdk, temporaryFolder, workTree } from "../support/cli.ts";
 import { smallest } from "../support/desired.ts";
 import { MiB, writeRaw } from "../support/disks.ts";
+import { has, sameForQemu } from "../support/qemu.ts";
 
 const yaml = smallest.replace("file:///srv/backups", "file:./exports").replace("    vms", "    initialExport: immediate\n    vms");
 
@@ -122,5 +124,122 @@ describe("validate", () => {
 describe("a group of commands", () => {
   it("without a command shows its help", async () => {
     expect(await hypersdk(temporaryFolder(), ["state"])).toMatchObject({ code: 64, stderr: expect.stringContaining("Usage: hypersdk state") as string });
+  });
+});
+
+describe("renames", () => {
+  it("export the machine of today under the history of yesterday, also when two swap their names", async () => {
+    const folder = tree();
+    mkdirSync(join(folder, "machines", "db"));
+    writeRaw(join(folder, "machines", "db", "disk.raw"), { sizeBytes: MiB, islands: [{ offset: 0, length: 8192 }] }, 99);
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    renameSync(join(folder, "machines", "web"), join(folder, "machines", "x"));
+    renameSync(join(folder, "machines", "db"), join(folder, "machines", "web"));
+    renameSync(join(folder, "machines", "x"), join(folder, "machines", "db"));
+    writeFileSync(
+      join(folder, "infrastructure.yaml"),
+      `${yaml}renames:\n  - {vm: /datacenter/vm/web, formerly: /datacenter/vm/db}\n  - {vm: /datacenter/vm/db, formerly: /datacenter/vm/web}\n`,
+    );
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    execFileSync("sqlite3", [join(folder, ".hypersdk/state.db"), "UPDATE protections SET effective_since = '2026-01-01T00:00:00.000Z', handled_until = NULL"]);
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining("2 exports completed, 0 failed") as string,
+    });
+    for (const vm of ["web", "db"]) {
+      await hypersdk(folder, ["restore", "--vm", `/datacenter/vm/${vm}`, "--to", `${vm}.raw`]);
+      expect(readFileSync(join(folder, `${vm}.raw`)).equals(readFileSync(join(folder, "machines", vm, "disk.raw"))), vm).toBe(true);
+    }
+  });
+});
+
+describe("an export", () => {
+  it("of a first apply that was told not to export comes with the next", async () => {
+    const folder = tree();
+    await hypersdk(folder, ["apply", "--auto-approve", "--no-exports"]);
+    expect((await hypersdk(folder, ["apply", "--auto-approve"])).stdout).toContain("1 export completed");
+  });
+
+  it("that was published before a kill stays, although its schedule is gone since", async () => {
+    const folder = tree();
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    execFileSync("sqlite3", [join(folder, ".hypersdk/state.db"), "UPDATE runs SET state = 'verifying', ended_at = NULL"]);
+    writeFileSync(join(folder, "infrastructure.yaml"), yaml.replace("nightly", "other").replace("    initialExport: immediate\n", ""));
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 0, stdout: expect.stringContaining("1 restore point verified") as string });
+  });
+
+  it("of a raw disk that ends between two sectors keeps its tail, for us and for qemu", async () => {
+    const folder = tree();
+    writeFileSync(join(folder, "machines", "web", "disk.raw"), Buffer.alloc(1_000_100, 7));
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    await hypersdk(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"]);
+    expect(readFileSync(join(folder, "web.raw")).equals(readFileSync(join(folder, "machines", "web", "disk.raw")))).toBe(true);
+    const stored = readdirSync(join(folder, "exports"), { recursive: true, encoding: "utf8" }).find((file) => file.endsWith(".qcow2")) as string;
+    if (has("qemu-img")) sameForQemu(join(folder, "exports", stored), "qcow2", join(folder, "machines", "web", "disk.raw"), "raw");
+  });
+
+  it("of a machine whose path is longer than a file name works", async () => {
+    const folder = tree();
+    const deep = join(folder, "machines", ...Array.from({ length: 7 }, (_, i) => `${"ü".repeat(20)}${i}`));
+    mkdirSync(deep, { recursive: true });
+    writeRaw(join(deep, "disk.raw"), { sizeBytes: MiB, islands: [] });
+    expect((await hypersdk(folder, ["apply", "--auto-approve"])).stdout).toContain("2 exports completed, 0 failed");
+  });
+});
+
+describe("a saved plan", () => {
+  it("is never exceeded: what it leaves out is not applied", async () => {
+    const folder = tree();
+    await hypersdk(folder, ["plan", "--target", "provider.local", "--out", "plan.json"]);
+    expect(await hypersdk(folder, ["apply", "plan.json"])).toMatchObject({ code: 0, stdout: expect.stringContaining("Applied: 1 change.") as string });
+    expect((await hypersdk(folder, ["state", "list"])).stdout).toBe("provider.local\n");
+    expect(await hypersdk(folder, ["get", "artifacts"])).toMatchObject({ stdout: "no artifacts\n" });
+  });
+});
+
+describe("a destination's marker", () => {
+  it("that an earlier full disk left empty does not lock the destination", async () => {
+    const folder = tree();
+    mkdirSync(join(folder, "exports"));
+    writeFileSync(join(folder, "exports", "hypersdk-destination.json"), "");
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0, stdout: expect.stringContaining("1 export completed") as string });
+  });
+});
+
+describe("a secret in plain text", () => {
+  it("is refused without being shown", async () => {
+    const folder = tree(`${yaml}notifiers:\n  - {name: n, type: slack, token: xoxb-hunter2}\n`);
+    for (const args of [["validate"], ["plan"], ["validate", "--json"]]) {
+      const { stdout, stderr, code } = await hypersdk(folder, args);
+      expect(code).toBe(3);
+      expect(stdout + stderr).toContain("HSE019");
+      expect(stdout + stderr).not.toContain("hunter2");
+    }
+  });
+});
+
+describe("the rest that a tester found", () => {
+  it("ends with clear errors, never as a bug", async () => {
+    const folder = tree();
+    writeFileSync(join(folder, "empty.db"), "");
+    expect(await hypersdk(folder, ["status", "--state", "empty.db"])).toMatchObject({ code: 0 });
+    await hypersdk(folder, ["apply", "--auto-approve", "--no-exports"]);
+    expect(await hypersdk(folder, ["state", "backup", "/nonexistent/b.db"])).toMatchObject({ code: 1 });
+    expect(await hypersdk(folder, ["plan", "--at", "0001-01-01T00:00:00Z"])).toMatchObject({ code: 64 });
+    expect(await hypersdk(folder, ["plan"], { GITHUB_ACTIONS: "true", GITHUB_STEP_SUMMARY: "/nonexistent/x" })).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["apply", "--auto-approve", "--events", "/dev/full"])).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining("1 export completed") as string,
+    });
+    expect(await hypersdk(folder, ["list"], { HYPERSDK_ARGS: "--quiet" })).toMatchObject({ code: 64 });
+    expect(await hypersdk(folder, ["state", "list"], { HYPERSDK_ARGS: "--quiet" })).toMatchObject({ code: 0 });
+  });
+
+  it("reads the whole repository for --path .", async () => {
+    const folder = tree(yaml.replace("file:./exports", "file:///tmp/never-used"));
+    expect((await hypersdk(temporaryFolder(), ["validate", "--repo", `file://${folder}`, "--path", ".", "--allow-path", "/tmp/never-used"])).stdout).toContain(
+      "1 schedule",
+    );
   });
 });

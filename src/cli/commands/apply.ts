@@ -1,4 +1,3 @@
-import { createInterface } from "node:readline/promises";
 import { type Reconciled, reconcile } from "../../engine/reconcile.ts";
 import { parseDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
@@ -16,6 +15,7 @@ import { exitCodes } from "../exit-codes.ts";
 import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import type { SourceOptions } from "../load.ts";
+import { askForYes } from "../prompt.ts";
 import { timezonesOf } from "../view.ts";
 import { checkTargets, refuseUnknownAddresses, tellGitHub } from "./plan.ts";
 import { readPlanFile } from "./show.ts";
@@ -97,11 +97,17 @@ function bounded(saved: PlanFile, current: Plan): Plan {
   if (moved.length > 0) throw new HypersdkError("PlanStale", `the plan is stale: ${moved.join("; ")}`, { hint: "make a new plan and look at it" });
   const due = new Set([...saved.plan.exports, ...saved.plan.deferred].map(({ schedule, identity, provider }) => `${schedule}\n${provider}\n${identity}`));
   const points = new Set([...saved.plan.expiry.mark, ...saved.plan.expiry.remove].map(({ point }) => point));
+  const addresses = new Set(saved.plan.changes.map(({ address }) => address));
+  const protections = new Set(saved.plan.protections.map(({ kind, schedule, provider, identity }) => `${kind}\n${schedule}\n${provider}\n${identity}`));
+  const withdrawn = new Set(saved.plan.expiry.withdraw.map(({ point }) => point));
   return {
     ...current,
+    changes: current.changes.filter(({ address }) => addresses.has(address)),
+    protections: current.protections.filter(({ kind, schedule, provider, identity }) => protections.has(`${kind}\n${schedule}\n${provider}\n${identity}`)),
     exports: current.exports.filter((each) => due.has(`${each.schedule}\n${each.provider}\n${each.identity}`)),
     expiry: {
       ...current.expiry,
+      withdraw: current.expiry.withdraw.filter(({ point }) => withdrawn.has(point)),
       mark: current.expiry.mark.filter(({ point }) => points.has(point)),
       remove: current.expiry.remove.filter(({ point }) => points.has(point)),
     },
@@ -123,13 +129,7 @@ async function approve(plan: Plan, isSaved: boolean, { autoApprove }: ApplyOptio
     throw new HypersdkError("Declined", "nobody can answer whether this plan may be applied", {
       hint: "say --auto-approve, --auto-approve=safe, or apply a saved plan",
     });
-  const prompt = createInterface({ input: process.stdin, output: process.stderr });
-  try {
-    const answer = await prompt.question('\nApply this plan? Only "yes" is accepted: ');
-    if (answer.trim() !== "yes") throw new HypersdkError("Declined", "declined; nothing was changed");
-  } finally {
-    prompt.close();
-  }
+  await askForYes("\nApply this plan?", "nothing was changed");
 }
 
 function report(result: Reconciled, state: State, interruptedWith: number | undefined, zones: (schedule: string) => string, io: Io): void {

@@ -1,4 +1,3 @@
-import { createInterface } from "node:readline/promises";
 import { removePoints } from "../../engine/expire.ts";
 import { formatBytes } from "../../model/bytes.ts";
 import { HypersdkError } from "../../model/errors.ts";
@@ -14,6 +13,7 @@ import { exitCodes } from "../exit-codes.ts";
 import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import type { SourceOptions } from "../load.ts";
+import { askForYes } from "../prompt.ts";
 import { progressOn } from "./apply.ts";
 
 export interface ExpireOptions extends SourceOptions {
@@ -119,10 +119,5 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
 async function ask(io: Io): Promise<void> {
   if (!io.isInteractive)
     throw new HypersdkError("Declined", "nobody can answer whether these restore points may go", { hint: "say --auto-approve, or --dry-run to only look" });
-  const prompt = createInterface({ input: process.stdin, output: process.stderr });
-  try {
-    if ((await prompt.question('Remove them? Only "yes" is accepted: ')).trim() !== "yes") throw new HypersdkError("Declined", "declined; nothing was removed");
-  } finally {
-    prompt.close();
-  }
+  await askForYes("Remove them?", "nothing was removed");
 }

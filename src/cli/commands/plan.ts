@@ -125,12 +125,16 @@ function writeOut(path: string, text: string): void {
 }
 
 /** In GitHub Actions the plan goes to the job's summary, and its counts to the step's outputs. */
-export function tellGitHub(made: Plan, zones: (schedule: string) => string, { env }: Io): void {
+export function tellGitHub(made: Plan, zones: (schedule: string) => string, { env, err }: Io): void {
   if (env["GITHUB_ACTIONS"] !== "true") return;
-  if (env["GITHUB_STEP_SUMMARY"]) appendFileSync(env["GITHUB_STEP_SUMMARY"], planMarkdown(made, zones));
-  if (env["GITHUB_OUTPUT"])
-    appendFileSync(
-      env["GITHUB_OUTPUT"],
-      `changes=${made.changes.length}\nexports=${made.exports.length}\nexpiries=${made.expiry.mark.length + made.expiry.remove.length}\n`,
-    );
+  try {
+    if (env["GITHUB_STEP_SUMMARY"]) appendFileSync(env["GITHUB_STEP_SUMMARY"], planMarkdown(made, zones));
+    if (env["GITHUB_OUTPUT"])
+      appendFileSync(
+        env["GITHUB_OUTPUT"],
+        `changes=${made.changes.length}\nexports=${made.exports.length}\nexpiries=${made.expiry.mark.length + made.expiry.remove.length}\n`,
+      );
+  } catch (error) {
+    err(`warning: the job summary could not be written: ${errnoOf(error)}\n`);
+  }
 }

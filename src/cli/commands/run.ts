@@ -7,6 +7,7 @@ import { HypersdkError } from "../../model/errors.ts";
 import { nearestName } from "../../model/nearest.ts";
 import { parsePattern } from "../../model/pattern.ts";
 import { membership } from "../../plan/membership.ts";
+import { withRenames } from "../../plan/planner.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
 import { clock, engineContext, random } from "../compose.ts";
@@ -63,7 +64,7 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     if (unknown && observed.vms.length === 0) throw new HypersdkError("ProviderUnreachable", `provider ${unknown.name}: ${unknown.reason}`);
     refuseForeign(observed.destinations, state.lineage, options.adopt ?? false);
     const at = clock.now();
-    const members = [...membership(desired, observed.vms, []).members.values()].filter(
+    const members = [...membership(desired, withRenames(desired, observed.vms), []).members.values()].filter(
       (member) => member.schedule.name === name && member.vm && (patterns.length === 0 || patterns.some((pattern) => pattern.matches(member.vmPath))),
     );
     if (members.length === 0)
@@ -74,6 +75,7 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     const work = members.map(
       (member): RunWork => ({
         schedule,
+        sourceIdentity: member.vm?.sourceIdentity ?? member.identity,
         destination,
         provider: desired.providers.find((each) => each.name === member.provider) as ProviderSpec,
         run: state.writeUnlocked(() =>

@@ -161,7 +161,8 @@ function header(sizeBytes: number, l1Length: number, refcountTableClusters: numb
   head.writeUInt32BE(magic, 0);
   head.writeUInt32BE(3, 4);
   head.writeUInt32BE(clusterBits, 20);
-  head.writeBigUInt64BE(BigInt(sizeBytes), 24);
+  // readers count in sectors: a size between two would lose its tail
+  head.writeBigUInt64BE(BigInt(Math.ceil(sizeBytes / 512) * 512), 24);
   head.writeUInt32BE(l1Length, 36);
   head.writeBigUInt64BE(BigInt((1 + refcountTableClusters) * clusterBytes), 40);
   head.writeBigUInt64BE(BigInt(clusterBytes), 48);

@@ -9,7 +9,7 @@ import type { SparseHeader } from "./sparse-header.ts";
 
 /** A grain marker: 8 bytes of sector number, 4 bytes of compressed size, then the data. */
 const markerBytes = 12;
-const inflateWidth = 16;
+const inflateWidth = 48;
 
 /** One sparse extent file: grain directory, grain tables, grains, deflated or not. */
 export function sparseSource(file: ByteFile, header: SparseHeader): BlockSource {

@@ -1,5 +1,5 @@
 import { readdirSync, statSync } from "node:fs";
-import { open, rm, rmdir } from "node:fs/promises";
+import { link, open, rm, rmdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { type ByteFile, openByteFile } from "../../converters/byte-file.ts";
 import { makeFolder, partialEnding, partialName, publish, syncFolder, writeDurably } from "../../files/durable.ts";
@@ -32,11 +32,16 @@ export function fileDestination(spec: DestinationSpec, random: Random): Destinat
       await makeFolder(dirname(final));
       if (!exclusive) return writeDurably(final, data, random.uuid());
       try {
-        const file = await open(final, "wx", 0o600);
-        await file.writeFile(data);
-        await file.sync();
-        await file.close();
-        await syncFolder(dirname(final));
+        // whole from the first instant: link gives the finished file its name, and fails where there is one
+        const partial = partialName(final, random.uuid());
+        try {
+          const file = await open(partial, "wx", 0o600);
+          await file.writeFile(data).finally(() => file.sync().finally(() => file.close()));
+          await link(partial, final);
+          await syncFolder(dirname(final));
+        } finally {
+          await rm(partial, { force: true });
+        }
       } catch (error) {
         throw fileError(final, error);
       }
