@@ -179,7 +179,8 @@ class ParseCache {
   constructor(env: NodeJS.ProcessEnv) {
     const home = env["XDG_CACHE_HOME"] ?? (env["HOME"] ? join(env["HOME"], ".cache") : undefined);
     this.#folder = env["HYPERSDK_NO_CACHE"] || !home ? undefined : join(home, "hypersdk", "parse");
-    this.#salt = `1 ${toolVersion()} ${statSync(new URL("../../schemas/infrastructure.schema.json", import.meta.url)).mtimeMs}`;
+    // a build of its own has a cache of its own, even with the same version
+    this.#salt = `2 ${toolVersion()} ${statSync(new URL(import.meta.url)).mtimeMs}`;
   }
 
   fragmentOf(file: string, bytes: Buffer, wasNamed: boolean): Fragment {
@@ -187,7 +188,8 @@ class ParseCache {
     const key = createHash("sha256").update(`${this.#salt}\n${file}\n${wasNamed}\n`).update(bytes).digest("hex");
     const path = join(this.#folder, `${key}.json`);
     try {
-      return JSON.parse(readFileSync(path, "utf8")) as Fragment;
+      const known = JSON.parse(readFileSync(path, "utf8")) as Fragment;
+      if ([known.items, known.defaults, known.later, known.broken, known.diagnostics].every(Array.isArray)) return known;
     } catch {}
     const fragment = readFile(file, bytes, wasNamed);
     try {

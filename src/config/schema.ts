@@ -1,6 +1,5 @@
-import { readFileSync } from "node:fs";
-import { Ajv2020, type ErrorObject, type ValidateFunction } from "ajv/dist/2020.js";
 import { nearestName } from "../model/nearest.ts";
+import { type ErrorObject, publishedSchema } from "../model/published-schema.ts";
 import type { Pointer } from "./source-file.ts";
 
 /** What the schema has against a value, in the words of this program. */
@@ -13,17 +12,9 @@ export interface ShapeProblem {
   readonly label: string;
 }
 
-const validators = new Map<string, ValidateFunction>();
-
 /** Checks a document against one of the published schemas: `infrastructure` or `vmbackup`. */
 export function shapeProblems(schema: "infrastructure" | "vmbackup", value: unknown): ShapeProblem[] {
-  let validate = validators.get(schema);
-  if (!validate) {
-    // the published schema is the one that is used: a package resource, not an input
-    const text = readFileSync(new URL(`../../schemas/${schema}.schema.json`, import.meta.url), "utf8");
-    validate = new Ajv2020({ allErrors: true, verbose: true, allowUnionTypes: true, strictTypes: false, strictRequired: false }).compile(JSON.parse(text));
-    validators.set(schema, validate);
-  }
+  const validate = publishedSchema(schema);
   if (validate(value)) return [];
   const problems = new Map<string, ShapeProblem>();
   for (const error of validate.errors ?? []) {

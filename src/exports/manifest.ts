@@ -1,8 +1,7 @@
-import { readFileSync } from "node:fs";
-import { Ajv2020, type ValidateFunction } from "ajv/dist/2020.js";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
 import { compactInstant } from "../model/instant.ts";
+import { publishedSchema } from "../model/published-schema.ts";
 import { type VmPath, vmPathSegment } from "../model/vm-path.ts";
 
 /** What one restore point is: enough to restore it without the state file. Paths are relative to the manifest. */
@@ -66,8 +65,6 @@ export function pointFolder(schedule: string, vm: VmPath, instant: Instant, run:
   return `${schedule}/${vmPathSegment(vm)}/${compactInstant(instant)}-${run.slice(0, 8)}`;
 }
 
-let validate: ValidateFunction | undefined;
-
 /** Reads a manifest that a store gave: nothing in it is trusted before the schema has seen it. */
 export function parseManifest(path: string, bytes: Buffer): Manifest {
   let value: unknown;
@@ -79,10 +76,7 @@ export function parseManifest(path: string, bytes: Buffer): Manifest {
   const version = (value as { formatVersion?: unknown } | null)?.formatVersion;
   if (typeof version === "number" && version > 1)
     throw new HypersdkError("ArtifactDamaged", `${path} has format version ${version}: a newer hypersdk wrote it`, { hint: "use that version" });
-  if (!validate) {
-    const schema = JSON.parse(readFileSync(new URL("../../schemas/manifest.schema.json", import.meta.url), "utf8")) as object;
-    validate = new Ajv2020({ allowUnionTypes: true }).compile(schema);
-  }
+  const validate = publishedSchema("manifest");
   if (!validate(value)) {
     const first = validate.errors?.[0];
     throw new HypersdkError("ArtifactDamaged", `${path} is no manifest: ${first?.instancePath || "/"} ${first?.message}`);

@@ -1,8 +1,7 @@
 import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
-import { Ajv2020 } from "ajv/dist/2020.js";
 import { canonicalJson } from "../model/canonical-json.ts";
 import { HypersdkError } from "../model/errors.ts";
+import { publishedSchema } from "../model/published-schema.ts";
 import type { Plan } from "./plan.ts";
 
 /** A saved plan: what was approved, to be held against what is true when it is applied. */
@@ -34,9 +33,7 @@ export function decodePlanFile(name: string, bytes: Buffer): PlanFile {
   } catch {
     throw invalid("it is no JSON");
   }
-  const schema = JSON.parse(readFileSync(new URL("../../schemas/plan-file.schema.json", import.meta.url), "utf8")) as object;
-  const planSchema = JSON.parse(readFileSync(new URL("../../schemas/plan.schema.json", import.meta.url), "utf8")) as object;
-  const validate = new Ajv2020({ allowUnionTypes: true, strictTypes: false }).addSchema(planSchema).compile(schema);
+  const validate = publishedSchema("plan-file", ["plan"]);
   if (!validate(value)) throw invalid(`${validate.errors?.[0]?.instancePath || "/"} ${validate.errors?.[0]?.message}`);
   const file = value as PlanFile;
   if (planDigest(file.plan) !== file.digest) throw invalid("it was changed after it was written");
