@@ -19,6 +19,7 @@ import { type Diagnostic, sortDiagnostics } from "./diagnostic.ts";
 import { reportFindings } from "./findings.ts";
 import type { Fragment, RawItem, Section } from "./read-file.ts";
 import { Report } from "./report.ts";
+import { resolvePath } from "./resolve-path.ts";
 import type { SourceFile } from "./source-file.ts";
 
 export interface ConfigFile {
@@ -306,14 +307,4 @@ function cycleFrom(start: string, schedules: ReadonlyMap<string, ScheduleSpec>):
     }
   }
   return undefined;
-}
-
-/** `path` as an absolute one without `.` and `..`, seen from `folder`: path arithmetic only, nothing is looked at. */
-function resolvePath(folder: string, path: string): string {
-  const parts: string[] = [];
-  for (const part of (path.startsWith("/") ? path : `${folder}/${path}`).split("/")) {
-    if (part === "..") parts.pop();
-    else if (part !== "" && part !== ".") parts.push(part);
-  }
-  return `/${parts.join("/")}`;
 }

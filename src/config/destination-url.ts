@@ -1,3 +1,5 @@
+import { resolvePath } from "./resolve-path.ts";
+
 export type ParsedUrl =
   | { readonly ok: true; readonly scheme: string; readonly url: string }
   | { readonly ok: false; readonly message: string; readonly label: string };
@@ -32,17 +34,12 @@ export function parseDestinationUrl(text: string, folder: string): ParsedUrl {
     return { ok: false, message: `${shown(text)} is no local folder`, label: "file:///srv/backups with three slashes, or file:./exports beside this file" };
   let path: string;
   try {
-    path = decodeURIComponent(isRelative ? `${folder}/${rest}` : rest.slice(2));
+    path = resolvePath(folder, decodeURIComponent(isRelative ? rest : rest.slice(2)));
   } catch {
     return { ok: false, message: `${shown(text)} has a broken %-escape`, label: "write %25 for a percent sign" };
   }
-  const parts: string[] = [];
-  for (const part of path.split("/")) {
-    if (part === "..") parts.pop();
-    else if (part !== "" && part !== ".") parts.push(part);
-  }
-  if (parts.length === 0) return { ok: false, message: "the root folder cannot be a destination", label: "name a folder" };
-  return { ok: true, scheme, url: `file:///${parts.join("/")}` };
+  if (path === "/") return { ok: false, message: "the root folder cannot be a destination", label: "name a folder" };
+  return { ok: true, scheme, url: `file://${path}` };
 }
 
 /** What a person sees of a URL that may hold a secret. */
