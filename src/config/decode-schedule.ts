@@ -17,7 +17,7 @@ export function decodeSchedule(
   report: Report,
   later: (origin: Origin, below: readonly (string | number)[], what: string) => void,
 ): ScheduleSpec | undefined {
-  const errorsBefore = report.diagnostics.filter(({ severity }) => severity === "error").length;
+  const errorsBefore = report.errorCount;
   const get = <T>(key: string): T | undefined => (value[key] ?? defaults[key]) as T | undefined;
   // where the value stands decides where a complaint points
   const below = (key: string): (string | number)[] => (key in value ? [key] : []);
@@ -75,19 +75,14 @@ export function decodeSchedule(
   });
   const rpoMs = durationOf(value["rpo"], origin, ["rpo"], report);
   const retention = retentionOf(get("retention"), origin, below("retention"), report);
+  // in the order of their names, so that the canonical JSON of a schedule needs no copy
   const schedule: ScheduleSpec = {
-    name: value["name"] as string,
-    cron,
-    timezone,
-    vms: patternsOf(value["vms"] as string[], origin, ["vms"], "vms", report),
-    exclude: patternsOf((value["exclude"] as string[] | undefined) ?? [], origin, ["exclude"], "exclude", report),
-    destination: value["destination"] as string,
-    suspend: (value["suspend"] as boolean | undefined) ?? false,
-    initialExport: get("initialExport") ?? "scheduled",
+    alerts,
     catchUp: get("catchUp") ?? "latest",
-    overlap,
-    ...(rpoMs === undefined ? {} : { rpoMs }),
-    windows,
+    compression: compression.algorithm as Compression,
+    // a default concurrency is the limit over all schedules, not one for each
+    concurrency: (value["concurrency"] as number | undefined) ?? 2,
+    cron,
     dependsOn: ((value["dependsOn"] as Record<string, unknown>[] | undefined) ?? []).map((entry, i) => {
       const timeoutMs = durationOf(entry["timeout"], origin, ["dependsOn", i, "timeout"], report);
       return {
@@ -96,18 +91,24 @@ export function decodeSchedule(
         ...(timeoutMs === undefined ? {} : { timeoutMs }),
       };
     }),
-    retry: retryOf((get("retry") as Record<string, unknown> | undefined) ?? {}, origin, below("retry"), report),
-    // a default concurrency is the limit over all schedules, not one for each
-    concurrency: (value["concurrency"] as number | undefined) ?? 2,
-    priority: priorityOf(get("priority")) ?? 50,
+    destination: value["destination"] as string,
+    exclude: patternsOf((value["exclude"] as string[] | undefined) ?? [], origin, ["exclude"], "exclude", report),
     format: format as ExportFormat,
-    compression: compression.algorithm as Compression,
-    verify: verify as VerifyLevel,
-    ...(retention === undefined ? {} : { retention }),
-    alerts,
+    initialExport: get("initialExport") ?? "scheduled",
+    name: value["name"] as string,
     origin,
+    overlap,
+    priority: priorityOf(get("priority")) ?? 50,
+    ...(retention === undefined ? undefined : { retention }),
+    retry: retryOf((get("retry") as Record<string, unknown> | undefined) ?? {}, origin, below("retry"), report),
+    ...(rpoMs === undefined ? undefined : { rpoMs }),
+    suspend: (value["suspend"] as boolean | undefined) ?? false,
+    timezone,
+    verify: verify as VerifyLevel,
+    vms: patternsOf(value["vms"] as string[], origin, ["vms"], "vms", report),
+    windows,
   };
-  return report.diagnostics.filter(({ severity }) => severity === "error").length === errorsBefore ? schedule : undefined;
+  return report.errorCount === errorsBefore ? schedule : undefined;
 }
 
 function compressionOf(value: unknown): { algorithm: string; level?: number } {
@@ -120,11 +121,11 @@ function retryOf(value: Readonly<Record<string, unknown>>, origin: Origin, below
   const on = value["on"] as string[] | undefined;
   return {
     attempts: (value["attempts"] as number | undefined) ?? 3,
-    strategy: (value["strategy"] as RetrySpec["strategy"] | undefined) ?? "exponential",
     initialDelayMs: duration("initialDelay") ?? 60_000,
-    maxDelayMs: duration("maxDelay") ?? 1_800_000,
     jitter: (value["jitter"] as number | undefined) ?? 0.1,
-    ...(on ? { on } : {}),
+    maxDelayMs: duration("maxDelay") ?? 1_800_000,
+    ...(on ? { on } : undefined),
+    strategy: (value["strategy"] as RetrySpec["strategy"] | undefined) ?? "exponential",
   };
 }
 

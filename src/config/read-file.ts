@@ -1,3 +1,4 @@
+import type { Document } from "yaml";
 import type { Diagnostic } from "./diagnostic.ts";
 import { shapeProblems } from "./schema.ts";
 import { type DiagnosticWords, maxFileBytes, SourceFile } from "./source-file.ts";
@@ -77,62 +78,9 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
   const broken: { section: Section; name: string }[] = [];
   let ignoredDocuments = 0;
   try {
-    for (const [index, document] of source.documents().entries()) {
-      if (document.errors.length > 0) {
-        for (const error of document.errors) {
-          const duplicate = error.code === "DUPLICATE_KEY";
-          const message = duplicate ? "a key stands twice in one mapping" : `this is not valid YAML: ${error.message.split("\n")[0]}`;
-          diagnostics.push(
-            source.atOffset(error.pos[0], error.pos[1] - error.pos[0], {
-              severity: "error",
-              code: duplicate ? "HSE005" : "HSE001",
-              message,
-              ...(duplicate ? { label: "remove one of the two" } : {}),
-            }),
-          );
-        }
-        continue;
-      }
-      let value: unknown;
-      try {
-        value = source.valueOf(document);
-        // only anchors can close a circle, and JSON cannot say one
-        if (source.text.includes("&")) JSON.stringify(value);
-      } catch (error) {
-        const message =
-          error instanceof ReferenceError || error instanceof TypeError
-            ? "the aliases of this document expand to more than 10,000 nodes, or run in a circle"
-            : String(error);
-        diagnostics.push(source.at([], index, { severity: "error", code: "HSE004", message, label: "write the values out" }));
-        continue;
-      }
-      if (isMapping(value) && value["version"] === "v2") {
-        readInfrastructure(value, index);
-      } else if (isMapping(value) && value["kind"] === "VMBackup" && /^(backup\.)?hypersdk\.io\//.test(String(value["apiVersion"]))) {
-        readVmBackup(value, index);
-      } else if (isMapping(value) && looksLikeOurs(value)) {
-        const has = "version" in value;
-        diagnostics.push(
-          source.at(has ? ["version"] : [], index, {
-            severity: "error",
-            code: "HSE009",
-            message: has ? `version ${JSON.stringify(value["version"])} is not known` : "the version is missing",
-            label: "this program reads version: v2",
-          }),
-        );
-      } else if (value !== null || source.documents().length === 1) {
-        if (wasNamed)
-          diagnostics.push(
-            source.at([], index, {
-              severity: "error",
-              code: "HSE011",
-              message: "this is no hypersdk document",
-              label: 'it needs "version: v2", or "kind: VMBackup" with its apiVersion',
-            }),
-          );
-        else ignoredDocuments++;
-      }
-    }
+    const plain = source.plainValue();
+    if (plain) readValue(plain.value, 0, true);
+    else for (const [index, document] of source.documents().entries()) readDocument(document, index);
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
     diagnostics.push({
@@ -147,6 +95,65 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
     });
   }
   return { ...empty, items, defaults, later, broken, ignoredDocuments, diagnostics };
+
+  function readDocument(document: Document.Parsed, index: number): void {
+    for (const error of document.errors) {
+      const duplicate = error.code === "DUPLICATE_KEY";
+      const message = duplicate ? "a key stands twice in one mapping" : `this is not valid YAML: ${error.message.split("\n")[0]}`;
+      diagnostics.push(
+        source.atOffset(error.pos[0], error.pos[1] - error.pos[0], {
+          severity: "error",
+          code: duplicate ? "HSE005" : "HSE001",
+          message,
+          ...(duplicate ? { label: "remove one of the two" } : {}),
+        }),
+      );
+    }
+    if (document.errors.length > 0) return;
+    let value: unknown;
+    try {
+      value = source.valueOf(document);
+      // only anchors can close a circle, and JSON cannot say one
+      if (source.text.includes("&")) JSON.stringify(value);
+    } catch (error) {
+      const message =
+        error instanceof ReferenceError || error instanceof TypeError
+          ? "the aliases of this document expand to more than 10,000 nodes, or run in a circle"
+          : String(error);
+      diagnostics.push(source.at([], index, { severity: "error", code: "HSE004", message, label: "write the values out" }));
+      return;
+    }
+    readValue(value, index, source.documents().length === 1);
+  }
+
+  function readValue(value: unknown, index: number, isOnly: boolean): void {
+    if (isMapping(value) && value["version"] === "v2") {
+      readInfrastructure(value, index);
+    } else if (isMapping(value) && value["kind"] === "VMBackup" && /^(backup\.)?hypersdk\.io\//.test(String(value["apiVersion"]))) {
+      readVmBackup(value, index);
+    } else if (isMapping(value) && looksLikeOurs(value)) {
+      const has = "version" in value;
+      diagnostics.push(
+        source.at(has ? ["version"] : [], index, {
+          severity: "error",
+          code: "HSE009",
+          message: has ? `version ${JSON.stringify(value["version"])} is not known` : "the version is missing",
+          label: "this program reads version: v2",
+        }),
+      );
+    } else if (value !== null || isOnly) {
+      if (!wasNamed) ignoredDocuments++;
+      else
+        diagnostics.push(
+          source.at([], index, {
+            severity: "error",
+            code: "HSE011",
+            message: "this is no hypersdk document",
+            label: 'it needs "version: v2", or "kind: VMBackup" with its apiVersion',
+          }),
+        );
+    }
+  }
 
   function readInfrastructure(value: Record<string, unknown>, index: number): void {
     const problems = shapeProblems("infrastructure", value);

@@ -5,6 +5,7 @@ import type { DiagnosticWords, Pointer, SourceFile } from "./source-file.ts";
 /** Collects what there is to say, and turns origins into lines only when something is said. */
 export class Report {
   readonly diagnostics: Diagnostic[] = [];
+  errorCount = 0;
   readonly #sourceOf: (file: string) => SourceFile;
 
   constructor(sourceOf: (file: string) => SourceFile) {
@@ -12,6 +13,7 @@ export class Report {
   }
 
   error(code: string, origin: Origin, below: Pointer, message: string, label?: string, related?: Diagnostic["related"]): void {
+    this.errorCount++;
     this.#add({ severity: "error", code, message, ...(label ? { label } : {}), ...(related ? { related } : {}) }, origin, below, false);
   }
 

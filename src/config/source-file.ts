@@ -1,5 +1,9 @@
-import { type Document, isAlias, isMap, isPair, isScalar, isSeq, LineCounter, type Node, parseAllDocuments } from "yaml";
+import type { Document, LineCounter, Node } from "yaml";
+import { lazily } from "../model/lazily.ts";
 import type { Diagnostic } from "./diagnostic.ts";
+
+const yaml = lazily<typeof import("yaml")>("yaml");
+const jsYaml = lazily<typeof import("js-yaml")>("js-yaml");
 
 export type Pointer = readonly (string | number)[];
 
@@ -7,6 +11,8 @@ export type Pointer = readonly (string | number)[];
 export const maxFileBytes: number = 5 * 2 ** 20;
 /** How many nodes the aliases of one document may expand to. */
 const maxAliasNodes = 10_000;
+/** Where two YAML parsers could differ: anchors, tags, carriage returns, counted indents, document marks and directives. */
+const notPlain = /[&!]|\r(?!\n)|[|>][-+]?\d|^(?:---|\.\.\.|%)/m;
 
 /**
  * The text of one file and the way from a pointer to its line. Parsing is lazy: a file whose content is known from the
@@ -15,7 +21,7 @@ const maxAliasNodes = 10_000;
 export class SourceFile {
   readonly file: string;
   readonly text: string;
-  readonly #lines = new LineCounter();
+  #lines: LineCounter | undefined;
   #documents: Document.Parsed[] | undefined;
 
   constructor(file: string, text: string) {
@@ -26,10 +32,26 @@ export class SourceFile {
   /** @throws RangeError for nesting so deep that the parser's stack ends */
   documents(): Document.Parsed[] {
     if (!this.#documents) {
-      const parsed = parseAllDocuments(this.text, { version: "1.2", schema: "core", uniqueKeys: true, lineCounter: this.#lines, prettyErrors: false });
+      this.#lines = new (yaml().LineCounter)();
+      const parsed = yaml().parseAllDocuments(this.text, { version: "1.2", schema: "core", uniqueKeys: true, lineCounter: this.#lines, prettyErrors: false });
       this.#documents = Array.isArray(parsed) ? (parsed as Document.Parsed[]) : [];
     }
     return this.#documents;
+  }
+
+  /**
+   * The value of a text that is one plain document, read by the faster of two parsers (docs/decisions/006); undefined where it holds
+   * an anchor, a tag, several documents or a mistake: what is not plain, `yaml` judges.
+   */
+  plainValue(): { readonly value: unknown } | undefined {
+    if (notPlain.test(this.text)) return undefined;
+    const { loadAll, CORE_SCHEMA } = jsYaml();
+    try {
+      const values = loadAll(this.text, { schema: CORE_SCHEMA });
+      return values.length === 1 ? { value: values[0] } : undefined;
+    } catch {
+      return undefined;
+    }
   }
 
   /** The plain value of a document. @throws ReferenceError when its aliases expand too far or run in a circle */
@@ -46,7 +68,7 @@ export class SourceFile {
 
   atOffset(offset: number, length: number, what: DiagnosticWords): Diagnostic {
     this.documents();
-    const { line, col } = this.#lines.linePos(Math.min(offset, this.text.length));
+    const { line, col } = (this.#lines as LineCounter).linePos(Math.min(offset, this.text.length));
     const safeLine = Math.max(1, line);
     const source = this.lineText(safeLine);
     const column = Math.max(1, Math.min(col, source.length + 1));
@@ -55,13 +77,14 @@ export class SourceFile {
 
   /** The text of a line, counted from 1, without its end; empty beyond the file. */
   lineText(line: number): string {
-    const start = this.#lines.lineStarts[line - 1];
+    const start = this.#lines?.lineStarts[line - 1];
     if (start === undefined) return "";
     const end = this.text.indexOf("\n", start);
     return redacted(this.text.slice(start, end < 0 ? undefined : end).replace(/\r$/, ""));
   }
 
   #find(pointer: Pointer, document: number, atKey: boolean): Node | undefined {
+    const { isAlias, isMap, isPair, isScalar, isSeq } = yaml();
     let node: unknown = this.documents()[document]?.contents;
     let found = node as Node | undefined;
     for (const [i, step] of pointer.entries()) {

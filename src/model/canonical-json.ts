@@ -1,20 +1,32 @@
 /**
  * JSON with sorted keys and no spaces, so that equal values have equal bytes: what hashes and comparisons stand on.
- * `undefined` members are left out, as JSON.stringify does.
+ * `undefined` members are left out, as JSON.stringify does. What is in order already, as decoded specs are, is not copied.
  */
 export function canonicalJson(value: unknown): string {
-  if (value === null || typeof value !== "object") return JSON.stringify(value) ?? "null";
+  return JSON.stringify(isOrdered(value) ? value : ordered(value)) ?? "null";
+}
+
+function isOrdered(value: unknown): boolean {
+  if (value === null || typeof value !== "object") return true;
   if (Array.isArray(value)) {
-    let text = "[";
-    for (let i = 0; i < value.length; i++) text += (i === 0 ? "" : ",") + canonicalJson(value[i]);
-    return `${text}]`;
+    for (const item of value) if (!isOrdered(item)) return false;
+    return true;
   }
+  let previous = "";
+  for (const key in value) {
+    if (key < previous || !isOrdered((value as Record<string, unknown>)[key])) return false;
+    previous = key;
+  }
+  return true;
+}
+
+function ordered(value: unknown): unknown {
+  if (value === null || typeof value !== "object") return value;
+  if (Array.isArray(value)) return value.map(ordered);
   const object = value as Record<string, unknown>;
-  let text = "{";
-  for (const key of Object.keys(object).sort()) {
-    const member = object[key];
-    if (member === undefined) continue;
-    text += `${text.length === 1 ? "" : ","}${JSON.stringify(key)}:${canonicalJson(member)}`;
-  }
-  return `${text}}`;
+  return Object.fromEntries(
+    Object.keys(object)
+      .sort()
+      .map((key) => [key, ordered(object[key])]),
+  );
 }

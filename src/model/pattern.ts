@@ -32,7 +32,11 @@ export function patternOf(text: string): Pattern {
   return pattern;
 }
 
+/** Most patterns are plain paths of plain letters, and a fleet has thousands of them. */
+const plainPath = /^(?:\/[A-Za-z0-9_-][A-Za-z0-9_ .-]*){1,64}$/;
+
 function read(written: string): Pattern | string {
+  if (written.length <= 4096 && plainPath.test(written)) return literal(written, written);
   const text = written.normalize("NFC");
   if (!text.startsWith("/")) return 'it must begin with "/"';
   if (text.length > 4096) return "it is longer than 4096 characters";
@@ -48,7 +52,7 @@ function read(written: string): Pattern | string {
   const wildcard = text.search(/[*?{]/);
   if (wildcard < 0) {
     if (text.includes("}")) return 'it has a "}" without a "{"';
-    return { text: written, prefix: text, isLiteral: true, matches: (path) => path === text };
+    return literal(written, text);
   }
   const prefix = text.slice(0, wildcard);
   if (text === `${prefix}*` && prefix.endsWith("/")) {
@@ -68,6 +72,10 @@ function read(written: string): Pattern | string {
       return globs.some((glob) => matchesSegments(glob, names));
     },
   };
+}
+
+function literal(text: string, path: string): Pattern {
+  return { text, prefix: path, isLiteral: true, matches: (other) => other === path };
 }
 
 /** `{a,b}` as the list of patterns without braces; at most 256 of them, so that `{a,b}{a,b}…` cannot explode. */

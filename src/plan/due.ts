@@ -25,12 +25,11 @@ export type Decision =
   | { readonly kind: "deferred"; readonly export: DeferredExport }
   | { readonly kind: "skipped"; readonly export: SkippedExport };
 
-/** Whether the latest fire time of a protection runs now, waits, or never runs; undefined when none is open. */
-export function decide(member: Member, begins: boolean, context: DueContext): Decision | undefined {
+/** `key` is that of the protection. Whether the latest fire time of a protection runs now, waits, or never runs; undefined when none is open. */
+export function decide(key: string, member: Member, begins: boolean, context: DueContext): Decision | undefined {
   const { schedule } = member;
   if (!member.vm || context.isSuspended(schedule.name)) return undefined;
   const nowMs = epochMsOf(context.now);
-  const key = protectionKey(schedule.name, member.provider, member.identity);
   const times = fireTimes(schedule.cron, schedule.timezone);
   const runs = context.runs.get(key) ?? [];
   const fireTimeMs = begins

@@ -41,6 +41,8 @@ export function protectionKey(schedule: string, provider: string, identity: stri
 export function membership(desired: DesiredState, vms: readonly ObservedVm[], recorded: readonly RecordedProtection[]): Membership {
   const candidates = candidatesOf(vms, recorded);
   const pathOf = (candidate: Candidate): string => candidate.path;
+  const firstAt = new Map<string, number>();
+  for (const [i, { path }] of candidates.entries()) if (path !== candidates[i - 1]?.path) firstAt.set(path, i);
   const members = new Map<string, Member>();
   const unmatched: { address: string; pattern: string }[] = [];
   const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
@@ -64,10 +66,17 @@ export function membership(desired: DesiredState, vms: readonly ObservedVm[], re
       ...(rpo === undefined ? {} : { rpoMs: rpo }),
     });
   };
+  const named = (path: string): Candidate[] => {
+    const first = firstAt.get(path);
+    let end = first ?? 0;
+    while (candidates[end]?.path === path) end++;
+    return first === undefined ? [] : candidates.slice(first, end);
+  };
   const policyValues = new Map<string, { readonly priority?: number; readonly rpoMs?: number }>();
   const match = (patterns: readonly string[], address: string, each: (candidate: Candidate) => void): void => {
     for (const text of patterns) {
-      const found = select(patternOf(text), candidates, pathOf);
+      const pattern = patternOf(text);
+      const found = pattern.isLiteral ? named(pattern.prefix) : select(pattern, candidates, pathOf);
       if (!found.some(({ vm }) => vm !== undefined)) unmatched.push({ address, pattern: text });
       for (const candidate of found) each(candidate);
     }

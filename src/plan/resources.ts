@@ -16,22 +16,24 @@ export function resourcesOf(desired: DesiredState): DesiredResource[] {
   const list = (
     resource: ResourceKind,
     items: readonly { readonly name: string; readonly origin: Origin }[],
-    without: readonly string[] = [],
+    without: Readonly<Record<string, undefined>> = {},
   ): DesiredResource[] =>
-    items.map((item) => {
-      const spec: Record<string, unknown> = { ...item };
-      for (const key of ["origin", "name", ...without]) delete spec[key];
-      return { address: `${resource}.${item.name}`, resource, name: item.name, spec: canonicalJson(spec), file: item.origin.file };
-    });
+    items.map((item) => ({
+      address: `${resource}.${item.name}`,
+      resource,
+      name: item.name,
+      spec: canonicalJson({ ...item, name: undefined, origin: undefined, ...without }),
+      file: item.origin.file,
+    }));
   return [
     ...list(
       "destination",
       desired.destinations.filter((destination) => !destination.inline),
-      ["inline"],
+      { inline: undefined },
     ),
     ...list("notifier", desired.notifiers),
     ...list("policy", desired.policies),
-    ...list("provider", desired.providers, ["path"]),
+    ...list("provider", desired.providers, { path: undefined }),
     ...list("schedule", desired.schedules),
   ];
 }

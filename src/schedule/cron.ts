@@ -45,6 +45,7 @@ export function cronProblem(expression: string): CronProblem | undefined {
 
 /** True where both day fields are set, which cron joins by OR: a frequent surprise. */
 export function setsBothDayFields(expression: string): boolean {
+  if (expression.endsWith(" * * *")) return false;
   const [, , day, , weekday] = expression.trim().split(/\s+/);
   return day !== undefined && weekday !== undefined && !day.startsWith("*") && !weekday.startsWith("*");
 }
@@ -95,15 +96,17 @@ function read(expression: string): Fields | CronProblem {
   const { day, month, dayOfWeek } = pattern;
   const anyDay = parts[2]?.startsWith("*") ?? false;
   const anyWeekday = parts[4]?.startsWith("*") ?? false;
+  const everyDay = parts[2] === "*" && parts[3] === "*" && parts[4] === "*";
   const fields: Fields = {
     realHours: /^\*(\/\d+)?$/.test(parts[1] ?? ""),
     minutes: set(pattern.minute),
     hours: set(pattern.hour),
     matchesDay(wallDay) {
-      const at = fieldsOf(wallDay);
-      if (!month[at.month - 1]) return false;
-      const byDay = Boolean(day[at.day - 1]);
-      const byWeekday = Boolean(dayOfWeek[at.weekday]);
+      if (everyDay) return true;
+      const date = new Date(wallDay);
+      if (!month[date.getUTCMonth()]) return false;
+      const byDay = Boolean(day[date.getUTCDate() - 1]);
+      const byWeekday = Boolean(dayOfWeek[date.getUTCDay()]);
       return anyDay || anyWeekday ? byDay && byWeekday : byDay || byWeekday;
     },
   };
@@ -111,15 +114,23 @@ function read(expression: string): Fields | CronProblem {
 }
 
 function walkOf(fields: Fields, zone: string): FireTimes {
-  const next = fields.realHours ? (at: number) => nextReal(fields, zone, at) : (at: number) => nextFixed(fields, zone, at);
+  // two neighbouring fire times: who asks about one instant asks for what lies before and behind it
+  let [from, to] = [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY];
+  const next = (at: number): number => {
+    if (at >= from && at < to) return to;
+    return fields.realHours ? nextReal(fields, zone, at) : nextFixed(fields, zone, at);
+  };
   let gap: number | undefined;
   return {
     next,
     latest(epochMs) {
+      if (epochMs >= from && epochMs < to) return from;
       for (const back of [hourMs, dayMs, 8 * dayMs, 32 * dayMs, 370 * dayMs, horizonDays * dayMs]) {
         let found = next(epochMs - back);
         if (found > epochMs) continue;
-        for (let later = next(found); later <= epochMs; later = next(found)) found = later;
+        let later = next(found);
+        for (; later <= epochMs; later = next(found)) found = later;
+        [from, to] = [found, later];
         return found;
       }
       throw new Error("a cron expression fires at least once in eight years");

@@ -117,17 +117,18 @@ export class Configuration {
 }
 
 function protectionOf(row: ProtectionRow): RecordedProtection {
-  return {
+  const protection: { -readonly [Key in keyof RecordedProtection]: RecordedProtection[Key] } = {
     schedule: row.schedule,
     provider: row.provider,
     identity: row.identity,
     vmPath: row.vm_path as VmPath,
     state: row.state,
     effectiveSince: row.effective_since as Instant,
-    ...(row.handled_until === null ? {} : { handledUntil: row.handled_until as Instant }),
-    ...(row.last_success_at === null ? {} : { lastSuccessAt: row.last_success_at as Instant }),
-    ...(row.last_duration_ms === null ? {} : { lastDurationMs: row.last_duration_ms }),
-    ...(row.last_read_bytes === null ? {} : { lastReadBytes: row.last_read_bytes }),
-    ...(row.last_stored_bytes === null ? {} : { lastStoredBytes: row.last_stored_bytes }),
   };
+  if (row.handled_until !== null) protection.handledUntil = row.handled_until as Instant;
+  if (row.last_success_at !== null) protection.lastSuccessAt = row.last_success_at as Instant;
+  if (row.last_duration_ms !== null) protection.lastDurationMs = row.last_duration_ms;
+  if (row.last_read_bytes !== null) protection.lastReadBytes = row.last_read_bytes;
+  if (row.last_stored_bytes !== null) protection.lastStoredBytes = row.last_stored_bytes;
+  return protection;
 }

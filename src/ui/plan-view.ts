@@ -1,10 +1,12 @@
-import { diffArrays } from "diff";
 import { formatBytes } from "../model/bytes.ts";
 import { formatDuration } from "../model/duration.ts";
 import type { Instant } from "../model/instant.ts";
+import { lazily } from "../model/lazily.ts";
 import type { Change, DueExport, Plan } from "../plan/plan.ts";
 import { printable, type Style } from "./style.ts";
 import { formatTime } from "./times.ts";
+
+const diff = lazily<typeof import("diff")>("diff");
 
 export interface PlanViewOptions {
   readonly style: Style;
@@ -109,7 +111,8 @@ function valueText(value: unknown): string {
 function listDiff(before: readonly unknown[], after: readonly unknown[]): string {
   const text = (values: readonly unknown[]): string[] => values.map((value) => (typeof value === "string" ? value : JSON.stringify(value)));
   return (
-    diffArrays(text(before), text(after))
+    diff()
+      .diffArrays(text(before), text(after))
       .flatMap((part) => part.value.map((value) => (part.added ? `+${value}` : part.removed ? `-${value}` : value)))
       .join("  ") || "(none)"
   );

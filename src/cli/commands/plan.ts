@@ -101,6 +101,7 @@ export function checkTargets(targets: readonly string[]): void {
 
 /** A target that names nothing would make an empty plan look like good news. */
 export function refuseUnknownAddresses(targets: readonly string[], made: Plan, desired: DesiredState): void {
+  if (!targets.some((target) => !target.startsWith("/"))) return;
   const known = new Set([...resourcesOf(desired).map(({ address }) => address), ...made.changes.map(({ address }) => address)]);
   for (const target of targets) {
     if (target.startsWith("/") || known.has(target)) continue;

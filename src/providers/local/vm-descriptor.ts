@@ -1,8 +1,10 @@
 import { readFileSync, statSync } from "node:fs";
 import { basename } from "node:path";
-import { XMLParser } from "fast-xml-parser";
 import { HypersdkError } from "../../model/errors.ts";
+import { lazily } from "../../model/lazily.ts";
 import { readSlice } from "./read-slice.ts";
+
+const xml = lazily<typeof import("fast-xml-parser")>("fast-xml-parser");
 
 /** What a `.vmx` or `.ovf` says of its VM. */
 export interface VmDescriptor {
@@ -68,7 +70,13 @@ function readOvf(file: string, text: string): VmDescriptor {
   let envelope: Xml;
   try {
     // no entities are expanded and no external ones are known: a hostile file stays small
-    const parser = new XMLParser({ ignoreAttributes: false, removeNSPrefix: true, attributeNamePrefix: "@", processEntities: false, parseTagValue: false });
+    const parser = new (xml().XMLParser)({
+      ignoreAttributes: false,
+      removeNSPrefix: true,
+      attributeNamePrefix: "@",
+      processEntities: false,
+      parseTagValue: false,
+    });
     envelope = ((parser.parse(text) as Xml)["Envelope"] ?? {}) as Xml;
   } catch (error) {
     throw new HypersdkError("ImageDamaged", `${file} is no XML`, { cause: error });
