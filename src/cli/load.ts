@@ -10,6 +10,7 @@ import { checkOut, insideOf } from "../git/remote.ts";
 import { findTop, readWorkTree, revisionOf } from "../git/work-tree.ts";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
 import type { Revision } from "../plan/plan.ts";
+import { ProcessLock } from "../state/process-lock.ts";
 import { toolVersion } from "./compose.ts";
 
 /** Options that say where the desired state is. */
@@ -76,18 +77,24 @@ async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.Proc
   const home = join(env["XDG_STATE_HOME"] ?? join(homedir(), ".local", "state"), "hypersdk", id);
   const checkout = join(home, "checkout");
   const ref = options.ref ?? options.branch ?? "HEAD";
-  await checkOut({ url: repo, ref }, checkout, env);
-  const folder = path === "" ? checkout : insideOf(checkout, path);
-  if (!existsSync(folder)) throw new HypersdkError("SourceUnavailable", `the repository has no folder ${JSON.stringify(path)}`);
-  const access: Access = {
-    checkout: realpathSync(checkout),
-    env: [...(options.allowEnv ?? []), ...listOf(env["HYPERSDK_ALLOW_ENV"])],
-    paths: [...(options.allowPath ?? []), ...listOf(env["HYPERSDK_ALLOW_PATH"])].map((each) => resolve(cwd, each)),
-  };
-  const tree = await readWorkTree(access.checkout, path === "" ? "" : path.replace(/^\.?\/|\/$/g, ""), env);
-  const listed = tree.files.map((file): Listed => ({ file, path: join(access.checkout, file), wasNamed: false }));
-  const revision = { ...tree.revision, branch: options.ref === undefined ? (options.branch ?? null) : null, dirty: false };
-  return build(listed, revision, statePathOf(options, env, cwd) ?? join(home, "state.db"), access.checkout, access, env);
+  // the files are read before the next process may fetch another revision
+  const lock = ProcessLock.enter(home, 300_000);
+  try {
+    await checkOut({ url: repo, ref }, checkout, env);
+    const folder = path === "" ? checkout : insideOf(checkout, path);
+    if (!existsSync(folder)) throw new HypersdkError("SourceUnavailable", `the repository has no folder ${JSON.stringify(path)}`);
+    const access: Access = {
+      checkout: realpathSync(checkout),
+      env: [...(options.allowEnv ?? []), ...listOf(env["HYPERSDK_ALLOW_ENV"])],
+      paths: [...(options.allowPath ?? []), ...listOf(env["HYPERSDK_ALLOW_PATH"])].map((each) => resolve(cwd, each)),
+    };
+    const tree = await readWorkTree(access.checkout, path === "" ? "" : path.replace(/^\.?\/|\/$/g, ""), env);
+    const listed = tree.files.map((file): Listed => ({ file, path: join(access.checkout, file), wasNamed: false }));
+    const revision = { ...tree.revision, branch: options.ref === undefined ? (options.branch ?? null) : null, dirty: false };
+    return build(listed, revision, statePathOf(options, env, cwd) ?? join(home, "state.db"), access.checkout, access, env);
+  } finally {
+    lock.leave();
+  }
 }
 
 function build(

@@ -37,7 +37,10 @@ async function main(argv: string[]): Promise<number> {
   }
 }
 
-/** `HYPERSDK_ARGS` before every command's own arguments, `HYPERSDK_ARGS_plan` before those of plan. */
+/**
+ * `HYPERSDK_ARGS` before every command's own arguments, `HYPERSDK_ARGS_plan` before those of plan. In `apply --auto-approve FILE`
+ * the file is the plan, not the flag's value.
+ */
 function withEnvironmentArgs(argv: readonly string[], env: NodeJS.ProcessEnv): string[] {
   const at = argv.findIndex((word) => !word.startsWith("-"));
   const command = argv[at];
@@ -46,7 +49,8 @@ function withEnvironmentArgs(argv: readonly string[], env: NodeJS.ProcessEnv): s
     [...(text ?? "").matchAll(/"([^"]*)"|'([^']*)'|(\S+)/g)].map((match) => match[1] ?? match[2] ?? match[3] ?? "");
   // of a group such as `state` the command is the word behind it
   const last = ["state", "image", "audit", "lock", "schedule"].includes(command) ? at + 1 : at;
-  return [...argv.slice(0, last + 1), ...words(env["HYPERSDK_ARGS"]), ...words(env[`HYPERSDK_ARGS_${command}`]), ...argv.slice(last + 1)];
+  const args = [...argv.slice(0, last + 1), ...words(env["HYPERSDK_ARGS"]), ...words(env[`HYPERSDK_ARGS_${command}`]), ...argv.slice(last + 1)];
+  return command === "apply" ? args.map((word, i) => (word === "--auto-approve" && !/^(all|safe)$/.test(args[i + 1] ?? "") ? `${word}=all` : word)) : args;
 }
 
 function usage(error: CommanderError, io: Io): number {
@@ -54,6 +58,7 @@ function usage(error: CommanderError, io: Io): number {
   if (error.exitCode === 0) return exitCodes.done;
   // a group without its command: its help has been printed
   if (error.code === "commander.help") return exitCodes.usage;
+  if (io.json) io.result("error", { code: "Usage", message: error.message.replace(/^error: /, ""), hint: null, diagnostics: [] });
   io.err(`${io.errStyle.red("error")}: ${error.message.replace(/^error: /, "")}\n`);
   io.err("       hypersdk --help, or hypersdk COMMAND --help, says what there is\n");
   return exitCodes.usage;
@@ -85,6 +90,7 @@ function bug(error: unknown, io: Io, args: readonly string[]): number {
   } catch {
     where = "";
   }
+  if (io.json) io.result("error", { code: "Bug", message: error instanceof Error ? error.message : String(error), hint: where || null, diagnostics: [] });
   io.err(
     `${io.errStyle.red("this is a bug in hypersdk")}: ${error instanceof Error ? error.message : String(error)}\n${where ? `       a report was written to ${where}\n` : ""}`,
   );

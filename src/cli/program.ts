@@ -69,7 +69,7 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
       ),
     ),
   )
-    .option("--out <file>", "save the plan for apply")
+    .option("-o, --out <file>", "save the plan for apply")
     .option("--detailed-exitcode", "exit 2 where there is a difference; due exports alone are none")
     .option("--at <time>", "the plan as of another time, such as 2026-12-01T02:00:00Z")
     .option("--offline", "reach no provider and no destination, as in a pull request")

@@ -12,7 +12,7 @@ import type {
 import { nearestName } from "../model/nearest.ts";
 import { parseVmPath, type VmPath } from "../model/vm-path.ts";
 import { type Access, checkAccess } from "./access.ts";
-import { decodeSchedule } from "./decode-schedule.ts";
+import { complainAboutSchedule, decodeSchedule } from "./decode-schedule.ts";
 import { alertsOf, durationOf, patternsOf, priorityOf } from "./decode-values.ts";
 import { parseDestinationUrl } from "./destination-url.ts";
 import { type Diagnostic, sortDiagnostics } from "./diagnostic.ts";
@@ -64,7 +64,7 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
   });
 
   const broken = (section: Section): Set<string> =>
-    new Set(files.flatMap(({ fragment }) => fragment.broken.filter((each) => each.section === section).map(({ name }) => name)));
+    new Set(files.flatMap(({ fragment }) => fragment.broken.filter((each) => each.section === section).map(({ value }) => String(value["name"]))));
   const byName = new Map(destinations.map((destination) => [destination.name, destination]));
   const schedules = unique(items("schedules"), "schedule", report).flatMap((item): ScheduleSpec[] => {
     const schedule = decodeSchedule(item, defaults, report, later);
@@ -75,6 +75,9 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     }
     return schedule ? [schedule] : [];
   });
+  for (const { file, fragment } of files)
+    for (const item of fragment.broken)
+      if (item.section === "schedules") complainAboutSchedule({ ...item, origin: { file, document: item.document, pointer: item.pointer } }, defaults, report);
   const policies = unique(items("policies"), "policy", report).map((item) => decodePolicy(item.value, item.origin, report, later));
   const renames = items("renames").flatMap(({ value, origin }): RenameSpec[] => {
     const vm = vmPathOf(value["vm"] as string, origin, "vm", report);
@@ -84,12 +87,14 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
 
   checkReferences(schedules, policies, new Set([...items("schedules").map((item) => String(item.value["name"])), ...broken("schedules")]), report);
   if (access) checkAccess(files, folders, providers, [...byName.values()], access, report);
+  const usesDefaultProvider = providers.length === 0 && schedules.length > 0;
+  const allProviders = usesDefaultProvider ? [defaultProvider(schedules[0] as ScheduleSpec, folders)] : named(providers);
+  checkPlaces(allProviders, [...byName.values()], report);
+  if (usesDefaultProvider && access) checkAccess([], folders, allProviders, [], access, report);
   const fromFiles = files.flatMap(({ fragment }) => fragment.diagnostics);
   const hasErrors = [...report.diagnostics, ...fromFiles].some(({ severity }) => severity === "error");
-  const named = <T extends { readonly name: string }>(list: readonly T[]): T[] => [...list].sort((a, b) => (a.name < b.name ? -1 : 1));
-  const usesDefaultProvider = providers.length === 0 && schedules.length > 0;
   const desired: DesiredState = {
-    providers: usesDefaultProvider ? [defaultProvider(schedules[0] as ScheduleSpec, folders)] : named(providers),
+    providers: allProviders,
     destinations: named([...byName.values()]),
     notifiers: named(notifiers),
     schedules: named(schedules),
@@ -98,7 +103,6 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     concurrency: (defaults["concurrency"] as number | undefined) ?? 4,
     notAvailable,
   };
-  if (usesDefaultProvider && access) checkAccess([], folders, desired.providers, [], access, report);
   if (!hasErrors) reportFindings(desired, report);
   const diagnostics = sortDiagnostics([...fromFiles, ...report.withoutIgnored()]);
   return {
@@ -106,6 +110,26 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     diagnostics,
     ignoredDocuments: files.reduce((sum, { fragment }) => sum + fragment.ignoredDocuments, 0),
   };
+}
+
+function named<T extends { readonly name: string }>(list: readonly T[]): T[] {
+  return [...list].sort((a, b) => (a.name < b.name ? -1 : 1));
+}
+
+/** Exports below a local provider would be machines of its next inventory, and be exported in turn. */
+function checkPlaces(providers: readonly ProviderSpec[], destinations: readonly DestinationSpec[], report: Report): void {
+  for (const destination of destinations) {
+    const path = destination.url.startsWith("file://") ? destination.url.slice("file://".length) : undefined;
+    const around = path === undefined ? undefined : providers.find((each) => each.type === "local" && (path === each.path || path.startsWith(`${each.path}/`)));
+    if (around)
+      report.error(
+        "HSE025",
+        destination.origin,
+        destination.inline ? [] : ["url"],
+        `the destination lies inside the folder of provider ${around.name}`,
+        "its exports would be taken for machines; name a folder outside",
+      );
+  }
 }
 
 /** With no `providers` at all, VMs come from the folder `machines` beside the first file that has a schedule. */

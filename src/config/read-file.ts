@@ -1,6 +1,6 @@
 import type { Document } from "yaml";
 import type { Diagnostic } from "./diagnostic.ts";
-import { shapeProblems } from "./schema.ts";
+import { type ShapeProblem, shapeProblems } from "./schema.ts";
 import { type DiagnosticWords, maxFileBytes, SourceFile } from "./source-file.ts";
 import { scheduleFromVmBackup } from "./vm-backup.ts";
 
@@ -23,8 +23,8 @@ export interface Fragment {
   readonly defaults: readonly { readonly value: Readonly<Record<string, unknown>>; readonly document: number }[];
   /** Top-level keys that have no effect in this version. */
   readonly later: readonly { readonly key: string; readonly document: number }[];
-  /** Names of entries whose shape is wrong: known, so that what refers to them is not a second error. */
-  readonly broken: readonly { readonly section: Section; readonly name: string }[];
+  /** Entries whose shape is wrong, without the fields that are: known, so that what refers to them is not a second error. */
+  readonly broken: readonly RawItem[];
   /** Documents of other programs. */
   readonly ignoredDocuments: number;
   readonly diagnostics: readonly Diagnostic[];
@@ -75,7 +75,7 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
   const items: RawItem[] = [];
   const defaults: { value: Record<string, unknown>; document: number }[] = [];
   const later: { key: string; document: number }[] = [];
-  const broken: { section: Section; name: string }[] = [];
+  const broken: RawItem[] = [];
   let ignoredDocuments = 0;
   try {
     const plain = source.plainValue();
@@ -165,7 +165,7 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
       if (isWrong(section)) continue;
       const entries = (value[section] ?? []) as Record<string, unknown>[];
       for (const [i, entry] of entries.entries()) {
-        if (isWrong(section, i)) broken.push({ section, name: String(entry?.["name"]) });
+        if (isWrong(section, i)) broken.push({ section, value: soundPartOf(entry, section, i, problems), document: index, pointer: [section, i] });
         else items.push({ section, value: entry, document: index, pointer: [section, i] });
       }
     }
@@ -180,6 +180,13 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
     if (problems.length > 0) return;
     items.push({ section: "schedules", value: scheduleFromVmBackup(value), document: index, pointer: ["spec"], isVmBackup: true });
   }
+}
+
+/** An entry without the fields whose shape is wrong. */
+function soundPartOf(entry: unknown, section: Section, i: number, problems: readonly ShapeProblem[]): Record<string, unknown> {
+  if (!isMapping(entry)) return {};
+  const wrong = new Set(problems.filter(({ pointer }) => pointer[0] === section && pointer[1] === i).map(({ pointer }) => pointer[2]));
+  return Object.fromEntries(Object.entries(entry).filter(([key]) => !wrong.has(key)));
 }
 
 function isMapping(value: unknown): value is Record<string, unknown> {

@@ -141,9 +141,11 @@ export function fileError(path: string, error: unknown): unknown {
     case "ENOTDIR":
     case "ELOOP":
     case "EIO":
+      return new HypersdkError("DestinationUnreachable", `cannot write ${path}: ${errnoOf(error)}`, details);
+    // no second attempt would go better
     case "EFBIG":
     case "ENAMETOOLONG":
-      return new HypersdkError("DestinationUnreachable", `cannot write ${path}: ${errnoOf(error)}`, details);
+      return new HypersdkError("Failed", `cannot write ${path}: ${errnoOf(error)}`, details);
     default:
       return error;
   }

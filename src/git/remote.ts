@@ -1,4 +1,4 @@
-import { mkdirSync } from "node:fs";
+import { mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { HypersdkError } from "../model/errors.ts";
 import { gitError, gitIn } from "./git.ts";
@@ -11,12 +11,13 @@ export interface RemoteSource {
 
 /**
  * Fetches one revision into `folder` and checks it out, over whatever was there: a force-push or a revert is an ordinary next
- * state. Neither URL nor ref can become an option of git.
+ * state. The caller sees to it that nobody else works in `folder`. Neither URL nor ref can become an option of git.
  */
 export async function checkOut({ url, ref }: RemoteSource, folder: string, env: NodeJS.ProcessEnv): Promise<void> {
   refuseUrl(url);
   refuseRef(ref);
   mkdirSync(folder, { recursive: true, mode: 0o700 });
+  removeStaleLocks(folder);
   const git = gitIn(folder, env);
   await git.raw(["init", "--quiet"]).catch((error: unknown) => Promise.reject(gitError(`cannot make the checkout ${folder}`, error)));
   try {
@@ -39,6 +40,11 @@ export async function checkOut({ url, ref }: RemoteSource, folder: string, env: 
   } catch (error) {
     throw gitError(`cannot check out ${ref}`, error);
   }
+}
+
+/** What a git that was killed left behind would stop the next one for ever. */
+function removeStaleLocks(folder: string): void {
+  for (const name of ["index.lock", "shallow.lock", "HEAD.lock", "config.lock", "packed-refs.lock"]) rmSync(join(folder, ".git", name), { force: true });
 }
 
 function refuseUrl(url: string): void {

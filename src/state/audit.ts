@@ -28,11 +28,13 @@ export class AuditLog {
   readonly #db: Db;
   readonly #last;
   readonly #insert;
+  readonly #setHead;
 
   constructor(db: Db) {
     this.#db = db;
     this.#last = db.prepare<[], { seq: number; hash: string }>("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1");
     this.#insert = db.prepare("INSERT INTO events (seq, at, type, subject, detail, commit_id, author, previous, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    this.#setHead = db.prepare("INSERT INTO meta (key, value) VALUES ('audit_head', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value");
   }
 
   /** Inside the transaction of what it tells of. */
@@ -41,7 +43,10 @@ export class AuditLog {
     const seq = (last?.seq ?? 0) + 1;
     const previous = last?.hash ?? genesis;
     const text = canonicalJson(detail);
-    this.#insert.run(seq, at, type, subject, text, commit, author, previous, hashOf([seq, at, type, subject, text, commit, author, previous]));
+    const hash = hashOf([seq, at, type, subject, text, commit, author, previous]);
+    this.#insert.run(seq, at, type, subject, text, commit, author, previous, hash);
+    // the chain alone would not miss its last row
+    this.#setHead.run(hash);
   }
 
   /** Newest first. */
@@ -52,7 +57,7 @@ export class AuditLog {
     return rows.map((row) => ({ ...row, detail: JSON.parse(row.detail) as unknown }));
   }
 
-  /** Walks the chain. @returns how many rows hold, and the first that does not */
+  /** Walks the chain. @returns how many rows hold, and the first that does not or is missing */
   verify(): { readonly rows: number; readonly brokenAt: number | undefined; readonly head: string } {
     let previous = genesis;
     let rows = 0;
@@ -63,7 +68,8 @@ export class AuditLog {
       previous = expected;
       rows++;
     }
-    return { rows, brokenAt: undefined, head: previous };
+    const head = this.#db.prepare("SELECT value FROM meta WHERE key = 'audit_head'").pluck().get() as string | undefined;
+    return { rows, brokenAt: (head ?? genesis) === previous ? undefined : rows + 1, head: previous };
   }
 }
 

@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, statSync } from "node:fs";
+import { accessSync, constants, existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import { umask } from "node:process";
 import Database from "better-sqlite3";
@@ -24,7 +24,7 @@ export function openDatabase(path: string, mode: "read" | "write"): Db {
     const before = umask(0o077);
     let db: Db;
     try {
-      db = new Database(path, { fileMustExist: mode === "read", timeout: 10_000 });
+      db = mode === "read" && !isWritable(dirname(path)) ? openCopy(path) : new Database(path, { fileMustExist: mode === "read", timeout: 10_000 });
     } finally {
       umask(before);
     }
@@ -51,6 +51,34 @@ export function openDatabase(path: string, mode: "read" | "write"): Db {
       throw error;
     }
   });
+}
+
+/** SQLite needs its neighbour files even for reading; where they cannot be made, a copy in memory is read. */
+function openCopy(path: string): Db {
+  for (let attempt = 0; attempt < 5; attempt++) {
+    const wal = existsSync(`${path}-wal`) ? statSync(`${path}-wal`).size : 0;
+    if (wal > 0)
+      throw new HypersdkError("StateUnusable", `the folder of ${path} cannot be written, and a writer has not closed the state`, {
+        hint: "give this user the right to write the folder, or read a copy made with `hypersdk state backup`",
+      });
+    const before = statSync(path, { bigint: true });
+    const bytes = readFileSync(path);
+    const after = statSync(path, { bigint: true });
+    if (before.mtimeNs !== after.mtimeNs || before.size !== after.size) continue;
+    // bytes 18 and 19 say WAL; a database in memory has none
+    if (bytes.length > 20) bytes[18] = bytes[19] = 1;
+    return new Database(bytes);
+  }
+  throw new HypersdkError("StateUnusable", `the state file ${path} changes faster than it can be read`);
+}
+
+function isWritable(folder: string): boolean {
+  try {
+    accessSync(folder, constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function migrate(db: Db, version: number): void {

@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import Database from "better-sqlite3";
+import { HypersdkError } from "../model/errors.ts";
 
 /**
  * Proof that a process lives: an SQLite file of its own that it holds with `BEGIN EXCLUSIVE`. The kernel frees it however the
@@ -21,6 +22,28 @@ export class ProcessLock {
     const db = new Database(path, { timeout: 0 });
     db.exec("BEGIN EXCLUSIVE");
     return new ProcessLock(path, db);
+  }
+
+  /**
+   * One process at a time in a folder that is ours alone, such as a checkout. Waits for whoever is in it, blocking, since nothing
+   * else can be done meanwhile. @throws LockHeld after `timeoutMs`
+   */
+  static enter(folder: string, timeoutMs: number): ProcessLock {
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    const path = lockPath(folder, "in-use");
+    const db = new Database(path, { timeout: timeoutMs });
+    try {
+      db.exec("BEGIN EXCLUSIVE");
+    } catch (error) {
+      db.close();
+      throw new HypersdkError("LockHeld", `another process works in ${folder}`, { cause: error, hint: "wait until it has ended" });
+    }
+    return new ProcessLock(path, db);
+  }
+
+  /** Frees the lock and leaves its file, which another process may be waiting for. */
+  leave(): void {
+    this.#db.close();
   }
 
   release(): void {

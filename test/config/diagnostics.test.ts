@@ -9,6 +9,21 @@ const schedule = (lines: string): string =>
   `version: v2\nschedules:\n  - name: nightly\n    cron: "0 2 * * *"\n    vms: [/datacenter/vm/*]\n    destination: file:///srv/backups\n${lines}`;
 
 describe("an error", () => {
+  it("in one field does not hide those in the others of its entry", () => {
+    const broken = schedule("    priority: urgent\n    timezone: Europe/Berln\n    surprise: 1\n")
+      .replace("0 2 * * *", "0 25 * * *")
+      .replace("/datacenter/vm/*", "datacenter");
+    expect(codes(broken)).toEqual(["HSE015 4:11", "HSE009 5:11", "HSE009 7:15", "HSE016 8:15", "HSE006 9:5"]);
+  });
+
+  it("is a destination inside the folder that machines come from", () => {
+    const inside =
+      "version: v2\nproviders:\n  - {name: lab, type: local, path: ./machines}\ndestinations:\n  - {name: backups, url: file:./machines/exports}\n";
+    expect(codes(inside)).toEqual(["HSE025 5:26"]);
+    expect(codes(inside.replace("./machines/exports", "./machines-exports"))).toEqual([]);
+    expect(codes(smallest.replace("file:///srv/backups", "file:./machines"))).toEqual(["HSE025 6:18"]);
+  });
+
   it("points at the value, says why, and what was probably meant", () => {
     expect(
       complaints({

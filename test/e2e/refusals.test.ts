@@ -38,6 +38,12 @@ describe("bad input", () => {
     expect(ran.stderr).not.toContain("    at ");
   });
 
+  it("in usage is one JSON document with --json", async () => {
+    const ran = await hypersdk(workTree(local), ["plan", "--json", "--frobnicate"]);
+    expect(ran.code).toBe(64);
+    expect(result(ran.stdout)).toMatchObject({ type: "error", code: "Usage", message: expect.stringContaining("--frobnicate") as string });
+  });
+
   it("outside of any work tree says what to do", async () => {
     expect(await hypersdk(temporaryFolder(), ["plan"])).toMatchObject({ code: 10, stderr: expect.stringContaining("hypersdk init") as string });
   });
@@ -59,6 +65,16 @@ describe("bad input", () => {
 });
 
 describe("a saved plan", () => {
+  it("is not taken for the value of --auto-approve", async () => {
+    const folder = workTree(local);
+    machine(folder);
+    await hypersdk(folder, ["plan", "-o", "saved.json"]);
+    expect(await hypersdk(folder, ["apply", "--auto-approve", "saved.json"])).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining("1 export completed") as string,
+    });
+  });
+
   it("is carried out when nothing moved, and refused with what moved otherwise", async () => {
     const folder = workTree(local);
     machine(folder);
@@ -86,6 +102,34 @@ describe("a saved plan", () => {
     });
     writeFileSync(join(folder, "cut.json"), text.slice(0, 500));
     expect(await hypersdk(folder, ["show", "cut.json"])).toMatchObject({ code: 1, stderr: expect.stringContaining("is no JSON") as string });
+  });
+});
+
+describe("a state in a folder that cannot be written", () => {
+  it.skipIf(process.getuid?.() !== 0)("is read, and refused where something must be recorded", async () => {
+    const folder = workTree(local);
+    machine(folder);
+    mkdirSync(join(folder, "medium"));
+    execFileSync("mount", ["-t", "tmpfs", "-o", "size=20m", "tmpfs", join(folder, "medium")]);
+    onTestFinished(() => void execFileSync("umount", [join(folder, "medium")]));
+    const state = ["--state", "medium/state.db"];
+    expect(await hypersdk(folder, ["apply", "--auto-approve", ...state])).toMatchObject({ code: 0 });
+    execFileSync("mount", ["-o", "remount,ro", join(folder, "medium")]);
+    expect(await hypersdk(folder, ["plan", ...state])).toMatchObject({ code: 0, stdout: expect.stringContaining("Nothing to do") as string });
+    expect(await hypersdk(folder, ["status", ...state])).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["suspend", "nightly", ...state])).toMatchObject({ code: 1, stderr: expect.stringContaining("state.db") as string });
+  });
+});
+
+describe("a repository that several read at once", () => {
+  it("gives each a whole revision, and a killed git stops nobody", async () => {
+    const origin = workTree(local.replace("file:./exports", `file://${temporaryFolder()}`));
+    const home = temporaryFolder();
+    const plan = () => hypersdk(home, ["plan", "--repo", `file://${origin}`, "--path", ".", "--allow-path", "/"], { XDG_STATE_HOME: home });
+    for (const { code, stderr } of await Promise.all([plan(), plan(), plan(), plan()])) expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+    const [checkout] = readdirSync(join(home, "hypersdk")).map((id) => join(home, "hypersdk", id, "checkout"));
+    for (const name of ["index.lock", "shallow.lock"]) writeFileSync(join(checkout as string, ".git", name), "");
+    expect(await plan()).toMatchObject({ code: 0 });
   });
 });
 

@@ -43,7 +43,12 @@ describe("the state file", () => {
   });
 
   it("has an audit chain that shows a changed, a removed and an inserted row", () => {
-    for (const tamper of ["UPDATE events SET subject = 'x' WHERE seq = 2", "DELETE FROM events WHERE seq = 2", "UPDATE events SET seq = 9 WHERE seq = 3"]) {
+    for (const tamper of [
+      "UPDATE events SET subject = 'x' WHERE seq = 2",
+      "DELETE FROM events WHERE seq = 2",
+      "UPDATE events SET seq = 9 WHERE seq = 3",
+      "DELETE FROM events WHERE seq = 3",
+    ]) {
       const path = join(temporaryFolder(), "state.db");
       const state = State.openForWriting(path, random);
       for (const subject of ["a", "b", "c"]) state.writeUnlocked(() => state.audit.append(entry(subject)));

@@ -29,7 +29,7 @@ export function auditVerify(options: SourceOptions, io: Io): Promise<number> {
     const { rows, brokenAt, head } = state.audit.verify();
     if (io.json) io.result("audit-verify", { rows, brokenAt: brokenAt ?? null, head });
     else if (brokenAt === undefined) io.out(`the audit chain holds: ${rows} rows, head ${head.slice(0, 16)}\n`);
-    else io.out(`${io.style.red("the audit chain is broken")} at row ${brokenAt}: it or the one before was changed; ${rows} rows before it hold\n`);
+    else io.out(`${io.style.red("the audit chain is broken")} at row ${brokenAt}: it or the one before was changed or removed; ${rows} rows before it hold\n`);
     return brokenAt === undefined ? exitCodes.done : exitCodes.damaged;
   });
 }

@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import { decodePlanFile, type PlanFile } from "../../plan/plan-file.ts";
 import { renderPlan } from "../../ui/plan-view.ts";
@@ -18,6 +18,7 @@ export async function show(file: string, _options: object, io: Io): Promise<numb
 
 export function readPlanFile(path: string): PlanFile {
   try {
+    if (statSync(path).isFile() === false) throw new HypersdkError("PlanInvalid", `${path} is no file`);
     return decodePlanFile(path, readFileSync(path));
   } catch (error) {
     const errno = errnoOf(error);
