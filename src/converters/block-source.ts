@@ -12,7 +12,7 @@ export interface BlockSource {
   read(offset: number, into: Buffer): Promise<void>;
   /**
    * The data in disk order, each piece with its bytes; what is left out reads as zeros. For sources that are faster in one
-   * pass, or can be read only once. A piece's buffer is valid until the next one is asked for.
+   * pass, or can be read only once. A piece's buffer stays untouched until {@link piecesKept} more have been asked for.
    */
   pieces?(signal?: AbortSignal): AsyncIterable<Piece>;
   close(): Promise<void>;
@@ -34,15 +34,17 @@ export interface Piece {
 }
 
 const pieceBytes = 1 << 20;
-const readAhead = 2;
+const readAhead = 3;
+/** How many pieces may be asked for before the buffer of the first is used again: what is written behind lives on them. */
+export const piecesKept: number = 4;
 
-/** The data of a source in disk order, read ahead by two buffers of 1 MiB. */
+/** The data of a source in disk order, read ahead by three buffers of 1 MiB. */
 export async function* piecesOf(source: BlockSource, signal?: AbortSignal): AsyncGenerator<Piece> {
   if (source.pieces) {
     yield* source.pieces(signal);
     return;
   }
-  const buffers = Array.from({ length: readAhead + 1 }, () => Buffer.allocUnsafeSlow(pieceBytes));
+  const buffers = Array.from({ length: readAhead + 1 + piecesKept }, () => Buffer.allocUnsafeSlow(pieceBytes));
   const reading: { piece: Piece; done: Promise<void> }[] = [];
   let turn = 0;
   try {
@@ -77,9 +79,11 @@ async function* first(reading: { piece: Piece; done: Promise<void> }[]): AsyncGe
 
 const zeros = Buffer.alloc(pieceBytes);
 
-/** True when all of `data` is zero; `data` is at most 1 MiB. */
-export function isZero(data: Uint8Array): boolean {
-  return data.length === 0 || (data[0] === 0 && data[data.length - 1] === 0 && zeros.compare(data, 0, data.length, 0, data.length) === 0);
+/** True when the bytes from `from` to `to`, at most 1 MiB, are all zero. */
+export function isZero(data: Uint8Array, from: number = 0, to: number = data.length): boolean {
+  // most blocks of data give themselves away at once
+  if (to > from && (data[from] !== 0 || data[to - 1] !== 0 || data[(from + to) >> 1] !== 0)) return false;
+  return zeros.compare(data, from, to, 0, to - from) === 0;
 }
 
 /** The part of an extent inside a range, or undefined. */

@@ -2,8 +2,13 @@
 export interface DiskSink {
   /** The allocation unit: a block of zeros that is aligned to it need not be written. */
   readonly blockBytes: number;
-  /** `offset` is a multiple of `blockBytes`; so is the length, but at the end of the disk. */
+  /**
+   * `offset` is a multiple of `blockBytes`; so is the length, but at the end of the disk. `data` stays untouched until a later
+   * `settled` has resolved.
+   */
   write(offset: number, data: Buffer): Promise<void>;
+  /** Resolves when the buffers of everything written before the call are free. */
+  settled(): Promise<void>;
   /** Writes what is known last. The bytes are not safe before the file under it is finished. */
   finish(): Promise<void>;
 }

@@ -37,7 +37,7 @@ export async function writeImageFile(
     const { bytes } = await file.finish(options.durable);
     // somebody may have made it meanwhile
     refuseTarget(path, target, options);
-    await publish(partial, target);
+    await publish(partial, target, options.durable);
     return { bytes };
   } catch (error) {
     await file.abort();

@@ -1,5 +1,5 @@
 import { contentPieceBytes, TreeHash } from "../model/tree-hash.ts";
-import { type BlockSource, isZero, piecesOf } from "./block-source.ts";
+import { type BlockSource, isZero, piecesKept, piecesOf } from "./block-source.ts";
 import type { DiskSink } from "./disk-sink.ts";
 
 export interface PourOptions {
@@ -23,6 +23,7 @@ export interface Poured {
 export async function pour(source: BlockSource, sink: DiskSink, options: PourOptions = {}): Promise<Poured> {
   const hash = options.hashed ? new TreeHash(contentPieceBytes) : undefined;
   const blocks = new BlockAssembler(sink, source.sizeBytes);
+  const behind: Promise<void>[] = [];
   let readBytes = 0;
   let end = 0;
   for await (const { offset, data } of piecesOf(source, options.signal)) {
@@ -34,6 +35,9 @@ export async function pour(source: BlockSource, sink: DiskSink, options: PourOpt
     end = offset + data.length;
     readBytes += data.length;
     options.onRead?.(data.length);
+    behind.push(sink.settled());
+    behind.at(-1)?.catch(() => {});
+    if (behind.length >= piecesKept) await behind.shift();
   }
   hash?.updateZeros(source.sizeBytes - end);
   await blocks.flush();
@@ -46,7 +50,7 @@ class BlockAssembler {
   readonly #sink: DiskSink;
   readonly #sizeBytes: number;
   readonly #blockBytes: number;
-  readonly #open: Buffer;
+  #open: Buffer;
   #openAt = -1;
   writtenBytes = 0;
 
@@ -54,7 +58,7 @@ class BlockAssembler {
     this.#sink = sink;
     this.#sizeBytes = sizeBytes;
     this.#blockBytes = sink.blockBytes;
-    this.#open = Buffer.alloc(sink.blockBytes);
+    this.#open = Buffer.alloc(0);
   }
 
   async add(offset: number, data: Buffer): Promise<void> {
@@ -73,7 +77,8 @@ class BlockAssembler {
         }
       }
       if (this.#openAt < 0) {
-        this.#open.fill(0);
+        // a buffer of its own: the last one may still be on its way to the disk
+        this.#open = Buffer.alloc(this.#blockBytes);
         this.#openAt = block;
       }
       const take = Math.min(data.length - at, block + this.#blockBytes - position);
@@ -94,7 +99,7 @@ class BlockAssembler {
   async #writeRuns(offset: number, data: Buffer): Promise<void> {
     let start = -1;
     for (let at = 0; at < data.length; at += this.#blockBytes) {
-      const isHole = isZero(data.subarray(at, Math.min(data.length, at + this.#blockBytes)));
+      const isHole = isZero(data, at, Math.min(data.length, at + this.#blockBytes));
       if (isHole && start >= 0) {
         await this.#write(offset + start, data.subarray(start, at));
         start = -1;

@@ -57,5 +57,5 @@ export async function restoreDisk(
 
 /** A sink that keeps nothing: for proving that a disk can be rebuilt. */
 export function discardingSink(): DiskSink {
-  return { blockBytes: 65_536, async write() {}, async finish() {} };
+  return { blockBytes: 65_536, async write() {}, async settled() {}, async finish() {} };
 }

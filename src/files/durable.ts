@@ -33,11 +33,14 @@ export function partialName(path: string, token: string): string {
 
 export const partialEnding = ".partial";
 
-/** Gives a finished file its name; an old one is replaced in the same instant. */
-export async function publish(partial: string, path: string): Promise<void> {
+/**
+ * Gives a finished file its name; an old one is replaced in the same instant.
+ * @param durable wait until the name survives a power cut; on a journaling file system that waits for the file's data too
+ */
+export async function publish(partial: string, path: string, durable: boolean = true): Promise<void> {
   await guard(path, async () => {
     await rename(partial, path);
-    await syncFolder(dirname(path));
+    if (durable) await syncFolder(dirname(path));
   });
 }
 

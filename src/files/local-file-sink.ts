@@ -6,6 +6,9 @@ import { storedPieceBytes } from "../model/tree-hash.ts";
 import { StoredHash } from "./stored-hash.ts";
 
 const stagingBytes = 1 << 20;
+/** Larger pieces are written from where they are; smaller ones are gathered first. */
+const copiedBelow = stagingBytes / 4;
+const writesAtOnce = 3;
 
 /**
  * Writes one new local file, holes left as holes, and hashes it on the way. The file is made under the path given, which
@@ -16,10 +19,9 @@ export class LocalFileSink implements ByteSink {
   readonly #path: string;
   readonly #hash: StoredHash | undefined;
   #staging: Buffer = Buffer.allocUnsafeSlow(stagingBytes);
-  #spare: Buffer | undefined = Buffer.allocUnsafeSlow(stagingBytes);
   #staged = 0;
   #stagedAt = 0;
-  #pending: Promise<void> = Promise.resolve();
+  readonly #writing = new Set<Promise<void>>();
   #headBytes = 0;
   position = 0;
 
@@ -43,16 +45,20 @@ export class LocalFileSink implements ByteSink {
   }
 
   async append(data: Uint8Array): Promise<void> {
-    if (this.#staged + data.length > stagingBytes) await this.#flush();
-    if (data.length >= stagingBytes / 2) {
+    if (data.length >= copiedBelow) {
       await this.#flush();
       await this.#write(data, this.position);
       this.#stagedAt = this.position + data.length;
     } else {
+      if (this.#staged + data.length > stagingBytes) await this.#flush();
       this.#staging.set(data, this.#staged);
       this.#staged += data.length;
     }
     this.position += data.length;
+  }
+
+  async settled(): Promise<void> {
+    await Promise.all(this.#writing);
   }
 
   async skip(bytes: number): Promise<void> {
@@ -65,7 +71,7 @@ export class LocalFileSink implements ByteSink {
   async head(data: Uint8Array): Promise<void> {
     if (data.length !== this.#headBytes) throw new Error(`a head of ${this.#headBytes} bytes was reserved, ${data.length} came`);
     await this.#flush();
-    await this.#pending;
+    await this.settled();
     await guard(this.#path, () => writeAll(this.#file, data, 0));
     this.#hash?.head(data);
   }
@@ -76,7 +82,7 @@ export class LocalFileSink implements ByteSink {
    */
   async finish(durable: boolean = true): Promise<{ readonly bytes: number; readonly hash: string }> {
     await this.#flush();
-    await this.#pending;
+    await this.settled();
     await guard(this.#path, async () => {
       await this.#file.truncate(this.position);
       if (durable) await this.#file.sync();
@@ -87,7 +93,7 @@ export class LocalFileSink implements ByteSink {
 
   /** Closes the file and leaves removing it to the caller. Never throws. */
   async abort(): Promise<void> {
-    await this.#pending.catch(() => {});
+    await Promise.allSettled(this.#writing);
     await this.#file.close().catch(() => {});
   }
 
@@ -95,20 +101,20 @@ export class LocalFileSink implements ByteSink {
     if (this.#staged === 0) return;
     const full = this.#staging.subarray(0, this.#staged);
     const at = this.#stagedAt;
-    await this.#pending;
-    const free = this.#spare as Buffer;
-    this.#spare = this.#staging;
-    this.#staging = free;
+    this.#staging = Buffer.allocUnsafeSlow(stagingBytes);
     this.#staged = 0;
     this.#stagedAt = at + full.length;
-    // one write runs while the next buffer fills; it is awaited before its buffer is used again
-    this.#pending = this.#write(full, at);
-    this.#pending.catch(() => {});
+    await this.#write(full, at);
   }
 
+  /** Begins to write, hashes meanwhile, and waits for an earlier write while too many are on their way. */
   async #write(data: Uint8Array, at: number): Promise<void> {
+    const writing = guard(this.#path, () => writeAll(this.#file, data, at));
+    this.#writing.add(writing);
+    // a failed write stays in the set: whoever settles, or writes next, meets it
+    writing.then(() => this.#writing.delete(writing)).catch(() => {});
     this.#hash?.update(data);
-    await guard(this.#path, () => writeAll(this.#file, data, at));
+    if (this.#writing.size > writesAtOnce) await Promise.race(this.#writing);
   }
 }
 

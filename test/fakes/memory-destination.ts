@@ -21,6 +21,7 @@ export function memoryDestination(spec: DestinationSpec, files: Map<string, Buff
         reserveHead(bytes) {
           position = headBytes = bytes;
         },
+        async settled() {},
         async append(data) {
           parts.push(Buffer.from(data));
           position += data.length;

@@ -117,6 +117,7 @@ export function qcow2Sink(out: ByteSink, sizeBytes: number, options: Qcow2Option
         await drain(deflateWidth);
       }
     },
+    settled: () => out.settled(),
     async finish() {
       await drain(0);
       await leaveTable();

@@ -9,6 +9,7 @@ export function rawSink(out: ByteSink, sizeBytes: number): DiskSink {
       if (offset > out.position) await out.skip(offset - out.position);
       await out.append(data);
     },
+    settled: () => out.settled(),
     async finish() {
       if (sizeBytes > out.position) await out.skip(sizeBytes - out.position);
     },

@@ -88,6 +88,7 @@ function uploadOver(sink: LocalFileSink, partial: string, final: string): Upload
   return {
     reserveHead: (bytes) => sink.reserveHead(bytes),
     append: (data) => sink.append(data),
+    settled: () => sink.settled(),
     skip: (bytes) => sink.skip(bytes),
     head: (data) => sink.head(data),
     get position() {
