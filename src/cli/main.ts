@@ -8,6 +8,12 @@ import { exitCodeOf, exitCodes } from "./exit-codes.ts";
 import { type GlobalOptions, type Io, makeIo } from "./io.ts";
 import { makeProgram } from "./program.ts";
 
+/** Flags whose value may be left out: what follows them is their value only when it can be one. */
+const optionalValues: Readonly<Record<string, { readonly values: readonly string[]; readonly alone: string }>> = {
+  "apply --auto-approve": { values: ["all", "safe"], alone: "all" },
+  "convert --compress": { values: ["zlib", "zstd"], alone: "zlib" },
+};
+
 enableCompileCache();
 // a reader that has seen enough (`| head`) ends the output, not the program's work
 for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
@@ -50,7 +56,10 @@ function withEnvironmentArgs(argv: readonly string[], env: NodeJS.ProcessEnv): s
   // of a group such as `state` the command is the word behind it
   const last = ["state", "image", "audit", "lock", "schedule"].includes(command) ? at + 1 : at;
   const args = [...argv.slice(0, last + 1), ...words(env["HYPERSDK_ARGS"]), ...words(env[`HYPERSDK_ARGS_${command}`]), ...argv.slice(last + 1)];
-  return command === "apply" ? args.map((word, i) => (word === "--auto-approve" && !/^(all|safe)$/.test(args[i + 1] ?? "") ? `${word}=all` : word)) : args;
+  return args.map((word, i) => {
+    const flag = optionalValues[`${command} ${word}`];
+    return flag && !flag.values.includes(args[i + 1] ?? "") ? `${word}=${flag.alone}` : word;
+  });
 }
 
 function usage(error: CommanderError, io: Io): number {

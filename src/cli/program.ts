@@ -9,8 +9,8 @@ interface Ran {
   exitCode: number;
 }
 
-const formats = ["qcow2", "raw"];
-const inputFormats = ["raw", "qcow2", "vmdk"];
+const formats = ["qcow2", "raw", "vmdk", "vhd", "vhdx", "vdi"];
+const inputFormats = ["raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi"];
 
 /** Every command with its options and examples. The code behind each is loaded when it runs. */
 export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): Command {
@@ -193,15 +193,24 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     .option("--schedule <name>", "everything that a schedule kept which is no longer in the files")
     .option("--dry-run", "only show")
     .option("--auto-approve", "do not ask");
+  const backing = (): Option =>
+    new Option("--allow-backing <folder>", "a folder outside the image's own that may hold its parents (repeatable)").argParser(
+      (folder: string, before: string[] | undefined) => [...(before ?? []), folder],
+    );
   add(
-    "convert <in> <out>",
-    "convert a disk image",
-    ["hypersdk convert disk.vmdk disk.qcow2", "hypersdk convert disk.vmdk disk.qcow2 --compress"],
-    async ([input, output], options, io) => (await import("./commands/convert.ts")).convert(input as string, output as string, options, io),
+    "convert <paths...>",
+    "convert disk images: hypersdk convert IN OUT, or IN… FOLDER",
+    ["hypersdk convert disk.vmdk disk.qcow2 --compress zstd", "hypersdk convert boot.vmdk data.vmdk converted/ --to vhdx"],
+    async (paths, options, io) => (await import("./commands/convert.ts")).convert(paths, options, io),
   )
     .addOption(new Option("--from <format>", "what IN is, where its content may lie").choices(inputFormats))
     .addOption(new Option("--to <format>", "what to write; by the name of OUT otherwise").choices(formats))
-    .option("--compress", "deflate the clusters (qcow2)")
+    .addOption(new Option("--compress [algorithm]", "compress inside the image: qcow2 either way, vmdk with zlib").choices(["zlib", "zstd"]).preset("zlib"))
+    .option("--subformat <kind>", "vmdk: monolithicSparse, streamOptimized; vhd and vhdx: dynamic, fixed")
+    .option("--preallocate", "write holes as zeros (raw, fixed vhd and vhdx)")
+    .addOption(backing())
+    .option("--max-virtual-size <size>", "refuse larger disks, such as 2TiB; 64TiB otherwise")
+    .option("--parallelism <n>", "images at once; 2 otherwise", positive)
     .option("--overwrite", "replace OUT");
   const image = group("image", "look at disk images", ["hypersdk image info disk.vmdk", "hypersdk image compare disk.vmdk disk.qcow2"]);
   const from = (): Option => new Option("--from <format>", "what it is, where its content may lie").choices(inputFormats);
@@ -211,28 +220,36 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     "what an image is",
     ["hypersdk image info disk.vmdk", "hypersdk image info disk.img --from raw --json"],
     async ([file], options, io) => (await import("./commands/image.ts")).info(file as string, options, io),
-  ).addOption(from());
+  )
+    .addOption(from())
+    .addOption(backing());
   define(
     image,
     "check <file>",
     "whether an image is sound: tables, refcounts, streams",
     ["hypersdk image check disk.qcow2", "hypersdk image check disk.vmdk --json"],
     async ([file], options, io) => (await import("./commands/image.ts")).check(file as string, options, io),
-  ).addOption(from());
+  )
+    .addOption(from())
+    .addOption(backing());
   define(
     image,
     "map <file>",
     "where an image has data",
     ["hypersdk image map disk.qcow2", "hypersdk image map disk.vmdk --json"],
     async ([file], options, io) => (await import("./commands/image.ts")).map(file as string, options, io),
-  ).addOption(from());
+  )
+    .addOption(from())
+    .addOption(backing());
   define(
     image,
     "compare <left> <right>",
     "whether two images hold the same disk",
     ["hypersdk image compare disk.vmdk disk.qcow2", "hypersdk image compare a.raw b.qcow2 --json"],
     async ([left, right], options, io) => (await import("./commands/image.ts")).compare(left as string, right as string, options, io),
-  ).addOption(from());
+  )
+    .addOption(from())
+    .addOption(backing());
   const schedule = group("schedule", "look at a schedule's times", ["hypersdk schedule preview nightly", "hypersdk schedule preview nightly --count 30"]);
   source(
     define(

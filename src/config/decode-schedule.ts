@@ -8,7 +8,9 @@ import type { Report } from "./report.ts";
 const weekdays = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 /** Fields whose whole presence has no effect in this version. */
 const laterFields = ["incremental", "carbon", "bandwidth", "encryption", "keepImage", "replicateTo"];
-const formatsNow: readonly string[] = ["qcow2", "raw"];
+const formatsNow: readonly string[] = ["qcow2", "raw", "vmdk", "vhd", "vhdx", "vdi"];
+/** Which compressions an image format has of its own. */
+const compressionsOf: Readonly<Record<string, readonly string[]>> = { qcow2: ["none", "zlib", "zstd"], vmdk: ["none", "zlib"] };
 
 /** One schedule with its defaults filled in; undefined when something in it is wrong, which has been reported. */
 export function decodeSchedule(
@@ -49,10 +51,17 @@ export function decodeSchedule(
   const format = get<string>("format") ?? "qcow2";
   if (!formatsNow.includes(format)) later(origin, below("format"), `format ${format}`);
   const compression = compressionOf(get("compression"));
-  if (compression.algorithm === "zstd") later(origin, below("compression"), "compression zstd");
   if (compression.level !== undefined) later(origin, below("compression"), "a compression level");
-  if (compression.algorithm !== "none" && ["raw", "vhd", "vhdx", "vdi"].includes(format)) {
-    report.error("HSE023", origin, below("compression"), `${format} images cannot be compressed`, "use format qcow2, or compression none");
+  const able = compressionsOf[format] ?? ["none"];
+  if (formatsNow.includes(format) && !able.includes(compression.algorithm)) {
+    const hint = able.length > 1 ? `${format} has ${able.slice(1).join(" and ")}` : "use format qcow2, or compression none";
+    report.error(
+      "HSE023",
+      origin,
+      below("compression"),
+      `${format} images cannot be compressed${able.length > 1 ? ` with ${compression.algorithm}` : ""}`,
+      hint,
+    );
   }
 
   const windows = ((get("windows") as Record<string, unknown>[] | undefined) ?? []).map((window, i): WindowSpec => {

@@ -6,6 +6,8 @@ export interface ByteFile {
   /** For messages: the file's name as people know it. */
   readonly name: string;
   readonly sizeBytes: number;
+  /** The same for the same file under whatever name; undefined for what is no file of its own. */
+  readonly id?: string;
   /** Allocated bytes where the file is sparse; undefined when unknown. */
   readonly allocatedBytes?: number;
   /** The descriptor, where holes can be asked for. */
@@ -37,6 +39,7 @@ export function openByteFile(path: string, name: string = path): ByteFile {
   return {
     name,
     descriptor,
+    id: `${stat.dev} ${stat.ino}`,
     sizeBytes: stat.size,
     allocatedBytes: stat.blocks * 512,
     read: (offset, into) => readFully(descriptor, name, offset, into),

@@ -1,7 +1,7 @@
 import { HypersdkError } from "../model/errors.ts";
 import { openByteFile } from "./byte-file.ts";
 import type { ImageFormat } from "./detect.ts";
-import { openImage } from "./open-image.ts";
+import { type OpenOptions, openImage } from "./open-image.ts";
 import { checkRefcounts } from "./qcow2/check.ts";
 
 export interface ImageCheck {
@@ -13,7 +13,7 @@ export interface ImageCheck {
 }
 
 /** Checks the structure of an image: every table and every entry, and that everything that is packed can be unpacked. */
-export async function checkImage(path: string, options: { readonly from?: ImageFormat }): Promise<ImageCheck> {
+export async function checkImage(path: string, options: OpenOptions): Promise<ImageCheck> {
   const { format, source } = await openImage(path, options);
   const problems: string[] = [];
   let leaks = 0;

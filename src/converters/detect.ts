@@ -1,10 +1,13 @@
 import { type ByteFile, readBytes } from "./byte-file.ts";
 
 /** Formats that are read. */
-export type ImageFormat = "raw" | "qcow2" | "vmdk";
+export type ImageFormat = "raw" | "qcow2" | "vmdk" | "vhd" | "vhdx" | "vdi";
+export const imageFormats: readonly ImageFormat[] = ["raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi"];
+/** The structure at the start or the end of a file; VMDK has four. */
+type Structure = "qcow2" | "vmdk-sparse" | "vmdk-descriptor" | "vmdk-cowd" | "vmdk-sesparse" | "vhd" | "vhdx" | "vdi";
 /** What the content of a file says that it is. `unread` is known by name and refused by name. */
 export type Detected =
-  | { readonly kind: "format"; readonly format: "qcow2" | "vmdk-sparse" | "vmdk-descriptor" }
+  | { readonly kind: "format"; readonly format: Structure }
   | { readonly kind: "unread"; readonly name: string }
   | { readonly kind: "nothing" };
 
@@ -17,7 +20,8 @@ export async function detect(file: ByteFile): Promise<Detected> {
   const tail = file.sizeBytes > 512 ? await readBytes(file, file.sizeBytes - 512, 512) : Buffer.alloc(0);
   const byHead = detectHead(head);
   if (byHead.kind !== "nothing") return byHead;
-  if (starts(tail, "conectix") || tail.subarray(1, 9).equals(Buffer.from("conectix"))) return unread("VHD");
+  // a fixed VHD is a disk with a footer: at its start stands whatever the guest wrote
+  if (isVhdFooter(tail)) return { kind: "format", format: "vhd" };
   if (starts(tail, "koly")) return unread("DMG");
   if (file.sizeBytes > 33_000) {
     const volume = await readBytes(file, 32_769, 5);
@@ -32,10 +36,10 @@ const magics: readonly (readonly [Buffer, Detected])[] = (
   [
     ["QFI\xfb", { kind: "format", format: "qcow2" }],
     ["KDMV", { kind: "format", format: "vmdk-sparse" }],
-    ["vhdxfile", unread("VHDX")],
-    ["conectix", unread("VHD")],
-    ["COWD", unread("VMDK COWD")],
-    ["\xbe\xba\xfe\xca\0\0\0\0", unread("VMDK seSparse")],
+    ["vhdxfile", { kind: "format", format: "vhdx" }],
+    ["conectix", { kind: "format", format: "vhd" }],
+    ["COWD", { kind: "format", format: "vmdk-cowd" }],
+    ["\xbe\xba\xfe\xca\0\0\0\0", { kind: "format", format: "vmdk-sesparse" }],
     ["LUKS\xba\xbe", unread("LUKS")],
     ["WithoutFreeSpace", unread("Parallels")],
     ["WithouFreSpacExt", unread("Parallels")],
@@ -57,9 +61,14 @@ export function detectHead(head: Buffer): Detected {
   // a descriptor may begin with a byte-order mark or white space
   if (/^(\u00ef\u00bb\u00bf)?\s*#\s*Disk\s*Descriptor\s*File/i.test(head.toString("latin1", 0, Math.min(64, head.length))))
     return { kind: "format", format: "vmdk-descriptor" };
-  if (head.length >= 68 && head.readUInt32LE(64) === 0xbeda107f) return unread("VDI");
+  if (head.length >= 68 && head.readUInt32LE(64) === 0xbeda107f) return { kind: "format", format: "vdi" };
   if (head.length >= 262 && head.subarray(257, 262).equals(ustar)) return unread("tar or OVA");
   return { kind: "nothing" };
+}
+
+/** The last 512 bytes of a file; images of before 2004 lack the last one. */
+export function isVhdFooter(tail: Buffer): boolean {
+  return starts(tail, "conectix") || tail.subarray(1, 9).equals(Buffer.from("conectix"));
 }
 
 function unread(name: string): Detected {

@@ -6,13 +6,14 @@ import { partialName, publish } from "../files/durable.ts";
 import { LocalFileSink } from "../files/local-file-sink.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { DiskSink } from "./disk-sink.ts";
-import { type ImageOptions, imageSink, type WritableFormat } from "./write-image.ts";
+import { checkImageOptions, type ImageOptions, imageSink, type WritableFormat, writableFormats } from "./write-image.ts";
 
 /** The format that a file name's ending stands for, or undefined. */
 export function formatOfName(path: string): WritableFormat | undefined {
   const ending = /\.([a-z0-9]+)$/i.exec(basename(path))?.[1]?.toLowerCase();
-  if (ending === "qcow2") return "qcow2";
-  return ending === "raw" || ending === "img" ? "raw" : undefined;
+  if (ending === "img" || ending === "raw") return "raw";
+  if (ending === "vpc") return "vhd";
+  return writableFormats.find((format) => format === ending);
 }
 
 /**
@@ -29,11 +30,12 @@ export async function writeImageFile(
   fill: (sink: DiskSink) => Promise<void>,
 ): Promise<{ readonly bytes: number }> {
   const target = resolve(path);
+  checkImageOptions(format, sizeBytes, options);
   refuseTarget(path, target, options);
   const partial = partialName(target, randomUUID());
   const file = await LocalFileSink.create(partial, { hashed: false });
   try {
-    await fill(imageSink(format, file, sizeBytes, options));
+    await fill(imageSink(format, file, sizeBytes, { ...options, fileName: basename(target) }));
     const { bytes } = await file.finish(options.durable);
     // somebody may have made it meanwhile
     refuseTarget(path, target, options);

@@ -1,5 +1,5 @@
-import { realpathSync } from "node:fs";
-import { basename, dirname, join, sep } from "node:path";
+import { readdirSync, realpathSync } from "node:fs";
+import { basename, dirname, isAbsolute, join, resolve, sep } from "node:path";
 import { HypersdkError } from "../model/errors.ts";
 import { type ByteFile, openByteFile } from "./byte-file.ts";
 
@@ -8,35 +8,79 @@ import { type ByteFile, openByteFile } from "./byte-file.ts";
  * `../other` or a device is an attack (CVE-2022-47951), and so is a symbolic link that leads out.
  */
 export interface Neighbours {
-  /** @throws ImageUnsafe when the name leads out of the folder */
+  /** A part of the image. @throws ImageUnsafe when the name leads out of the folder */
   open(fileName: string): ByteFile;
+  /** The image that this one is a difference to, with its own neighbours. A path may also lead into an allowed folder. */
+  openParent(name: string): { readonly file: ByteFile; readonly neighbours: Neighbours };
+  /** Names of the files beside the image, for formats that know a parent by id only. */
+  list(): readonly string[];
+  /** Absolute paths of everything that was opened. */
+  readonly opened: readonly string[];
 }
 
-export function neighboursOf(imagePath: string): Neighbours {
-  return {
-    open(fileName) {
-      const unsafe = (why: string): HypersdkError =>
-        new HypersdkError("ImageUnsafe", `${basename(imagePath)} names the file ${JSON.stringify(fileName.slice(0, 200))}, ${why}`, {
-          hint: "an image may only name files in its own folder",
-        });
-      if (fileName === "" || fileName === "." || fileName === ".." || /[/\\\u0000-\u001f]/.test(fileName)) throw unsafe("which is no name of a file beside it");
-      const folder = realpathSync(dirname(imagePath));
-      const path = join(folder, fileName);
-      let real: string;
-      try {
-        real = realpathSync(path);
-      } catch (error) {
-        throw new HypersdkError("ImageDamaged", `${basename(imagePath)}: the file ${fileName} that belongs to it is missing`, { cause: error });
-      }
-      if (!real.startsWith(folder.endsWith(sep) ? folder : folder + sep)) throw unsafe("a link that leads out of its folder");
-      return openByteFile(real, fileName);
-    },
+const maxListed = 10_000;
+
+/** @param allowed folders outside the image's own that hold its parents, as the operator says */
+export function neighboursOf(imagePath: string, allowed: readonly string[] = [], opened: string[] = []): Neighbours {
+  const image = basename(imagePath);
+  const inside = (path: string, folder: string): boolean => path.startsWith(folder.endsWith(sep) ? folder : folder + sep);
+  const openAt = (path: string, fileName: string, folders: readonly string[], hint: string): { readonly real: string; readonly file: ByteFile } => {
+    let real: string;
+    try {
+      real = realpathSync(path);
+    } catch (error) {
+      throw new HypersdkError("ImageDamaged", `${image}: the file ${fileName} that belongs to it is missing`, { cause: error });
+    }
+    if (!folders.some((folder) => inside(real, folder))) throw unsafe(image, fileName, "which leads out of its folder", hint);
+    const file = openByteFile(real, fileName);
+    opened.push(real);
+    return { real, file };
   };
+  return {
+    opened,
+    open(fileName) {
+      if (fileName === "" || fileName === "." || fileName === ".." || /[/\\\u0000-\u001f]/.test(fileName))
+        throw unsafe(image, fileName, "which is no name of a file beside it", "an image may only name files in its own folder");
+      const folder = realpathSync(dirname(imagePath));
+      return openAt(join(folder, fileName), fileName, [folder], "an image may only name files in its own folder").file;
+    },
+    openParent(name) {
+      const hint = "a parent lies in the image's own folder, or in one that is named with --allow-backing";
+      // `json:`, `nbd://…`, `driver:file`: names that a block layer would open by another way than as a file
+      if (name === "" || /[\u0000-\u001f]/.test(name) || /^[A-Za-z][A-Za-z0-9+.-]+:/.test(name)) throw unsafe(image, name, "which is no path of a file", hint);
+      const folder = realpathSync(dirname(imagePath));
+      const folders = [folder, ...allowed.flatMap((each) => realOf(each))];
+      const { real, file } = openAt(isAbsolute(name) ? name : resolve(folder, name), name, folders, hint);
+      return { file, neighbours: neighboursOf(real, allowed, opened) };
+    },
+    list: () =>
+      readdirSync(dirname(imagePath), { withFileTypes: true })
+        .filter((entry) => entry.isFile())
+        .slice(0, maxListed)
+        .map((entry) => entry.name),
+  };
+}
+
+function realOf(folder: string): string[] {
+  try {
+    return [realpathSync(folder)];
+  } catch {
+    return [];
+  }
+}
+
+function unsafe(image: string, fileName: string, why: string, hint: string): HypersdkError {
+  return new HypersdkError("ImageUnsafe", `${image} names the file ${JSON.stringify(fileName.slice(0, 200))}, ${why}`, { hint });
 }
 
 /** For images inside an archive: they have no neighbours. */
 export const noNeighbours: Neighbours = {
+  opened: [],
   open(fileName) {
     throw new HypersdkError("ImageUnsafe", `an image inside an archive names the file ${JSON.stringify(fileName.slice(0, 200))}`);
   },
+  openParent(name) {
+    throw new HypersdkError("ImageUnsafe", `an image inside an archive is a difference to ${JSON.stringify(name.slice(0, 200))}`);
+  },
+  list: () => [],
 };

@@ -1,55 +1,109 @@
 import { HypersdkError } from "../model/errors.ts";
 import type { BlockSource } from "./block-source.ts";
-import type { ByteFile } from "./byte-file.ts";
-import { openByteFile } from "./byte-file.ts";
-import { unsupported } from "./checked.ts";
+import { type ByteFile, openByteFile } from "./byte-file.ts";
+import { damaged, unsupported } from "./checked.ts";
+import { concatSource } from "./concat-source.ts";
 import { detect, type ImageFormat } from "./detect.ts";
+import type { ImageDetails, Layer, ParentReference } from "./layer.ts";
 import { type Neighbours, neighboursOf } from "./neighbours.ts";
+import { overlaySource } from "./overlay-source.ts";
 import { openQcow2 } from "./qcow2/qcow2-source.ts";
 import { openRaw } from "./raw/raw-source.ts";
-import { openDescribedVmdk, openSparseVmdk } from "./vmdk/open-vmdk.ts";
+import { openVdi } from "./vdi/vdi-source.ts";
+import { openVhd } from "./vhd/vhd-source.ts";
+import { openVhdx } from "./vhdx/vhdx-source.ts";
+import { openBareExtent, openDescribedVmdk, openSparseVmdk } from "./vmdk/open-vmdk.ts";
 
 export interface OpenedImage {
   readonly format: ImageFormat;
   /** What kind of that format: `v3`, `streamOptimized`, `sparse`; for people. */
   readonly variant: string;
+  /** The disk, its parents included. */
   readonly source: BlockSource;
-  /** Other files of the image, beside it. */
-  readonly extentFiles: readonly string[];
+  /** Absolute paths of the other files it is made of: extents and parents. */
+  readonly otherFiles: readonly string[];
+  /** The image and the ones that it is a difference to, nearest first. */
+  readonly chain: readonly { readonly file: string; readonly format: ImageFormat; readonly variant: string }[];
+  readonly details: ImageDetails;
 }
 
+export interface OpenOptions {
+  /** That it is raw, whatever its first bytes are, or that it must be the named format. */
+  readonly from?: ImageFormat;
+  /** Folders outside the image's own that may hold its parents. */
+  readonly allowBacking?: readonly string[];
+}
+
+/** No tool that makes chains makes them this deep. */
+const maxChain = 64;
+
 /**
- * Opens a disk image by its content. `from` says that it is raw, whatever its first bytes are, or that it must be the named
- * format.
- * @throws ImageUnsupported for a format that is not read, ImageDamaged for one that contradicts itself
+ * Opens a disk image by its content, with the whole chain of images that it is a difference to.
+ * @throws ImageUnsupported for a format that is not read, ImageDamaged for one that contradicts itself, ImageUnsafe for one that
+ * names files it may not name
  */
-export async function openImage(path: string, options: { readonly from?: ImageFormat } = {}): Promise<OpenedImage> {
-  return openImageFile(openByteFile(path), neighboursOf(path), options.from);
+export async function openImage(path: string, options: OpenOptions = {}): Promise<OpenedImage> {
+  return openImageFile(openByteFile(path), neighboursOf(path, options.allowBacking), options.from);
 }
 
 export async function openImageFile(file: ByteFile, neighbours: Neighbours, from?: ImageFormat): Promise<OpenedImage> {
+  const opened = await openChain(file, neighbours, from, new Set());
+  return { ...opened, otherFiles: [...new Set(neighbours.opened)] };
+}
+
+async function openChain(file: ByteFile, neighbours: Neighbours, from: ImageFormat | undefined, seen: Set<string>): Promise<Omit<OpenedImage, "otherFiles">> {
+  if (file.id !== undefined && seen.has(file.id)) {
+    await file.close();
+    throw damaged(file.name, "the chain of parents comes back to this image");
+  }
+  if (file.id !== undefined) seen.add(file.id);
+  if (seen.size > maxChain) {
+    await file.close();
+    throw damaged(file.name, `the chain of parents is longer than ${maxChain} images`);
+  }
+  const layer = await openLayer(file, neighbours, from);
+  const { format, variant, source, details } = layer;
+  const link = { file: file.name, format, variant };
+  if (!layer.parent) return { format, variant, source, details, chain: [link] };
   try {
-    if (from === "raw") return { format: "raw", variant: rawVariant(file), source: await openRaw(file), extentFiles: [] };
+    const found = await openParent(file.name, layer.parent, neighbours, seen);
+    if (found.source.sizeBytes > source.sizeBytes && format !== "qcow2")
+      throw damaged(file.name, `its parent is larger: ${found.source.sizeBytes} bytes, not ${source.sizeBytes}`);
+    return { format, variant, source: overlaySource(source, found.source), details, chain: [link, ...found.chain] };
+  } catch (error) {
+    await source.close().catch(() => {});
+    throw error;
+  }
+}
+
+/** One image without its parents. */
+async function openLayer(file: ByteFile, neighbours: Neighbours, from: ImageFormat | undefined): Promise<Layer> {
+  try {
+    if (from === "raw") return await rawLayer(file, neighbours);
     if (file.sizeBytes === 0) throw new HypersdkError("ImageDamaged", `${file.name}: the file is empty`);
     const found = await detect(file);
     if (found.kind === "unread")
-      throw unsupported(
-        file.name,
-        `this is ${found.name}, which is not read yet`,
-        found.name === "gzip" || found.name === "xz" || found.name === "zstd" ? "unpack it first" : undefined,
-      );
-    const format = found.kind === "nothing" ? "raw" : found.format === "qcow2" ? "qcow2" : "vmdk";
+      throw unsupported(file.name, `this is ${found.name}, which is not read`, /^(gzip|xz|zstd|bzip2|ZIP)$/.test(found.name) ? "unpack it first" : undefined);
+    const format = found.kind === "nothing" ? "raw" : (found.format.split("-")[0] as ImageFormat);
     if (from && from !== format) throw new HypersdkError("ImageDamaged", `${file.name}: this is no ${from} image, its content says ${format}`);
-    if (found.kind === "nothing") return { format, variant: rawVariant(file), source: await openRaw(file), extentFiles: [] };
+    if (found.kind === "nothing") return await rawLayer(file, neighbours);
     switch (found.format) {
-      case "qcow2": {
-        const source = await openQcow2(file);
-        return { format: "qcow2", variant: `v${source.header.version}`, source, extentFiles: [] };
-      }
+      case "qcow2":
+        return await openQcow2(file);
       case "vmdk-sparse":
-        return { format: "vmdk", ...(await openSparseVmdk(file)) };
+        return await openSparseVmdk(file);
       case "vmdk-descriptor":
-        return { format: "vmdk", ...(await openDescribedVmdk(file, neighbours)) };
+        return await openDescribedVmdk(file, neighbours);
+      case "vmdk-cowd":
+        return await openBareExtent(file, "COWD");
+      case "vmdk-sesparse":
+        return await openBareExtent(file, "seSparse");
+      case "vhd":
+        return await openVhd(file);
+      case "vhdx":
+        return await openVhdx(file);
+      case "vdi":
+        return await openVdi(file);
     }
   } catch (error) {
     await file.close().catch(() => {});
@@ -57,6 +111,81 @@ export async function openImageFile(file: ByteFile, neighbours: Neighbours, from
   }
 }
 
-function rawVariant(file: ByteFile): string {
-  return (file.allocatedBytes ?? file.sizeBytes) < file.sizeBytes ? "sparse" : "full";
+/** The file is the disk; `disk.001` with `disk.002` beside it is one that was split. */
+async function rawLayer(file: ByteFile, neighbours: Neighbours): Promise<Layer> {
+  const variant = (file.allocatedBytes ?? file.sizeBytes) < file.sizeBytes ? "sparse" : "full";
+  const first = /^(.*\.)(0*1)$/.exec(file.name.split("/").at(-1) ?? "");
+  if (!first) return { format: "raw", variant, source: await openRaw(file), details: {} };
+  const [, stem = "", number = ""] = first;
+  const beside = new Set(neighbours.list());
+  const parts = [await openRaw(file)];
+  try {
+    for (let i = 2; beside.has(`${stem}${String(i).padStart(number.length, "0")}`); i++)
+      parts.push(await openRaw(neighbours.open(`${stem}${String(i).padStart(number.length, "0")}`)));
+  } catch (error) {
+    await Promise.allSettled(parts.map((part) => part.close()));
+    throw error;
+  }
+  if (parts.length === 1) return { format: "raw", variant, source: parts[0] as BlockSource, details: {} };
+  return { format: "raw", variant: `split in ${parts.length}`, source: concatSource(parts), details: {} };
+}
+
+async function openParent(child: string, parent: ParentReference, neighbours: Neighbours, seen: Set<string>): Promise<Omit<OpenedImage, "otherFiles">> {
+  const { names, identity } = parent;
+  if (identity !== undefined && parent.format === "vdi" && names.length === 0) return openById(child, identity, neighbours, seen);
+  if (names.length === 0) throw damaged(child, "it is a difference to another image, and does not say to which");
+  let missing: unknown;
+  for (const name of names.flatMap((each) => localNames(each, identity !== undefined))) {
+    let found: ReturnType<Neighbours["openParent"]>;
+    try {
+      found = neighbours.openParent(name);
+    } catch (error) {
+      missing ??= error;
+      continue;
+    }
+    await checkIdentity(child, found.file, found.neighbours, parent);
+    return openChain(found.file, found.neighbours, parent.format, seen);
+  }
+  throw missing ?? damaged(child, `the image ${JSON.stringify(names[0])} that it is a difference to cannot be found`);
+}
+
+/** The parent must be the very image that the child was made over; a CID, a UUID or a write id tells. */
+async function checkIdentity(child: string, file: ByteFile, neighbours: Neighbours, { identity, format }: ParentReference): Promise<void> {
+  if (identity === undefined) return;
+  // looked at through a view that cannot close the file
+  const layer = await openLayer({ ...file, close: async () => {} }, neighbours, format).catch(async (error: unknown) => {
+    await file.close();
+    throw error;
+  });
+  await layer.source.close();
+  if (layer.identity === identity) return;
+  await file.close();
+  throw damaged(child, `its parent ${file.name} was changed or is another one: it is ${layer.identity ?? "without an id"}, wanted is ${identity}`);
+}
+
+/** A VDI knows its parent by id: the folder is searched. */
+async function openById(child: string, identity: string, neighbours: Neighbours, seen: Set<string>): Promise<Omit<OpenedImage, "otherFiles">> {
+  for (const name of neighbours.list().filter((each) => /\.vdi$/i.test(each))) {
+    const { file, neighbours: own } = neighbours.openParent(name);
+    let id: string | undefined;
+    try {
+      id = (await detect(file)).kind === "format" ? (await openVdi({ ...file, close: async () => {} })).identity : undefined;
+    } catch (error) {
+      if (!(error instanceof HypersdkError)) throw error;
+    }
+    if (id === identity) return openChain(file, own, "vdi", seen);
+    await file.close();
+  }
+  throw damaged(child, `the image ${identity} that it is a difference to is not in its folder`);
+}
+
+/**
+ * A path as other systems write it, then its last part beside the image: absolute paths are those of the machine that made it. The
+ * latter only where an identity proves that it is the right file.
+ */
+function localNames(name: string, hasIdentity: boolean): string[] {
+  const isWindows = /^[A-Za-z]:[\\/]|\\/.test(name);
+  const slashed = (isWindows ? name.replaceAll("\\", "/") : name).replace(/^\.\//, "");
+  const isForeign = isWindows && /^([A-Za-z]:)?\//.test(slashed);
+  return [...new Set([...(isForeign ? [] : [slashed]), ...(hasIdentity ? [slashed.split("/").at(-1) ?? ""] : [])])].filter((each) => each !== "");
 }

@@ -1,22 +1,114 @@
 import type { ByteSink } from "../model/byte-sink.ts";
+import { HypersdkError } from "../model/errors.ts";
 import type { DiskSink } from "./disk-sink.ts";
 import { qcow2Sink } from "./qcow2/qcow2-sink.ts";
 import { rawSink } from "./raw/raw-sink.ts";
+import { vdiSink, vdiSize } from "./vdi/vdi-sink.ts";
+import { dynamicVhdSink, fixedVhdSink, vhdSize } from "./vhd/vhd-sink.ts";
+import { vhdxSink, vhdxSize } from "./vhdx/vhdx-sink.ts";
+import { monolithicSparseSink } from "./vmdk/sparse-sink.ts";
+import { streamOptimizedSink } from "./vmdk/stream-sink.ts";
 
 /** Formats that are written. */
-export type WritableFormat = "qcow2" | "raw";
-export const writableFormats: readonly WritableFormat[] = ["qcow2", "raw"];
+export type WritableFormat = "qcow2" | "raw" | "vmdk" | "vhd" | "vhdx" | "vdi";
+export const writableFormats: readonly WritableFormat[] = ["qcow2", "raw", "vmdk", "vhd", "vhdx", "vdi"];
+export type ImageCompression = "none" | "zlib" | "zstd";
+
+/** The kinds of each format that are written, the usual one first. */
+export const subformats: Readonly<Record<WritableFormat, readonly string[]>> = {
+  qcow2: ["v3"],
+  raw: ["sparse"],
+  vmdk: ["monolithicSparse", "streamOptimized"],
+  vhd: ["dynamic", "fixed"],
+  vhdx: ["dynamic", "fixed"],
+  vdi: ["dynamic"],
+};
+
+/** Which compressions a format has of its own. */
+export const compressions: Readonly<Record<WritableFormat, readonly ImageCompression[]>> = {
+  qcow2: ["none", "zlib", "zstd"],
+  raw: ["none"],
+  vmdk: ["none", "zlib"],
+  vhd: ["none"],
+  vhdx: ["none"],
+  vdi: ["none"],
+};
 
 export interface ImageOptions {
-  readonly compression: "none" | "zlib";
+  readonly compression: ImageCompression;
+  /** One of {@link subformats}; a compressed VMDK is stream-optimized. */
+  readonly subformat?: string;
+  /** Holes are written as zeros, so that the file has all of its blocks. */
+  readonly preallocated?: boolean;
+  /** The name that the file will have: some formats hold it. */
+  readonly fileName?: string;
+}
+
+/**
+ * What the options of an image cannot be, before anything is written: an unknown subformat, a compression that the format has not, a
+ * disk that it cannot hold.
+ * @returns the size that the format gives the disk: a multiple of its sector
+ */
+export function checkImageOptions(format: WritableFormat, sizeBytes: number, { compression, subformat }: ImageOptions): number {
+  if (!compressions[format].includes(compression))
+    throw new HypersdkError("Usage", `${format} images cannot be compressed${compressions[format].length > 1 ? ` with ${compression}` : ""}`, {
+      hint: compressions[format].length > 1 ? `${compressions[format].slice(1).join(" or ")}` : "use qcow2, or vmdk with zlib",
+    });
+  if (subformat !== undefined && !subformats[format].includes(subformat))
+    throw new HypersdkError("Usage", `${format} has no subformat ${JSON.stringify(subformat)}`, { hint: `one of: ${subformats[format].join(", ")}` });
+  if (format === "vmdk" && compression === "zlib" && subformat === "monolithicSparse")
+    throw new HypersdkError("Usage", "a monolithicSparse VMDK is not compressed", { hint: "use streamOptimized" });
+  switch (format) {
+    case "raw":
+      return sizeBytes;
+    case "vhd":
+      return vhdSize(sizeBytes);
+    case "vhdx":
+      return vhdxSize(sizeBytes);
+    case "vdi":
+      return vdiSize(sizeBytes);
+    case "qcow2":
+    case "vmdk":
+      return Math.ceil(sizeBytes / 512) * 512;
+  }
 }
 
 /** A disk of `sizeBytes` in `format`, over a file that is written from front to back. */
 export function imageSink(format: WritableFormat, out: ByteSink, sizeBytes: number, options: ImageOptions): DiskSink {
+  checkImageOptions(format, sizeBytes, options);
+  const { compression, subformat, fileName = "disk.vmdk" } = options;
+  const to = options.preallocated ? withoutHoles(out) : out;
   switch (format) {
     case "qcow2":
-      return qcow2Sink(out, sizeBytes, options);
+      return qcow2Sink(to, sizeBytes, { compression });
     case "raw":
-      return rawSink(out, sizeBytes);
+      return rawSink(to, sizeBytes);
+    case "vmdk":
+      return subformat === "streamOptimized" || compression === "zlib"
+        ? streamOptimizedSink(to, sizeBytes, fileName)
+        : monolithicSparseSink(to, sizeBytes, fileName);
+    case "vhd":
+      return subformat === "fixed" ? fixedVhdSink(to, sizeBytes) : dynamicVhdSink(to, sizeBytes);
+    case "vhdx":
+      return vhdxSink(to, sizeBytes, subformat === "fixed" ? "fixed" : "dynamic");
+    case "vdi":
+      return vdiSink(to, sizeBytes);
   }
+}
+
+const zeros = Buffer.alloc(2 ** 20);
+
+function withoutHoles(out: ByteSink): ByteSink {
+  return {
+    reserveHead: (bytes) => out.reserveHead(bytes),
+    append: (data) => out.append(data),
+    settled: () => out.settled(),
+    head: (data) => out.head(data),
+    async skip(bytes) {
+      for (let left = bytes; left > 0; left -= zeros.length) await out.append(left >= zeros.length ? zeros : zeros.subarray(0, left));
+    },
+    get position() {
+      return out.position;
+    },
+  };
 }

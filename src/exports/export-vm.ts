@@ -1,5 +1,5 @@
 import { pour } from "../converters/pour.ts";
-import { imageSink, type WritableFormat } from "../converters/write-image.ts";
+import { type ImageCompression, imageSink, type WritableFormat } from "../converters/write-image.ts";
 import type { Destination } from "../destinations/destination.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
@@ -24,7 +24,7 @@ export interface ExportRequest {
   readonly sourceIdentity: string;
   readonly vmPath: VmPath;
   readonly format: WritableFormat;
-  readonly compression: "none" | "zlib";
+  readonly compression: ImageCompression;
   readonly estimates: Manifest["estimates"];
 }
 
@@ -128,7 +128,7 @@ async function exportDisk(
 ): Promise<ManifestDisk> {
   const upload = await destination.create(path);
   try {
-    const sink = imageSink(request.format, upload, disk.source.sizeBytes, { compression: request.compression });
+    const sink = imageSink(request.format, upload, disk.source.sizeBytes, { compression: request.compression, fileName: file });
     const poured = await pour(disk.source, sink, { signal, hashed: true, onRead: (bytes) => observer.read(index, bytes) });
     const stored = await upload.finish();
     observer.diskDone(index, stored.bytes);

@@ -1,3 +1,4 @@
+import type { ImageCompression, WritableFormat } from "../converters/write-image.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
 import { compactInstant } from "../model/instant.ts";
@@ -40,8 +41,8 @@ export interface ManifestDisk {
   readonly bootOrder: number;
   readonly name: string;
   readonly file: string;
-  readonly format: "qcow2" | "raw";
-  readonly compression: "none" | "zlib";
+  readonly format: WritableFormat;
+  readonly compression: ImageCompression;
   readonly virtualBytes: number;
   readonly readBytes: number;
   readonly storedBytes: number;

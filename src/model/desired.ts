@@ -78,9 +78,9 @@ export interface RenameSpec {
   readonly origin: Origin;
 }
 
-export type ExportFormat = "qcow2" | "raw";
+export type ExportFormat = "qcow2" | "raw" | "vmdk" | "vhd" | "vhdx" | "vdi";
 export type VerifyLevel = "none" | "stored" | "checksum" | "restore";
-export type Compression = "none" | "zlib";
+export type Compression = "none" | "zlib" | "zstd";
 
 export interface ScheduleSpec {
   readonly name: string;

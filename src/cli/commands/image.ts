@@ -4,6 +4,7 @@ import { compareDisks } from "../../converters/compare.ts";
 import type { ImageFormat } from "../../converters/detect.ts";
 import { openImage } from "../../converters/open-image.ts";
 import { formatBytes } from "../../model/bytes.ts";
+import { printable } from "../../ui/style.ts";
 import { renderTable } from "../../ui/table.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
@@ -11,22 +12,47 @@ import { byteProgress } from "./byte-progress.ts";
 
 export interface ImageCommandOptions {
   readonly from?: ImageFormat;
+  readonly allowBacking?: readonly string[];
 }
 
-const opening = ({ from }: ImageCommandOptions): { readonly from?: ImageFormat } => (from ? { from } : {});
-
 export async function info(file: string, options: ImageCommandOptions, io: Io): Promise<number> {
-  const { format, variant, source, extentFiles } = await openImage(file, opening(options));
+  const { format, variant, source, otherFiles, chain, details } = await openImage(file, options);
   try {
     const stat = statSync(file);
-    const value = { file, format, variant, virtualBytes: source.sizeBytes, fileBytes: stat.size, allocatedBytes: stat.blocks * 512, extentFiles };
-    if (io.json) io.result("image-info", value);
-    else {
-      io.out(
-        `file       ${file}\nformat     ${format} (${variant})\nvirtual    ${formatBytes(source.sizeBytes)} (${source.sizeBytes} bytes)\nfile size  ${formatBytes(stat.size)}, ${formatBytes(value.allocatedBytes)} allocated\n`,
-      );
-      if (extentFiles.length > 0) io.out(`extents    ${extentFiles.join(", ")}\n`);
+    const { creator = null, blockBytes = null, sectorBytes = null, features = [], notes = [] } = details;
+    const value = {
+      file,
+      format,
+      variant,
+      virtualBytes: source.sizeBytes,
+      fileBytes: stat.size,
+      allocatedBytes: stat.blocks * 512,
+      creator,
+      blockBytes,
+      sectorBytes,
+      features,
+      chain,
+      otherFiles,
+      notes,
+    };
+    if (io.json) {
+      io.result("image-info", value);
+      return 0;
     }
+    const lines: readonly (readonly [string, string | null])[] = [
+      ["file", file],
+      ["format", `${format} (${variant})`],
+      ["virtual", `${formatBytes(source.sizeBytes)} (${source.sizeBytes} bytes)`],
+      ["file size", `${formatBytes(stat.size)}, ${formatBytes(value.allocatedBytes)} allocated`],
+      ["block", blockBytes === null ? null : formatBytes(blockBytes)],
+      ["sector", sectorBytes === null || sectorBytes === 512 ? null : formatBytes(sectorBytes)],
+      ["made by", creator || null],
+      ["features", features.length > 0 ? features.join(", ") : null],
+      ...chain.slice(1).map((link): [string, string] => ["over", `${link.file} (${link.format}, ${link.variant})`]),
+      ["other files", otherFiles.length > 0 ? otherFiles.join(", ") : null],
+      ...notes.map((note): [string, string] => ["note", note]),
+    ];
+    io.out(lines.flatMap(([what, text]) => (text === null ? [] : [`${what.padEnd(12)}${printable(text)}\n`])).join(""));
     return 0;
   } finally {
     await source.close();
@@ -34,7 +60,7 @@ export async function info(file: string, options: ImageCommandOptions, io: Io): 
 }
 
 export async function check(file: string, options: ImageCommandOptions, io: Io): Promise<number> {
-  const { format, problems, leaks } = await checkImage(file, opening(options));
+  const { format, problems, leaks } = await checkImage(file, options);
   if (io.json) io.result("image-check", { file, format, sound: problems.length === 0, problems, leaks });
   else if (problems.length + leaks === 0) io.out(`${file}: ${format}, sound\n`);
   else {
@@ -46,7 +72,7 @@ export async function check(file: string, options: ImageCommandOptions, io: Io):
 }
 
 export async function map(file: string, options: ImageCommandOptions, io: Io): Promise<number> {
-  const { source } = await openImage(file, opening(options));
+  const { source } = await openImage(file, options);
   try {
     const extents: { offset: number; length: number; kind: string }[] = [];
     for await (const { offset, length, kind } of source.extents()) extents.push({ offset, length, kind });
@@ -66,8 +92,8 @@ export async function map(file: string, options: ImageCommandOptions, io: Io): P
 }
 
 export async function compare(left: string, right: string, options: ImageCommandOptions, io: Io): Promise<number> {
-  const a = await openImage(left, opening(options));
-  const b = await openImage(right, opening(options)).catch(async (error: unknown) => {
+  const a = await openImage(left, options);
+  const b = await openImage(right, options).catch(async (error: unknown) => {
     await a.source.close();
     throw error;
   });

@@ -41,7 +41,7 @@ export async function checkRefcounts(file: ByteFile): Promise<{ readonly problem
     if (block % clusterBytes !== 0 || block + clusterBytes > file.sizeBytes) problems.push(`refcount block ${i} is at ${block}, where none lies`);
     else use(block, clusterBytes);
   }
-  const perTable = clusterBytes / 8;
+  const perTable = clusterBytes / header.entryBytes;
   const diskClusters = Math.ceil(header.virtualBytes / clusterBytes);
   for (let l1 = 0; l1 * perTable < diskClusters; l1++) {
     const l2 = await l2Offset(file.name, header, table, l1, file.sizeBytes);
@@ -49,7 +49,7 @@ export async function checkRefcounts(file: ByteFile): Promise<{ readonly problem
     use(l2, clusterBytes);
     for (let index = l1 * perTable; index < Math.min(diskClusters, (l1 + 1) * perTable); index++) {
       const cluster = await clusterAt(file, header, table, index);
-      if (cluster.kind === "data") use(cluster.offset, clusterBytes);
+      if (cluster.kind === "data" || (cluster.kind === "mixed" && cluster.offset > 0)) use(cluster.offset, clusterBytes);
       else if (cluster.kind === "compressed") use(cluster.offset, cluster.length);
     }
   }

@@ -1,7 +1,7 @@
 import type { ByteFile } from "../byte-file.ts";
 import { readBytes } from "../byte-file.ts";
 import { checkVirtualSize, damaged, narrow, unsupported } from "../checked.ts";
-import { incompatible, limits, magic } from "./layout.ts";
+import { backingFormatExtension, incompatible, limits, magic } from "./layout.ts";
 
 export interface Qcow2Header {
   readonly version: 2 | 3;
@@ -15,6 +15,10 @@ export interface Qcow2Header {
   readonly refcountBits: number;
   readonly snapshots: number;
   readonly isDirty: boolean;
+  readonly compression: "zlib" | "zstd";
+  /** Bytes of an L2 entry: 16 where each cluster has 32 subclusters with states of their own. */
+  readonly entryBytes: 8 | 16;
+  readonly backing: { readonly name: string; readonly format: string | undefined } | undefined;
 }
 
 /** Reads and checks the header. Refuses by name what this version does not read. */
@@ -27,8 +31,6 @@ export async function readHeader(file: ByteFile): Promise<Qcow2Header> {
   if (version !== 2 && version !== 3) throw unsupported(name, `QCOW2 version ${version} is not read (2 and 3 are)`);
   if (version === 3 && head.length < 104) throw damaged(name, `a QCOW2 version 3 header has 104 bytes, the file ${file.sizeBytes}`);
 
-  if (head.readBigUInt64BE(8) !== 0n)
-    throw unsupported(name, "the image has a backing file, which this version does not read yet", "merge it first, for example with qemu-img convert");
   if (head.readUInt32BE(32) !== 0) throw unsupported(name, `the image is encrypted (method ${head.readUInt32BE(32)})`);
   const clusterBits = head.readUInt32BE(20);
   if (clusterBits < limits.minClusterBits || clusterBits > limits.maxClusterBits)
@@ -40,16 +42,18 @@ export async function readHeader(file: ByteFile): Promise<Qcow2Header> {
   const bits = version === 3 ? head.readBigUInt64BE(72) : 0n;
   if (bits & incompatible.corrupt) throw damaged(name, "the image is marked corrupt");
   if (bits & incompatible.dataFile) throw unsupported(name, "the image keeps its data in an external file, which is refused");
-  if (bits & incompatible.extendedL2) throw unsupported(name, "extended L2 entries are not read yet");
-  const unknown = bits & ~(incompatible.dirty | incompatible.compressionType);
+  const unknown = bits & ~(incompatible.dirty | incompatible.compressionType | incompatible.extendedL2);
   if (unknown !== 0n) throw unsupported(name, `the incompatible feature bits 0x${unknown.toString(16)} are unknown`);
-  if (bits & incompatible.compressionType && head.length > 104 && head[104] !== 0) throw unsupported(name, "zstd clusters are not read yet");
+  const compressionType = bits & incompatible.compressionType ? (head[104] ?? 0) : 0;
+  if (compressionType > 1) throw unsupported(name, `compression type ${compressionType} is not read (0, zlib, and 1, zstd, are)`);
+  const entryBytes = bits & incompatible.extendedL2 ? 16 : 8;
+  if (entryBytes === 16 && clusterBits < 14) throw damaged(name, `cluster_bits is ${clusterBits}, and extended L2 entries need 14 or more`);
   const refcountOrder = version === 3 ? head.readUInt32BE(96) : 4;
   if (refcountOrder > 6) throw damaged(name, `refcount_order is ${refcountOrder}, more than 6`);
 
   const l1Entries = head.readUInt32BE(36);
   const l1Offset = narrow(name, "l1_table_offset", head.readBigUInt64BE(40));
-  const needed = Math.ceil(virtualBytes / (clusterBytes * (clusterBytes / 8)));
+  const needed = Math.ceil(virtualBytes / (clusterBytes * (clusterBytes / entryBytes)));
   if (l1Entries < needed) throw damaged(name, `l1_size is ${l1Entries}, but the disk needs ${needed}`);
   if (l1Entries * 8 > limits.maxL1Bytes) throw damaged(name, `l1_size is ${l1Entries}, more than ${limits.maxL1Bytes / 8}`);
   if (l1Offset % clusterBytes !== 0 || l1Offset + l1Entries * 8 > file.sizeBytes)
@@ -66,5 +70,29 @@ export async function readHeader(file: ByteFile): Promise<Qcow2Header> {
     refcountBits: 2 ** refcountOrder,
     snapshots: head.readUInt32BE(60),
     isDirty: (bits & incompatible.dirty) !== 0n,
+    compression: compressionType === 1 ? "zstd" : "zlib",
+    entryBytes,
+    backing: await readBacking(file, head, version, clusterBytes),
   };
+}
+
+/** The backing file's name as it is written, and its format where a header extension says it. */
+async function readBacking(file: ByteFile, head: Buffer, version: 2 | 3, clusterBytes: number): Promise<Qcow2Header["backing"]> {
+  const { name } = file;
+  const offset = narrow(name, "backing_file_offset", head.readBigUInt64BE(8));
+  if (offset === 0) return undefined;
+  const length = head.readUInt32BE(16);
+  if (length === 0 || length > limits.maxBackingNameBytes) throw damaged(name, `backing_file_size is ${length}, not 1 to ${limits.maxBackingNameBytes}`);
+  const written = (await readBytes(file, offset, length)).toString("utf8");
+  let format: string | undefined;
+  let at = version === 3 ? head.readUInt32BE(100) : 72;
+  const end = Math.min(offset, clusterBytes, file.sizeBytes);
+  while (at + 8 <= end) {
+    const extension = await readBytes(file, at, 8);
+    const [type, bytes] = [extension.readUInt32BE(0), extension.readUInt32BE(4)];
+    if (type === 0 || at + 8 + bytes > end) break;
+    if (type === backingFormatExtension) format = (await readBytes(file, at + 8, bytes)).toString("latin1");
+    at += 8 + Math.ceil(bytes / 8) * 8;
+  }
+  return { name: written, format };
 }

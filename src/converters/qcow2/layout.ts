@@ -19,10 +19,19 @@ export const offsetMask = 0x00fffffffffffe00n;
 /** Bit 0 of an L2 entry (v3): the cluster reads as zeros. */
 export const zeroFlag = 1n;
 
+/** Type of the header extension that names the backing file's format. */
+export const backingFormatExtension = 0xe2792aca;
+
+/**
+ * Extended L2 entries are 16 bytes: the usual one, then a bitmap of 32 subclusters, allocated in the low half, reading as zeros
+ * in the high one.
+ */
+export const subclustersPerCluster = 32;
+
 /** Of a compressed L2 entry, the bits below this hold the byte offset; above are the additional 512-byte sectors. */
 export function compressedOffsetBits(clusterBits: number): number {
   return 62 - (clusterBits - 8);
 }
 
 /** Limits that qemu enforces too. */
-export const limits = { minClusterBits: 9, maxClusterBits: 21, maxL1Bytes: 33_554_432, maxRefcountTableBytes: 8_388_608 } as const;
+export const limits = { minClusterBits: 9, maxClusterBits: 21, maxL1Bytes: 33_554_432, maxRefcountTableBytes: 8_388_608, maxBackingNameBytes: 1023 } as const;

@@ -1,7 +1,7 @@
-import { deflateRaw } from "node:zlib";
+import { deflateRaw, zstdCompress } from "node:zlib";
 import type { ByteSink } from "../../model/byte-sink.ts";
 import type { DiskSink } from "../disk-sink.ts";
-import { compressed, compressedOffsetBits, copied, magic } from "./layout.ts";
+import { compressed, compressedOffsetBits, copied, incompatible, magic } from "./layout.ts";
 
 const clusterBits = 16;
 const clusterBytes = 2 ** clusterBits;
@@ -11,7 +11,7 @@ const refcountsPerBlock = clusterBytes / 2;
 const deflateWidth = 8;
 
 export interface Qcow2Options {
-  readonly compression: "none" | "zlib";
+  readonly compression: "none" | "zlib" | "zstd";
 }
 
 /**
@@ -111,7 +111,7 @@ export function qcow2Sink(out: ByteSink, sizeBytes: number, options: Qcow2Option
         // the caller may reuse its buffer, and the last cluster of a disk is padded
         const cluster = Buffer.alloc(clusterBytes);
         data.copy(cluster, 0, at, Math.min(data.length, at + clusterBytes));
-        const packed = deflate(cluster);
+        const packed = pack(cluster, options.compression);
         packed.catch(() => {});
         deflating.push({ index: index + at / clusterBytes, data: cluster, packed });
         await drain(deflateWidth);
@@ -129,7 +129,7 @@ export function qcow2Sink(out: ByteSink, sizeBytes: number, options: Qcow2Option
         refcountTable.writeBigUInt64BE(BigInt(out.position), index * 8);
         await out.append(refcounts.take(index));
       }
-      await out.head(Buffer.concat([header(sizeBytes, l1Length, refcountTableClusters), refcountTable, l1]));
+      await out.head(Buffer.concat([header(sizeBytes, l1Length, refcountTableClusters, options.compression), refcountTable, l1]));
     },
   };
 }
@@ -157,7 +157,7 @@ class RefcountBlocks {
   }
 }
 
-function header(sizeBytes: number, l1Length: number, refcountTableClusters: number): Buffer {
+function header(sizeBytes: number, l1Length: number, refcountTableClusters: number, compression: Qcow2Options["compression"]): Buffer {
   const head = Buffer.alloc(clusterBytes);
   head.writeUInt32BE(magic, 0);
   head.writeUInt32BE(3, 4);
@@ -169,13 +169,19 @@ function header(sizeBytes: number, l1Length: number, refcountTableClusters: numb
   head.writeBigUInt64BE(BigInt(clusterBytes), 48);
   head.writeUInt32BE(refcountTableClusters, 56);
   head.writeUInt32BE(4, 96);
-  head.writeUInt32BE(104, 100);
+  head.writeUInt32BE(112, 100);
+  if (compression === "zstd") {
+    head.writeBigUInt64BE(incompatible.compressionType, 72);
+    head.writeUInt8(1, 104);
+  }
   return head;
 }
 
-/** Raw deflate with the window of 4 KiB that readers of QCOW2 use. */
-function deflate(data: Buffer): Promise<Buffer> {
-  return new Promise((resolve, reject) =>
-    deflateRaw(data, { windowBits: 12, chunkSize: clusterBytes }, (error, packed) => (error ? reject(error) : resolve(packed))),
-  );
+/** Raw deflate with the window of 4 KiB that readers of QCOW2 use, or a zstd frame. */
+function pack(data: Buffer, compression: "zlib" | "zstd"): Promise<Buffer> {
+  return new Promise((resolve, reject) => {
+    const done = (error: Error | null, packed: Buffer): void => (error ? reject(error) : resolve(packed));
+    if (compression === "zlib") deflateRaw(data, { windowBits: 12, chunkSize: clusterBytes }, done);
+    else zstdCompress(data, { chunkSize: clusterBytes, pledgedSrcSize: data.length }, done);
+  });
 }

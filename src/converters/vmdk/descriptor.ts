@@ -4,7 +4,7 @@ import { damaged, unsupported } from "../checked.ts";
 export interface VmdkExtent {
   readonly access: "RW" | "RDONLY" | "NOACCESS";
   readonly sizeBytes: number;
-  readonly type: "SPARSE" | "FLAT" | "VMFS" | "ZERO";
+  readonly type: "SPARSE" | "FLAT" | "VMFS" | "VMFSSPARSE" | "SESPARSE" | "ZERO";
   /** As it is written; undefined for ZERO. */
   readonly fileName: string | undefined;
   /** Where the extent begins in a flat file. */
@@ -13,8 +13,13 @@ export interface VmdkExtent {
 
 export interface VmdkDescriptor {
   readonly createType: string;
+  /** Changes with the content: a delta remembers that of its parent. */
+  readonly cid: string | undefined;
+  readonly parent: { readonly cid: string; readonly fileName: string } | undefined;
   readonly extents: readonly VmdkExtent[];
 }
+
+const noParent = "ffffffff";
 
 /** Text files of VMware are a few hundred bytes; a hostile one is not read beyond this. */
 export const maxDescriptorBytes: number = 1 << 20;
@@ -34,18 +39,21 @@ export function parseDescriptor(image: string, text: string): VmdkDescriptor {
     const pair = /^([A-Za-z0-9_.]+)\s*=\s*"?([^"]*)"?$/.exec(trimmed);
     if (pair) values.set((pair[1] as string).toLowerCase(), (pair[2] as string).trim());
   }
-  const parent = values.get("parentcid")?.toLowerCase();
-  if (parent !== undefined && parent !== "ffffffff")
-    throw unsupported(image, `the disk is a delta of another (parentCID ${parent}), which this version does not read yet`);
   if (extents.length === 0) throw damaged(image, "the VMDK descriptor names no extent");
   if (extents.length > 4096) throw damaged(image, `the VMDK descriptor names ${extents.length} extents, more than 4096`);
-  return { createType: values.get("createtype") ?? "", extents };
+  const parentCid = values.get("parentcid")?.toLowerCase();
+  return {
+    createType: values.get("createtype") ?? "",
+    cid: values.get("cid")?.toLowerCase(),
+    parent: parentCid === undefined || parentCid === noParent ? undefined : { cid: parentCid, fileName: values.get("parentfilenamehint") ?? "" },
+    extents,
+  };
 }
 
 function readExtent(image: string, [, access = "", sectors = "", kind = "", fileName, offset = "0"]: RegExpExecArray): VmdkExtent {
   const type = kind.toUpperCase();
-  if (type !== "SPARSE" && type !== "FLAT" && type !== "VMFS" && type !== "ZERO")
-    throw unsupported(image, `extents of type ${type} are not read (SPARSE, FLAT, VMFS and ZERO are)`);
+  if (type !== "SPARSE" && type !== "FLAT" && type !== "VMFS" && type !== "VMFSSPARSE" && type !== "SESPARSE" && type !== "ZERO")
+    throw unsupported(image, `extents of type ${type} are not read (SPARSE, FLAT, VMFS, VMFSSPARSE, SESPARSE and ZERO are)`);
   const sizeBytes = Number(sectors) * 512;
   const offsetBytes = Number(offset) * 512;
   if (!Number.isSafeInteger(sizeBytes) || !Number.isSafeInteger(offsetBytes))

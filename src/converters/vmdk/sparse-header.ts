@@ -14,7 +14,6 @@ const sparseMagic = 0x564d444b;
 const footerMarker = 3;
 
 export interface SparseHeader {
-  readonly version: number;
   readonly capacityBytes: number;
   readonly grainBytes: number;
   readonly descriptorOffset: number;
@@ -50,7 +49,6 @@ function decode({ name }: ByteFile, bytes: Buffer): Decoded {
   const isCompressed = (flags & 0x10000) !== 0;
   if (isCompressed && algorithm !== 1) throw unsupported(name, `compression algorithm ${algorithm} is not read (1, deflate, is)`);
   return {
-    version,
     isCompressed,
     capacityBytes: sectors("capacity", 12),
     grainBytes: sectors("grainSize", 20),

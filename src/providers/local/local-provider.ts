@@ -1,5 +1,4 @@
 import { type BigIntStats, statSync } from "node:fs";
-import { dirname, join } from "node:path";
 import { openByteFile, sliceOf } from "../../converters/byte-file.ts";
 import { neighboursOf, noNeighbours } from "../../converters/neighbours.ts";
 import { type OpenedImage, openImageFile } from "../../converters/open-image.ts";
@@ -67,7 +66,7 @@ async function snapshotOf(vm: FoundVm, clock: Clock): Promise<VmSnapshot> {
       files.add(found.path);
       const image = await openDisk(found);
       opened.push({ found, image });
-      for (const extent of image.extentFiles) files.add(join(dirname(found.path), extent));
+      for (const path of image.otherFiles) files.add(path);
     }
     const before = new Map([...files].map((path) => [path, fingerprint(path)]));
     const { descriptor } = vm;

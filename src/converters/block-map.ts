@@ -1,0 +1,90 @@
+import { type BlockSource, type ByteRange, clip, type Extent, joined } from "./block-source.ts";
+import type { ByteFile } from "./byte-file.ts";
+
+/** Where a block of the disk is: in this file, known to be zeros, or not here. */
+export type Block = { readonly kind: "absent" | "zero" } | { readonly kind: "data"; readonly offset: number; readonly units?: UnitMap };
+
+/** A block of which only some units are in this file. */
+export interface UnitMap {
+  readonly unitBytes: number;
+  isPresent(unit: number): boolean;
+  /** What the other units are. */
+  readonly otherwise: "absent" | "zero";
+}
+
+export const absentBlock: Block = { kind: "absent" };
+export const zeroBlock: Block = { kind: "zero" };
+
+/**
+ * A disk of equal blocks that lie anywhere in a file, found through a table: what VHD, VHDX and VDI are. `blockAt` reads the table
+ * and checks that what it points to lies in the file.
+ */
+export function blockMapSource(file: ByteFile, sizeBytes: number, blockBytes: number, blockAt: (index: number) => Promise<Block>): BlockSource {
+  const whole: ByteRange = { offset: 0, length: sizeBytes };
+
+  async function* runs(range: ByteRange): AsyncGenerator<Extent> {
+    const end = range.offset + range.length;
+    for (let index = Math.floor(range.offset / blockBytes); index * blockBytes < end; index++) {
+      const start = index * blockBytes;
+      const length = Math.min(blockBytes, sizeBytes - start);
+      const block = await blockAt(index);
+      if (block.kind !== "data" || !block.units) yield { offset: start, length, kind: block.kind };
+      else yield* unitRuns(block.units, start, length);
+    }
+  }
+
+  return {
+    sizeBytes,
+    dataBytes: Math.min(sizeBytes, file.allocatedBytes ?? file.sizeBytes),
+    async *extents(range = whole) {
+      for await (const extent of joined(runs(range))) {
+        const part = clip(extent, range);
+        if (part) yield part;
+      }
+    },
+    async read(offset, into) {
+      for (let done = 0; done < into.length; ) {
+        const at = offset + done;
+        const index = Math.floor(at / blockBytes);
+        const within = at - index * blockBytes;
+        const part = into.subarray(done, done + Math.min(into.length - done, blockBytes - within));
+        const block = await blockAt(index);
+        if (block.kind !== "data") part.fill(0);
+        else if (!block.units) await file.read(block.offset + within, part);
+        else await readUnits(file, block.offset, block.units, within, part);
+        done += part.length;
+      }
+    },
+    close: () => file.close(),
+  };
+}
+
+function* unitRuns({ unitBytes, isPresent, otherwise }: UnitMap, start: number, length: number): Generator<Extent> {
+  const units = Math.ceil(length / unitBytes);
+  for (let unit = 0; unit < units; ) {
+    const present = isPresent(unit);
+    let next = unit + 1;
+    while (next < units && isPresent(next) === present) next++;
+    yield {
+      offset: start + unit * unitBytes,
+      length: Math.min(next * unitBytes, length) - unit * unitBytes,
+      kind: present ? "data" : otherwise,
+    };
+    unit = next;
+  }
+}
+
+async function readUnits(file: ByteFile, blockOffset: number, map: UnitMap, within: number, into: Buffer): Promise<void> {
+  into.fill(0);
+  const first = Math.floor(within / map.unitBytes) * map.unitBytes;
+  for (const extent of unitRuns(shifted(map, first / map.unitBytes), first, within + into.length - first)) {
+    if (extent.kind !== "data") continue;
+    const from = Math.max(extent.offset, within);
+    const to = Math.min(extent.offset + extent.length, within + into.length);
+    if (to > from) await file.read(blockOffset + from, into.subarray(from - within, to - within));
+  }
+}
+
+function shifted(map: UnitMap, by: number): UnitMap {
+  return { ...map, isPresent: (unit) => map.isPresent(unit + by) };
+}
