@@ -2,7 +2,9 @@ import { type BlockSource, type ByteRange, clip, type Extent, joined } from "./b
 import type { ByteFile } from "./byte-file.ts";
 
 /** Where a block of the disk is: in this file, known to be zeros, or not here. */
-export type Block = { readonly kind: "absent" | "zero" } | { readonly kind: "data"; readonly offset: number; readonly units?: UnitMap };
+export type Block =
+  /** `blocks` says that so many from here on are the same: where a whole table is missing. */
+  { readonly kind: "absent" | "zero"; readonly blocks?: number } | { readonly kind: "data"; readonly offset: number; readonly units?: UnitMap };
 
 /** A block of which only some units are in this file. */
 export interface UnitMap {
@@ -24,12 +26,14 @@ export function blockMapSource(file: ByteFile, sizeBytes: number, blockBytes: nu
 
   async function* runs(range: ByteRange): AsyncGenerator<Extent> {
     const end = range.offset + range.length;
-    for (let index = Math.floor(range.offset / blockBytes); index * blockBytes < end; index++) {
+    for (let index = Math.floor(range.offset / blockBytes); index * blockBytes < end; ) {
       const start = index * blockBytes;
-      const length = Math.min(blockBytes, sizeBytes - start);
       const block = await blockAt(index);
+      const blocks = block.kind === "data" ? 1 : (block.blocks ?? 1);
+      const length = Math.min(blocks * blockBytes, sizeBytes - start);
       if (block.kind !== "data" || !block.units) yield { offset: start, length, kind: block.kind };
       else yield* unitRuns(block.units, start, length);
+      index += blocks;
     }
   }
 
@@ -43,17 +47,31 @@ export function blockMapSource(file: ByteFile, sizeBytes: number, blockBytes: nu
       }
     },
     async read(offset, into) {
+      // blocks that follow each other in the file too are one read
+      let [runAt, from, to] = [0, 0, 0];
+      const readRun = async (): Promise<void> => {
+        if (to > from) await file.read(runAt, into.subarray(from, to));
+        from = to;
+      };
       for (let done = 0; done < into.length; ) {
         const at = offset + done;
         const index = Math.floor(at / blockBytes);
         const within = at - index * blockBytes;
-        const part = into.subarray(done, done + Math.min(into.length - done, blockBytes - within));
+        const length = Math.min(into.length - done, blockBytes - within);
         const block = await blockAt(index);
-        if (block.kind !== "data") part.fill(0);
-        else if (!block.units) await file.read(block.offset + within, part);
-        else await readUnits(file, block.offset, block.units, within, part);
-        done += part.length;
+        if (block.kind === "data" && !block.units && (from === to || runAt + (to - from) === block.offset + within)) {
+          if (from === to) [runAt, from] = [block.offset + within, done];
+          to = done + length;
+        } else {
+          await readRun();
+          const part = into.subarray(done, done + length);
+          if (block.kind !== "data") part.fill(0);
+          else if (block.units) await readUnits(file, block.offset, block.units, within, part);
+          else [runAt, from, to] = [block.offset + within, done, done + length];
+        }
+        done += length;
       }
+      await readRun();
     },
     close: () => file.close(),
   };

@@ -55,8 +55,27 @@ export const shapes: readonly Shape[] = [
       { offset: 1_052_672, length: 8192 },
     ],
   },
+  {
+    name: "4 KiB sectors",
+    sizeBytes: 4 * MiB + 4096,
+    islands: [
+      { offset: 4096, length: 4096 },
+      { offset: 4 * MiB, length: 4096 },
+    ],
+  },
   { name: "2 GiB and a sector", sizeBytes: 2 ** 31 + 512, islands: [{ offset: 2 ** 31 - 70_000, length: 70_512 }] },
 ];
+
+/** Too large for tools that read it whole. */
+export const largeShape: Shape = {
+  name: "1 TiB with three islands",
+  sizeBytes: 2 ** 40,
+  islands: [
+    { offset: 0, length: 200_000 },
+    { offset: 2 ** 39 + 4096, length: 70_000 },
+    { offset: 2 ** 40 - 512, length: 512 },
+  ],
+};
 
 /** A sparse raw file with data at the islands. */
 export function writeRaw(path: string, { sizeBytes, islands }: Pick<Shape, "sizeBytes" | "islands">, seed = 1): void {

@@ -39,7 +39,7 @@ export async function openSeSparse(file: ByteFile): Promise<BlockSource> {
   const table = new PagedTable(file);
   return blockMapSource(file, sizeBytes, grainBytes, async (index): Promise<Block> => {
     const entry = (await table.bytes(directoryAt + Math.floor(index / perTable) * 8, 8)).readBigUInt64LE(0);
-    if (entry === 0n) return absentBlock;
+    if (entry === 0n) return { kind: "absent", blocks: perTable - (index % perTable) };
     if (entry >> 32n !== 0x10000000n) throw damaged(name, `grain directory entry ${Math.floor(index / perTable)} is 0x${entry.toString(16)}`);
     const tableAt = Number(entry & 0xffffffffn) * tableBytes;
     if (tableAt + tableBytes > tablesBytes || tablesAt + tableAt + tableBytes > file.sizeBytes)

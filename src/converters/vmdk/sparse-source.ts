@@ -1,4 +1,5 @@
 import { inflate } from "node:zlib";
+import { absentBlock, type Block, blockMapSource, zeroBlock } from "../block-map.ts";
 import { type BlockSource, type ByteRange, clip, type Extent, joined, type Piece } from "../block-source.ts";
 import type { ByteFile } from "../byte-file.ts";
 import { damaged } from "../checked.ts";
@@ -107,10 +108,18 @@ export function sparseSource(file: ByteFile, header: SparseHeader): BlockSource 
     });
   }
 
-  const source: BlockSource = {
+  if (!header.isCompressed) {
+    return blockMapSource(file, capacityBytes, grainBytes, async (index): Promise<Block> => {
+      const tableOffset = await tableOffsetOf(Math.floor(index / entriesPerTable));
+      if (tableOffset === 0) return { kind: "absent", blocks: entriesPerTable - (index % entriesPerTable) };
+      const offset = entryToOffset((await table.bytes(tableOffset + (index % entriesPerTable) * 4, 4)).readUInt32LE(0), index);
+      return offset === 0 ? absentBlock : offset < 0 ? zeroBlock : { kind: "data", offset };
+    });
+  }
+  return {
     sizeBytes: capacityBytes,
     // deflated data is about half of what it becomes; known better only by reading
-    dataBytes: Math.min(capacityBytes, file.sizeBytes * (header.isCompressed ? 2.5 : 1)),
+    dataBytes: Math.min(capacityBytes, file.sizeBytes * 2.5),
     async *extents(range) {
       for await (const extent of joined(runs(range))) {
         const part = clip(extent, range);
@@ -122,16 +131,13 @@ export function sparseSource(file: ByteFile, header: SparseHeader): BlockSource 
         const index = Math.floor((offset + done) / grainBytes);
         const within = offset + done - index * grainBytes;
         const take = Math.min(into.length - done, grainBytes - within);
-        const part = into.subarray(done, done + take);
         const at = await grainOffset(index);
-        if (at <= 0) part.fill(0);
-        else if (header.isCompressed)
-          (await inflateGrain(await packedAt(new ReadWindow(file, grainBytes), at, index), index)).copy(part, 0, within, within + take);
-        else await file.read(at + within, part);
+        if (at <= 0) into.fill(0, done, done + take);
+        else (await inflateGrain(await packedAt(new ReadWindow(file, grainBytes), at, index), index)).copy(into, done, within, within + take);
         done += take;
       }
     },
+    pieces,
     close: () => file.close(),
   };
-  return header.isCompressed ? { ...source, pieces } : source;
 }
