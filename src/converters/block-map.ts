@@ -7,7 +7,7 @@ export type Block =
   { readonly kind: "absent" | "zero"; readonly blocks?: number } | { readonly kind: "data"; readonly offset: number; readonly units?: UnitMap };
 
 /** A block of which only some units are in this file. */
-export interface UnitMap {
+interface UnitMap {
   readonly unitBytes: number;
   isPresent(unit: number): boolean;
   /** What the other units are. */

@@ -44,7 +44,8 @@ export async function* piecesOf(source: BlockSource, signal?: AbortSignal): Asyn
     yield* source.pieces(signal);
     return;
   }
-  const buffers = Array.from({ length: readAhead + 1 + piecesKept }, () => Buffer.allocUnsafeSlow(pieceBytes));
+  const ring: Buffer[] = [];
+  const ringLength = readAhead + 1 + piecesKept;
   const reading: { piece: Piece; done: Promise<void> }[] = [];
   let turn = 0;
   try {
@@ -55,7 +56,9 @@ export async function* piecesOf(source: BlockSource, signal?: AbortSignal): Asyn
         signal?.throwIfAborted();
         // pieces keep to the grid of 1 MiB, so that clusters and hash pieces are never cut
         const length = Math.min(end - offset, pieceBytes - (offset % pieceBytes));
-        const data = (buffers[turn++ % buffers.length] as Buffer).subarray(0, length);
+        const buffer = (ring[turn % ringLength] ??= Buffer.allocUnsafeSlow(Math.min(pieceBytes, source.sizeBytes)));
+        turn++;
+        const data = buffer.subarray(0, length);
         const done = source.read(offset, data);
         done.catch(() => {});
         reading.push({ piece: { offset, data }, done });

@@ -15,7 +15,7 @@ export const writableFormats: readonly WritableFormat[] = ["qcow2", "raw", "vmdk
 export type ImageCompression = "none" | "zlib" | "zstd";
 
 /** The kinds of each format that are written, the usual one first. */
-export const subformats: Readonly<Record<WritableFormat, readonly string[]>> = {
+const subformats: Readonly<Record<WritableFormat, readonly string[]>> = {
   qcow2: ["v3"],
   raw: ["sparse"],
   vmdk: ["monolithicSparse", "streamOptimized"],
@@ -25,7 +25,7 @@ export const subformats: Readonly<Record<WritableFormat, readonly string[]>> = {
 };
 
 /** Which compressions a format has of its own. */
-export const compressions: Readonly<Record<WritableFormat, readonly ImageCompression[]>> = {
+const compressions: Readonly<Record<WritableFormat, readonly ImageCompression[]>> = {
   qcow2: ["none", "zlib", "zstd"],
   raw: ["none"],
   vmdk: ["none", "zlib"],

@@ -107,7 +107,7 @@ async function readDynamicHeader(file: ByteFile, footer: Footer): Promise<Dynami
     throw damaged(name, `the block size is ${blockBytes}, no power of two from 4 KiB to 256 MiB`);
   const needed = Math.ceil(footer.sizeBytes / blockBytes);
   if (entries < needed) throw damaged(name, `the table has ${entries} entries, the disk needs ${needed}`);
-  if (tableOffset + needed * 4 > file.sizeBytes) throw damaged(name, `the table offset is ${tableOffset}: ${needed} entries do not lie in the file`);
+  if (tableOffset + entries * 4 > file.sizeBytes) throw damaged(name, `the table offset is ${tableOffset}: ${entries} entries do not lie in the file`);
   return {
     tableOffset,
     entries,
