@@ -199,8 +199,8 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     );
   add(
     "convert <paths...>",
-    "convert disk images: hypersdk convert IN OUT, or IN… FOLDER",
-    ["hypersdk convert disk.vmdk disk.qcow2 --compress zstd", "hypersdk convert boot.vmdk data.vmdk converted/ --to vhdx"],
+    "convert disk images: IN OUT, IN… FOLDER, or IN… VM.ova; IN may be an .ova, .ovf or .vmx",
+    ["hypersdk convert disk.vmdk disk.qcow2 --compress zstd", "hypersdk convert web.ova converted/ --to vhdx"],
     async (paths, options, io) => (await import("./commands/convert.ts")).convert(paths, options, io),
   )
     .addOption(new Option("--from <format>", "what IN is, where its content may lie").choices(inputFormats))

@@ -48,7 +48,8 @@ export async function writeImageFile(
   }
 }
 
-function refuseTarget(path: string, target: string, { overwrite, inputs }: { readonly overwrite: boolean; readonly inputs: readonly string[] }): void {
+/** Refuses a target that is there, or that is one of the files that are read. */
+export function refuseTarget(path: string, target: string, { overwrite, inputs }: { readonly overwrite: boolean; readonly inputs: readonly string[] }): void {
   if (!existsSync(target)) return;
   const stat = statSync(target);
   if (!stat.isFile()) throw new HypersdkError("AlreadyExists", `${path} is no regular file`, { hint: "name a new file" });

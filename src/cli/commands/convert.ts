@@ -2,6 +2,8 @@ import { existsSync, statSync } from "node:fs";
 import { basename, extname, join } from "node:path";
 import type { ImageFormat } from "../../converters/detect.ts";
 import { formatOfName, writeImageFile } from "../../converters/image-file.ts";
+import { isMachine, type Machine, openMachine } from "../../converters/machine/open-machine.ts";
+import { writeOva, writeOvf } from "../../converters/machine/write-ova.ts";
 import { type OpenedImage, openImage } from "../../converters/open-image.ts";
 import { pour } from "../../converters/pour.ts";
 import { checkImageOptions, type ImageCompression, type WritableFormat, writableFormats } from "../../converters/write-image.ts";
@@ -24,9 +26,20 @@ export interface ConvertOptions {
   readonly overwrite?: boolean;
 }
 
+/** A disk that is read. */
+interface Input {
+  /** As people know it. */
+  readonly name: string;
+  /** Without its folder and ending: what a file in a folder is called after. */
+  readonly stem: string;
+  /** The file it comes from. */
+  readonly path: string;
+  open(): Promise<OpenedImage>;
+}
+
 /** One image into another. */
 interface Job {
-  readonly input: string;
+  readonly input: Input;
   readonly image: OpenedImage;
   readonly output: string;
   readonly to: WritableFormat;
@@ -42,17 +55,23 @@ interface Converted {
   readonly writtenBytes: number;
 }
 
-/** Images into one file, or into a folder where there are several. */
+/** Images and machines into one file, into a package of a VM, or into a folder where there are several. */
 export async function convert(paths: readonly string[], options: ConvertOptions, io: Io): Promise<number> {
-  const inputs = paths.slice(0, -1);
+  const sources = paths.slice(0, -1);
   const output = paths.at(-1) as string;
-  if (inputs.length === 0) throw new HypersdkError("Usage", "convert needs an image and what to write", { hint: "hypersdk convert disk.vmdk disk.qcow2" });
+  if (sources.length === 0) throw new HypersdkError("Usage", "convert needs an image and what to write", { hint: "hypersdk convert disk.vmdk disk.qcow2" });
   const interrupts = listenForInterrupts(io.err);
-  const jobs: Job[] = [];
+  const opened: OpenedImage[] = [];
   try {
+    const machine = sources.length === 1 && isMachine(sources[0] as string) ? await openMachine(sources[0] as string, interrupts.signal) : undefined;
+    const inputs = machine ? inputsOf(sources[0] as string, machine) : sources.map((path) => inputOf(path, options));
+    if (/\.(ova|ovf)$/i.test(output)) return await convertToPackage(inputs, machine, output, options, interrupts.signal, opened, io);
     const targets = targetsOf(inputs, output, options);
+    const jobs: Job[] = [];
     for (const { input, path, to } of targets) {
-      const image = await openImage(input, options);
+      const image = await input.open();
+      opened.push(image);
+      checkSize(input, image, options);
       jobs.push({ input, image, output: path, to });
       checkJob(jobs.at(-1) as Job, options, io);
     }
@@ -87,17 +106,87 @@ export async function convert(paths: readonly string[], options: ConvertOptions,
     throw error;
   } finally {
     interrupts.dispose();
-    await Promise.allSettled(jobs.map(({ image }) => image.source.close()));
+    await Promise.allSettled(opened.map(({ source }) => source.close()));
+  }
+}
+
+function inputOf(path: string, options: ConvertOptions): Input {
+  if (isMachine(path)) throw new HypersdkError("Usage", `${path} is a VM of its own`, { hint: "convert one VM at a time" });
+  return { name: path, stem: basename(path, extname(path)), path, open: () => openImage(path, options) };
+}
+
+function inputsOf(path: string, { disks }: Machine): Input[] {
+  return disks.map(({ name, open }) => ({ name: `${path}: ${name}`, stem: basename(name, extname(name)), path, open }));
+}
+
+/** A VM as one archive, or as a descriptor with its disks beside it. */
+async function convertToPackage(
+  inputs: readonly Input[],
+  machine: Machine | undefined,
+  output: string,
+  options: ConvertOptions,
+  signal: AbortSignal,
+  opened: OpenedImage[],
+  io: Io,
+): Promise<number> {
+  for (const [flag, value] of [
+    ["--to", options.to],
+    ["--compress", options.compress],
+    ["--subformat", options.subformat],
+    ["--preallocate", options.preallocate],
+  ] as const)
+    if (value !== undefined) throw new HypersdkError("Usage", `${flag} is not for an OVF package: its disks are stream-optimized VMDKs`);
+  for (const input of inputs) {
+    const image = await input.open();
+    opened.push(image);
+    checkSize(input, image, options);
+  }
+  const { descriptor } = machine ?? {};
+  const files = [...new Set([...inputs.map(({ path }) => path), ...opened.flatMap(({ otherFiles }) => otherFiles)])];
+  const before = files.map(fingerprint).join();
+  const progress = byteProgress(
+    io,
+    opened.reduce((sum, { source }) => sum + source.dataBytes, 0),
+  );
+  try {
+    const write = /\.ova$/i.test(output) ? writeOva : writeOvf;
+    const { bytes, readBytes } = await write(
+      output,
+      {
+        name: descriptor?.name ?? basename(output, extname(output)),
+        cpus: descriptor?.cpus ?? 1,
+        memoryBytes: descriptor?.memoryBytes ?? 2 ** 30,
+        ...(descriptor?.guestType ? { guestType: descriptor.guestType } : {}),
+        ...(descriptor?.firmware ? { firmware: descriptor.firmware } : {}),
+      },
+      opened.map(({ source }) => source),
+      () => refuseChanged(files, before),
+      { overwrite: options.overwrite ?? false, inputs: files, signal, onRead: progress.add },
+    );
+    progress.stop();
+    if (!machine && !io.json) io.err(`${io.errStyle.yellow("warning")}: disk images say nothing of a VM: the package has 1 CPU and 1 GiB of memory\n`);
+    const virtualBytes = opened.reduce((sum, { source }) => sum + source.sizeBytes, 0);
+    const from = (opened[0] as OpenedImage).format;
+    const to = /\.ova$/i.test(output) ? "ova" : "ovf";
+    if (io.json)
+      io.result("convert", { images: [{ input: inputs.map(({ name }) => name).join(", "), output, from, to, virtualBytes, readBytes, writtenBytes: bytes }] });
+    else if (!io.quiet)
+      io.out(
+        `${output}: ${to}, ${opened.length} ${opened.length === 1 ? "disk" : "disks"}, ${formatBytes(virtualBytes)} virtual, ${formatBytes(bytes)} written\n`,
+      );
+    return 0;
+  } finally {
+    progress.stop();
   }
 }
 
 interface Target {
-  readonly input: string;
+  readonly input: Input;
   readonly path: string;
   readonly to: WritableFormat;
 }
 
-function targetsOf(inputs: readonly string[], output: string, options: ConvertOptions): Target[] {
+function targetsOf(inputs: readonly Input[], output: string, options: ConvertOptions): Target[] {
   const isFolder = output.endsWith("/") || inputs.length > 1 || (existsSync(output) && statSync(output).isDirectory());
   if (!isFolder) {
     const to = options.to ?? formatOfName(output);
@@ -105,28 +194,36 @@ function targetsOf(inputs: readonly string[], output: string, options: ConvertOp
       throw new HypersdkError("Usage", `the name ${JSON.stringify(output)} does not say which format to write`, {
         hint: `say --to ${writableFormats.join(" or --to ")}`,
       });
-    return [{ input: inputs[0] as string, path: output, to }];
+    return [{ input: inputs[0] as Input, path: output, to }];
   }
   if (existsSync(output) && !statSync(output).isDirectory())
     throw new HypersdkError("Usage", `${output} is a file, and there are ${inputs.length} images`, { hint: "name a folder" });
   const to = options.to;
+  if (!output.endsWith("/") && !existsSync(output) && formatOfName(output) && !to)
+    throw new HypersdkError("Usage", `there are ${inputs.length} disks, and ${JSON.stringify(output)} is one file`, {
+      hint: `name a folder and a format: ${output.replace(/\.[^/.]*$/, "")}/ --to ${formatOfName(output)}`,
+    });
   if (!to) throw new HypersdkError("Usage", "into a folder, the format must be said", { hint: `say --to ${writableFormats.join(" or --to ")}` });
-  const targets = inputs.map((input): Target => ({ input, to, path: join(output, `${basename(input, extname(input))}.${to}`) }));
+  const targets = inputs.map((input): Target => ({ input, to, path: join(output, `${input.stem}.${to}`) }));
   const twice = targets.find(({ path }, i) => targets.findIndex((other) => other.path === path) < i);
   if (twice) throw new HypersdkError("Usage", `two images would become ${twice.path}`, { hint: "convert them one by one" });
   return targets;
 }
 
-/** What can be known before anything is written. */
-function checkJob({ input, image, to }: Job, options: ConvertOptions, io: Io): void {
-  const { sizeBytes } = image.source;
-  const most = options.maxVirtualSize === undefined ? undefined : parseSize(options.maxVirtualSize);
-  if (options.maxVirtualSize !== undefined && most === undefined)
-    throw new HypersdkError("Usage", `--max-virtual-size ${JSON.stringify(options.maxVirtualSize)} is no size`, { hint: "such as 500GiB or 2TiB" });
-  if (most !== undefined && sizeBytes > most)
-    throw new HypersdkError("ImageDamaged", `${input}: a virtual size of ${sizeBytes} bytes is over the limit of ${most}`, {
+function checkSize({ name }: Input, { source }: OpenedImage, { maxVirtualSize }: ConvertOptions): void {
+  if (maxVirtualSize === undefined) return;
+  const most = parseSize(maxVirtualSize);
+  if (most === undefined)
+    throw new HypersdkError("Usage", `--max-virtual-size ${JSON.stringify(maxVirtualSize)} is no size`, { hint: "such as 500GiB or 2TiB" });
+  if (source.sizeBytes > most)
+    throw new HypersdkError("ImageDamaged", `${name}: a virtual size of ${source.sizeBytes} bytes is over the limit of ${most}`, {
       hint: "raise --max-virtual-size",
     });
+}
+
+/** What can be known before anything is written. */
+function checkJob({ image, to }: Job, options: ConvertOptions, io: Io): void {
+  const { sizeBytes } = image.source;
   const isFixed = to === "raw" || ((to === "vhd" || to === "vhdx") && options.subformat === "fixed");
   if (options.preallocate && !isFixed) throw new HypersdkError("Usage", "--preallocate is for raw, and for fixed vhd and vhdx");
   const becomes = checkImageOptions(to, sizeBytes, imageOptionsOf(options));
@@ -150,7 +247,7 @@ async function convertOne(
   signal: AbortSignal,
   onRead: (bytes: number) => void,
 ): Promise<Converted> {
-  const inputs = [input, ...image.otherFiles];
+  const inputs = [input.path, ...image.otherFiles];
   const before = inputs.map(fingerprint).join();
   let readBytes = 0;
   const { bytes } = await writeImageFile(
@@ -163,18 +260,18 @@ async function convertOne(
         ({ readBytes } = await pour(image.source, sink, { signal, onRead }));
       } catch (error) {
         // an image that is rewritten while it is read looks damaged
-        refuseChanged(input, inputs, before);
+        refuseChanged(inputs, before);
         throw error;
       }
-      refuseChanged(input, inputs, before);
+      refuseChanged(inputs, before);
     },
   );
-  return { input, output, from: image.format, to, virtualBytes: image.source.sizeBytes, readBytes, writtenBytes: bytes };
+  return { input: input.name, output, from: image.format, to, virtualBytes: image.source.sizeBytes, readBytes, writtenBytes: bytes };
 }
 
-function refuseChanged(input: string, inputs: readonly string[], before: string): void {
+function refuseChanged(inputs: readonly string[], before: string): void {
   if (inputs.map(fingerprint).join() !== before)
-    throw new HypersdkError("SourceChanged", `${input} changed while it was read`, { hint: "convert it while nothing writes to it" });
+    throw new HypersdkError("SourceChanged", `${inputs[0]} changed while it was read`, { hint: "convert it while nothing writes to it" });
 }
 
 function fingerprint(path: string): string {

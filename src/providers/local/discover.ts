@@ -1,11 +1,11 @@
 import { type Dirent, readdirSync, realpathSync, statSync } from "node:fs";
 import { basename, extname, join, relative, sep } from "node:path";
+import { readSlice } from "../../converters/machine/read-slice.ts";
+import { tarMembers } from "../../converters/machine/tar-members.ts";
+import { readVmDescriptor, type VmDescriptor } from "../../converters/machine/vm-descriptor.ts";
 import { parseDescriptor } from "../../converters/vmdk/descriptor.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { type Peeked, peek } from "./peek.ts";
-import { readSlice } from "./read-slice.ts";
-import { tarMembers } from "./tar-members.ts";
-import { readVmDescriptor, type VmDescriptor } from "./vm-descriptor.ts";
 
 /** A VM as its files in a folder tree. */
 export interface FoundVm {

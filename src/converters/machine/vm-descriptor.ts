@@ -143,6 +143,17 @@ function descriptor(
   };
 }
 
+const entities: Readonly<Record<string, string>> = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'" };
+
+/** The five entities of XML itself and characters by number; the parser is told to expand none, so that a hostile file stays small. */
+function decoded(text: string): string {
+  return text.replace(/&(?:(amp|lt|gt|quot|apos)|#(\d{1,7})|#x([0-9a-fA-F]{1,6}));/g, (whole, name?: string, decimal?: string, hex?: string) => {
+    if (name) return entities[name] as string;
+    const code = decimal ? Number(decimal) : Number.parseInt(hex as string, 16);
+    return code <= 0x10ffff ? String.fromCodePoint(code) : whole;
+  });
+}
+
 function child(xml: Xml, name: string): Xml {
   return listOf(xml, name)[0] ?? {};
 }
@@ -157,7 +168,8 @@ function attribute(xml: Xml, name: string): string {
 }
 
 function textOf(value: unknown): string {
-  if (typeof value === "string" || typeof value === "number") return String(value);
+  if (typeof value === "string") return decoded(value);
+  if (typeof value === "number") return String(value);
   if (typeof value === "object" && value !== null && "#text" in value) return String(value["#text"]);
   return "";
 }
