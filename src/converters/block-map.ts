@@ -14,6 +14,16 @@ interface UnitMap {
   readonly otherwise: "absent" | "zero";
 }
 
+/** A disk of blocks, which can also tell where in the file they are. */
+export interface BlockMapSource extends BlockSource {
+  placed(): AsyncIterable<PlacedBlock>;
+}
+
+export interface PlacedBlock {
+  readonly index: number;
+  readonly offset: number;
+}
+
 export const absentBlock: Block = { kind: "absent" };
 export const zeroBlock: Block = { kind: "zero" };
 
@@ -21,7 +31,7 @@ export const zeroBlock: Block = { kind: "zero" };
  * A disk of equal blocks that lie anywhere in a file, found through a table: what VHD, VHDX and VDI are. `blockAt` reads the table
  * and checks that what it points to lies in the file.
  */
-export function blockMapSource(file: ByteFile, sizeBytes: number, blockBytes: number, blockAt: (index: number) => Promise<Block>): BlockSource {
+export function blockMapSource(file: ByteFile, sizeBytes: number, blockBytes: number, blockAt: (index: number) => Promise<Block>): BlockMapSource {
   const whole: ByteRange = { offset: 0, length: sizeBytes };
 
   async function* runs(range: ByteRange): AsyncGenerator<Extent> {
@@ -37,7 +47,16 @@ export function blockMapSource(file: ByteFile, sizeBytes: number, blockBytes: nu
     }
   }
 
+  async function* placed(): AsyncGenerator<PlacedBlock> {
+    for (let index = 0; index * blockBytes < sizeBytes; ) {
+      const block = await blockAt(index);
+      if (block.kind === "data") yield { index, offset: block.offset };
+      index += block.kind === "data" ? 1 : (block.blocks ?? 1);
+    }
+  }
+
   return {
+    placed,
     sizeBytes,
     dataBytes: Math.min(sizeBytes, file.allocatedBytes ?? file.sizeBytes),
     async *extents(range = whole) {

@@ -1,3 +1,4 @@
+import type { PlacedBlock } from "./block-map.ts";
 import type { BlockSource } from "./block-source.ts";
 import type { ImageFormat } from "./detect.ts";
 
@@ -10,6 +11,8 @@ export interface Layer {
   /** What a child knows this image by: a CID, a UUID. */
   readonly identity?: string;
   readonly parent?: ParentReference;
+  /** For checking a format whose blocks lie anywhere in the file. */
+  readonly blocks?: { placed(): AsyncIterable<PlacedBlock> /** How many the header says there are. */; readonly counted?: number };
   readonly details: ImageDetails;
 }
 

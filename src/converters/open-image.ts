@@ -25,6 +25,7 @@ export interface OpenedImage {
   /** The image and the ones that it is a difference to, nearest first. */
   readonly chain: readonly { readonly file: string; readonly format: ImageFormat; readonly variant: string }[];
   readonly details: ImageDetails;
+  readonly blocks?: Layer["blocks"];
 }
 
 export interface OpenOptions {
@@ -64,12 +65,13 @@ async function openChain(file: ByteFile, neighbours: Neighbours, from: ImageForm
   const layer = await openLayer(file, neighbours, from);
   const { format, variant, source, details } = layer;
   const link = { file: file.name, format, variant };
-  if (!layer.parent) return { format, variant, source, details, chain: [link] };
+  const own = { format, variant, details, ...(layer.blocks ? { blocks: layer.blocks } : {}) };
+  if (!layer.parent) return { ...own, source, chain: [link] };
   try {
     const found = await openParent(file.name, layer.parent, neighbours, seen);
     if (found.source.sizeBytes > source.sizeBytes && format !== "qcow2")
       throw damaged(file.name, `its parent is larger: ${found.source.sizeBytes} bytes, not ${source.sizeBytes}`);
-    return { format, variant, source: overlaySource(source, found.source), details, chain: [link, ...found.chain] };
+    return { ...own, source: overlaySource(source, found.source), chain: [link, ...found.chain] };
   } catch (error) {
     await source.close().catch(() => {});
     throw error;

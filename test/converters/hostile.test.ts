@@ -303,3 +303,27 @@ describe("a format that is not read", () => {
     await expect(openImage(join(folder, "disk.img"))).rejects.toMatchObject({ code: "ImageUnsupported", message: expect.stringContaining(name) as string });
   });
 });
+
+describe.skipIf(!has("qemu-img"))("image check", () => {
+  it.each([
+    [
+      "vhd",
+      ["-O", "vpc", "-o", "force_size=on"],
+      (bytes: Buffer) => bytes.copy(bytes, bytes.readUInt32BE(532) + 4, bytes.readUInt32BE(532), bytes.readUInt32BE(532) + 4),
+      "both lie at",
+    ],
+    ["vdi", ["-O", "vdi"], (bytes: Buffer) => bytes.copy(bytes, 516, 512, 516), "both lie at"],
+    ["vdi", ["-O", "vdi"], (bytes: Buffer) => bytes.writeUInt32LE(1, 388), "the header counts 1 blocks"],
+  ] as const)("finds in a %s what reading it would not", async (name, args, poke, message) => {
+    const folder = temporaryFolder();
+    const raw = join(folder, "original.raw");
+    writeRaw(raw, { sizeBytes: 6 * MiB, islands: [{ offset: 0, length: 5 * MiB }] });
+    const path = join(folder, `disk.${name}`);
+    qemuImg("convert", "-f", "raw", ...args, raw, path);
+    expect((await checkImage(path, {})).problems).toEqual([]);
+    const bytes = readFileSync(path);
+    poke(bytes);
+    writeFileSync(path, bytes);
+    expect((await checkImage(path, {})).problems).toEqual([expect.stringContaining(message) as string]);
+  });
+});

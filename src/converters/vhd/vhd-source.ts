@@ -1,4 +1,4 @@
-import { absentBlock, type Block, blockMapSource } from "../block-map.ts";
+import { absentBlock, type Block, type BlockMapSource, blockMapSource } from "../block-map.ts";
 import type { BlockSource } from "../block-source.ts";
 import { type ByteFile, readBytes, sliceOf } from "../byte-file.ts";
 import { checkVirtualSize, damaged, narrow, unsupported } from "../checked.ts";
@@ -37,10 +37,12 @@ export async function openVhd(file: ByteFile): Promise<Layer> {
   if (footer.type !== diskTypes.dynamic && footer.type !== diskTypes.differencing) throw unsupported(file.name, `VHD disk type ${footer.type} is not read`);
   const header = await readDynamicHeader(file, footer);
   const isDifference = footer.type === diskTypes.differencing;
+  const source = blockSourceOf(file, footer.sizeBytes, header, isDifference ? "absent" : "zero");
   return {
     ...about,
     variant: isDifference ? "differencing" : "dynamic",
-    source: blockSourceOf(file, footer.sizeBytes, header, isDifference ? "absent" : "zero"),
+    source,
+    blocks: source,
     details: { creator: footer.creator, blockBytes: header.blockBytes },
     ...(isDifference ? { parent: await parentOf(file, header) } : {}),
   };
@@ -118,7 +120,7 @@ async function readDynamicHeader(file: ByteFile, footer: Footer): Promise<Dynami
   };
 }
 
-function blockSourceOf(file: ByteFile, sizeBytes: number, { tableOffset, blockBytes }: DynamicHeader, otherwise: "absent" | "zero"): BlockSource {
+function blockSourceOf(file: ByteFile, sizeBytes: number, { tableOffset, blockBytes }: DynamicHeader, otherwise: "absent" | "zero"): BlockMapSource {
   const table = new PagedTable(file);
   const mapBytes = bitmapBytes(blockBytes);
   return blockMapSource(file, sizeBytes, blockBytes, async (index): Promise<Block> => {

@@ -85,10 +85,12 @@ export async function openVhdx(raw: ByteFile): Promise<Layer> {
     }
   };
 
+  const source = blockMapSource(file, sizeBytes, blockBytes, blockAt);
   return {
     format: "vhdx",
     variant: parent ? "differencing" : metadata.keepsBlocks ? "fixed" : "dynamic",
-    source: blockMapSource(file, sizeBytes, blockBytes, blockAt),
+    source,
+    blocks: source,
     identity: header.dataWriteId,
     details: {
       creator: await creatorOf(file),

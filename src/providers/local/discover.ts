@@ -104,12 +104,13 @@ export function discover(top: string): Discovery {
   }
 
   function disksOf(folder: string, files: readonly string[]): string[] {
-    const extents = new Set<string>();
+    const parts = new Set<string>();
     for (const name of files) {
-      if (extname(name).toLowerCase() !== ".vmdk") continue;
-      for (const extent of extentsNamedBy(join(folder, name))) if (extent !== name) extents.add(extent);
+      const extension = extname(name).toLowerCase();
+      const named = extension === ".vmdk" ? partsNamedBy(join(folder, name)) : extension === ".qcow2" ? backingNamedBy(join(folder, name)) : [];
+      for (const part of named) if (part !== name) parts.add(part);
     }
-    return files.filter((name) => !extents.has(name));
+    return files.filter((name) => !parts.has(name));
   }
 
   function descriptorOf(folder: string, names: readonly string[]): VmDescriptor | undefined {
@@ -165,17 +166,27 @@ function stem(name: string): string {
   return basename(name, extname(name));
 }
 
-/** The extent files that a text descriptor names; nothing for any other file. */
-function extentsNamedBy(path: string): string[] {
+/** The extents and the parent that a text descriptor names; nothing for any other file. */
+function partsNamedBy(path: string): string[] {
   const size = statSync(path).size;
   if (size > 1 << 20) return [];
   const text = readSlice(path, 0, size).toString("utf8");
   if (!/^\uFEFF?\s*#\s*Disk\s*Descriptor\s*File/i.test(text)) return [];
   try {
-    return parseDescriptor(path, text).extents.flatMap(({ fileName }) => fileName ?? []);
+    const { extents, parent } = parseDescriptor(path, text);
+    return [...extents.flatMap(({ fileName }) => fileName ?? []), ...(parent ? [basename(parent.fileName)] : [])];
   } catch {
     return [];
   }
+}
+
+/** The backing file beside a QCOW2 image: it is part of that disk, not one of its own. */
+function backingNamedBy(path: string): string[] {
+  const head = readSlice(path, 0, 32);
+  if (head.length < 32 || head.readUInt32BE(0) !== 0x514649fb || head.readBigUInt64BE(8) === 0n) return [];
+  const length = head.readUInt32BE(16);
+  const name = length > 0 && length <= 1023 ? readSlice(path, Number(head.readBigUInt64BE(8) & 0xffffffffffffn), length).toString("utf8") : "";
+  return name === "" || name.includes("/") ? [] : [name];
 }
 
 function readArchive(path: string): { disks: FoundDisk[]; descriptor: VmDescriptor | undefined } {
