@@ -209,7 +209,7 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     .option("--subformat <kind>", "vmdk: monolithicSparse, streamOptimized; vhd and vhdx: dynamic, fixed")
     .option("--preallocate", "write holes as zeros (raw, fixed vhd and vhdx)")
     .addOption(backing())
-    .option("--max-virtual-size <size>", "refuse larger disks, such as 2TiB; 64TiB otherwise")
+    .option("--max-virtual-size <size>", "refuse larger disks, such as 2TiB; none over 64TiB is read")
     .option("--parallelism <n>", "images at once; 2 otherwise", positive)
     .option("--overwrite", "replace OUT");
   const image = group("image", "look at disk images", ["hypersdk image info disk.vmdk", "hypersdk image compare disk.vmdk disk.qcow2"]);

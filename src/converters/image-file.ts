@@ -33,7 +33,7 @@ export async function writeImageFile(
   checkImageOptions(format, sizeBytes, options);
   refuseTarget(path, target, options);
   const partial = partialName(target, randomUUID());
-  const file = await LocalFileSink.create(partial, { hashed: false });
+  const file = await LocalFileSink.create(partial, { hashed: false, shownAs: path });
   try {
     await fill(imageSink(format, file, sizeBytes, { ...options, fileName: basename(target) }));
     const { bytes } = await file.finish(options.durable);

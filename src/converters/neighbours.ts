@@ -1,4 +1,4 @@
-import { readdirSync, realpathSync } from "node:fs";
+import { lstatSync, readdirSync, realpathSync } from "node:fs";
 import { basename, dirname, isAbsolute, join, resolve, sep } from "node:path";
 import { HypersdkError } from "../model/errors.ts";
 import { type ByteFile, openByteFile } from "./byte-file.ts";
@@ -12,13 +12,15 @@ export interface Neighbours {
   open(fileName: string): ByteFile;
   /** The image that this one is a difference to, with its own neighbours. A path may also lead into an allowed folder. */
   openParent(name: string): { readonly file: ByteFile; readonly neighbours: Neighbours };
+  /** Whether there is something of that name beside the image. */
+  has(fileName: string): boolean;
   /** Names of the files beside the image, for formats that know a parent by id only. */
   list(): readonly string[];
+  /** Opens one of those to look at it, without making it part of the image; undefined for what cannot be opened. */
+  probe(fileName: string): ByteFile | undefined;
   /** Absolute paths of everything that was opened. */
   readonly opened: readonly string[];
 }
-
-const maxListed = 10_000;
 
 /** @param allowed folders outside the image's own that hold its parents, as the operator says */
 export function neighboursOf(imagePath: string, allowed: readonly string[] = [], opened: string[] = []): Neighbours {
@@ -50,14 +52,24 @@ export function neighboursOf(imagePath: string, allowed: readonly string[] = [],
       if (name === "" || /[\u0000-\u001f]/.test(name) || /^[A-Za-z][A-Za-z0-9+.-]+:/.test(name)) throw unsafe(image, name, "which is no path of a file", hint);
       const folder = realpathSync(dirname(imagePath));
       const folders = [folder, ...allowed.flatMap((each) => realOf(each))];
-      const { real, file } = openAt(isAbsolute(name) ? name : resolve(folder, name), name, folders, hint);
+      const { real, file } = openAt(isAbsolute(name) ? name : resolve(folder, name), name.replace(/^\.\//, ""), folders, hint);
       return { file, neighbours: neighboursOf(real, allowed, opened) };
     },
+    has: (fileName) => lstatSync(join(dirname(imagePath), fileName), { throwIfNoEntry: false }) !== undefined,
     list: () =>
       readdirSync(dirname(imagePath), { withFileTypes: true })
-        .filter((entry) => entry.isFile())
-        .slice(0, maxListed)
-        .map((entry) => entry.name),
+        .filter((entry) => entry.isFile() || entry.isSymbolicLink())
+        .map((entry) => entry.name)
+        .sort(),
+    probe(fileName) {
+      try {
+        const folder = realpathSync(dirname(imagePath));
+        const real = realpathSync(join(folder, fileName));
+        return inside(real, folder) ? openByteFile(real, fileName) : undefined;
+      } catch {
+        return undefined;
+      }
+    },
   };
 }
 
@@ -82,5 +94,7 @@ export const noNeighbours: Neighbours = {
   openParent(name) {
     throw new HypersdkError("ImageUnsafe", `an image inside an archive is a difference to ${JSON.stringify(name.slice(0, 200))}`);
   },
+  has: () => false,
   list: () => [],
+  probe: () => undefined,
 };

@@ -1,3 +1,4 @@
+import { statSync } from "node:fs";
 import { HypersdkError } from "../model/errors.ts";
 import type { BlockSource } from "./block-source.ts";
 import { type ByteFile, openByteFile } from "./byte-file.ts";
@@ -44,6 +45,8 @@ const maxChain = 64;
  * names files it may not name
  */
 export async function openImage(path: string, options: OpenOptions = {}): Promise<OpenedImage> {
+  for (const folder of options.allowBacking ?? [])
+    if (!statSync(folder, { throwIfNoEntry: false })?.isDirectory()) throw new HypersdkError("Usage", `--allow-backing ${folder} is no folder`);
   return openImageFile(openByteFile(path), neighboursOf(path, options.allowBacking), options.from);
 }
 
@@ -62,7 +65,7 @@ async function openChain(file: ByteFile, neighbours: Neighbours, from: ImageForm
     await file.close();
     throw damaged(file.name, `the chain of parents is longer than ${maxChain} images`);
   }
-  const layer = await openLayer(file, neighbours, from);
+  const layer = await openLayer(file, neighbours, from, seen.size > 1);
   const { format, variant, source, details } = layer;
   const link = { file: file.name, format, variant };
   const own = { format, variant, details, ...(layer.blocks ? { blocks: layer.blocks } : {}) };
@@ -79,16 +82,20 @@ async function openChain(file: ByteFile, neighbours: Neighbours, from: ImageForm
 }
 
 /** One image without its parents. */
-async function openLayer(file: ByteFile, neighbours: Neighbours, from: ImageFormat | undefined): Promise<Layer> {
+async function openLayer(file: ByteFile, neighbours: Neighbours, from: ImageFormat | undefined, isParent: boolean): Promise<Layer> {
   try {
-    if (from === "raw") return await rawLayer(file, neighbours);
+    if (from === "raw") return isParent ? await wholeRaw(file) : await rawLayer(file, neighbours);
     if (file.sizeBytes === 0) throw new HypersdkError("ImageDamaged", `${file.name}: the file is empty`);
     const found = await detect(file);
     if (found.kind === "unread")
       throw unsupported(file.name, `this is ${found.name}, which is not read`, /^(gzip|xz|zstd|bzip2|ZIP)$/.test(found.name) ? "unpack it first" : undefined);
     const format = found.kind === "nothing" ? "raw" : (found.format.split("-")[0] as ImageFormat);
     if (from && from !== format) throw new HypersdkError("ImageDamaged", `${file.name}: this is no ${from} image, its content says ${format}`);
-    if (found.kind === "nothing") return await rawLayer(file, neighbours);
+    if (found.kind === "nothing") return isParent ? await wholeRaw(file) : await rawLayer(file, neighbours);
+    if (from === undefined && !isParent && /\.raw$/i.test(file.name))
+      throw new HypersdkError("ImageUnsafe", `${file.name} is named raw, but begins like a ${format} image: a guest may have written that`, {
+        hint: `say what it is: --from raw, or --from ${format}`,
+      });
     switch (found.format) {
       case "qcow2":
         return await openQcow2(file);
@@ -113,23 +120,27 @@ async function openLayer(file: ByteFile, neighbours: Neighbours, from: ImageForm
   }
 }
 
-/** The file is the disk; `disk.001` with `disk.002` beside it is one that was split. */
-async function rawLayer(file: ByteFile, neighbours: Neighbours): Promise<Layer> {
+async function wholeRaw(file: ByteFile): Promise<Layer> {
   const variant = (file.allocatedBytes ?? file.sizeBytes) < file.sizeBytes ? "sparse" : "full";
-  const first = /^(.*\.)(0*1)$/.exec(file.name.split("/").at(-1) ?? "");
-  if (!first) return { format: "raw", variant, source: await openRaw(file), details: {} };
-  const [, stem = "", number = ""] = first;
-  const beside = new Set(neighbours.list());
-  const parts = [await openRaw(file)];
+  return { format: "raw", variant, source: await openRaw(file), details: {} };
+}
+
+/** The file is the disk; `disk.001` with `disk.002` beside it is one that was split, and no part of it may be missing. */
+async function rawLayer(file: ByteFile, neighbours: Neighbours): Promise<Layer> {
+  const whole = await wholeRaw(file);
+  const [, stem, number] = /^(.*\.)(0{2,}1)$/.exec(file.name.split("/").at(-1) ?? "") ?? [];
+  if (stem === undefined || number === undefined) return whole;
+  const named = (i: number): string => stem + String(i).padStart(number.length, "0");
+  const parts = [whole.source];
   try {
-    for (let i = 2; beside.has(`${stem}${String(i).padStart(number.length, "0")}`); i++)
-      parts.push(await openRaw(neighbours.open(`${stem}${String(i).padStart(number.length, "0")}`)));
+    for (let i = 2; neighbours.has(named(i)); i++) parts.push(await openRaw(neighbours.open(named(i))));
+    const missing = named(parts.length + 1);
+    if (neighbours.has(named(parts.length + 2))) throw damaged(file.name, `the disk was split, and its part ${missing} is missing`);
   } catch (error) {
     await Promise.allSettled(parts.map((part) => part.close()));
     throw error;
   }
-  if (parts.length === 1) return { format: "raw", variant, source: parts[0] as BlockSource, details: {} };
-  return { format: "raw", variant: `split in ${parts.length}`, source: concatSource(parts), details: {} };
+  return parts.length === 1 ? whole : { ...whole, variant: `split in ${parts.length}`, source: concatSource(parts) };
 }
 
 async function openParent(child: string, parent: ParentReference, neighbours: Neighbours, seen: Set<string>): Promise<Omit<OpenedImage, "otherFiles">> {
@@ -155,7 +166,7 @@ async function openParent(child: string, parent: ParentReference, neighbours: Ne
 async function checkIdentity(child: string, file: ByteFile, neighbours: Neighbours, { identity, format }: ParentReference): Promise<void> {
   if (identity === undefined) return;
   // looked at through a view that cannot close the file
-  const layer = await openLayer({ ...file, close: async () => {} }, neighbours, format).catch(async (error: unknown) => {
+  const layer = await openLayer({ ...file, close: async () => {} }, neighbours, format, true).catch(async (error: unknown) => {
     await file.close();
     throw error;
   });
@@ -168,15 +179,18 @@ async function checkIdentity(child: string, file: ByteFile, neighbours: Neighbou
 /** A VDI knows its parent by id: the folder is searched. */
 async function openById(child: string, identity: string, neighbours: Neighbours, seen: Set<string>): Promise<Omit<OpenedImage, "otherFiles">> {
   for (const name of neighbours.list().filter((each) => /\.vdi$/i.test(each))) {
-    const { file, neighbours: own } = neighbours.openParent(name);
+    const file = neighbours.probe(name);
+    if (!file) continue;
     let id: string | undefined;
     try {
       id = (await detect(file)).kind === "format" ? (await openVdi({ ...file, close: async () => {} })).identity : undefined;
     } catch (error) {
       if (!(error instanceof HypersdkError)) throw error;
     }
-    if (id === identity) return openChain(file, own, "vdi", seen);
     await file.close();
+    if (id !== identity) continue;
+    const parent = neighbours.openParent(`./${name}`);
+    return openChain(parent.file, parent.neighbours, "vdi", seen);
   }
   throw damaged(child, `the image ${identity} that it is a difference to is not in its folder`);
 }
@@ -187,7 +201,7 @@ async function openById(child: string, identity: string, neighbours: Neighbours,
  */
 function localNames(name: string, hasIdentity: boolean): string[] {
   const isWindows = /^[A-Za-z]:[\\/]|\\/.test(name);
-  const slashed = (isWindows ? name.replaceAll("\\", "/") : name).replace(/^\.\//, "");
+  const slashed = isWindows ? name.replaceAll("\\", "/") : name;
   const isForeign = isWindows && /^([A-Za-z]:)?\//.test(slashed);
-  return [...new Set([...(isForeign ? [] : [slashed]), ...(hasIdentity ? [slashed.split("/").at(-1) ?? ""] : [])])].filter((each) => each !== "");
+  return [...new Set([...(isForeign ? [] : [slashed]), ...(hasIdentity ? [`./${slashed.split("/").at(-1)}`] : [])])].filter((each) => !/^(\.\/)?$/.test(each));
 }

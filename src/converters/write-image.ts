@@ -34,6 +34,9 @@ const compressions: Readonly<Record<WritableFormat, readonly ImageCompression[]>
   vdi: ["none"],
 };
 
+/** Both grain directories are in the head of the file, which holds 8 MiB. */
+const maxMonolithicBytes = 30 * 2 ** 40;
+
 export interface ImageOptions {
   readonly compression: ImageCompression;
   /** One of {@link subformats}; a compressed VMDK is stream-optimized. */
@@ -58,6 +61,12 @@ export function checkImageOptions(format: WritableFormat, sizeBytes: number, { c
     throw new HypersdkError("Usage", `${format} has no subformat ${JSON.stringify(subformat)}`, { hint: `one of: ${subformats[format].join(", ")}` });
   if (format === "vmdk" && compression === "zlib" && subformat === "monolithicSparse")
     throw new HypersdkError("Usage", "a monolithicSparse VMDK is not compressed", { hint: "use streamOptimized" });
+  if (sizeBytes === 0 && format !== "raw" && format !== "qcow2")
+    throw new HypersdkError("Usage", `a disk of 0 bytes cannot be a ${format} image: no tool opens it`);
+  if (format === "vmdk" && sizeBytes > maxMonolithicBytes && compression === "none" && subformat !== "streamOptimized")
+    throw new HypersdkError("Usage", `a monolithicSparse VMDK of more than ${maxMonolithicBytes} bytes is not written, the disk has ${sizeBytes}`, {
+      hint: "use --subformat streamOptimized",
+    });
   switch (format) {
     case "raw":
       return sizeBytes;

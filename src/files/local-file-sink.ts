@@ -31,9 +31,11 @@ export class LocalFileSink implements ByteSink {
     this.#hash = hashed ? new StoredHash() : undefined;
   }
 
-  static async create(path: string, options: { readonly hashed: boolean }): Promise<LocalFileSink> {
+  /** @param options.shownAs what messages call the file, where its present name is a temporary one */
+  static async create(path: string, options: { readonly hashed: boolean; readonly shownAs?: string }): Promise<LocalFileSink> {
     const flags = constants.O_CREAT | constants.O_EXCL | constants.O_RDWR | constants.O_NOFOLLOW;
-    return new LocalFileSink(await guard(path, () => open(path, flags, 0o600)), path, options.hashed);
+    const shown = options.shownAs ?? path;
+    return new LocalFileSink(await guard(shown, () => open(path, flags, 0o600)), shown, options.hashed);
   }
 
   reserveHead(bytes: number): void {

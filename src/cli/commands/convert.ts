@@ -43,6 +43,8 @@ interface Job {
   readonly image: OpenedImage;
   readonly output: string;
   readonly to: WritableFormat;
+  /** What was seen of the files before they were opened. */
+  readonly before: string;
 }
 
 interface Converted {
@@ -69,13 +71,14 @@ export async function convert(paths: readonly string[], options: ConvertOptions,
     const targets = targetsOf(inputs, output, options);
     const jobs: Job[] = [];
     for (const { input, path, to } of targets) {
+      const first = fingerprint(input.path);
       const image = await input.open();
       opened.push(image);
       checkSize(input, image, options);
-      jobs.push({ input, image, output: path, to });
+      jobs.push({ input, image, output: path, to, before: [first, ...image.otherFiles.map(fingerprint)].join() });
       checkJob(jobs.at(-1) as Job, options, io);
     }
-    if (targets.length > 1) await makeFolder(output);
+    if (isFolder(inputs, output)) await makeFolder(output);
     const progress = byteProgress(
       io,
       jobs.reduce((sum, { image }) => sum + image.source.dataBytes, 0),
@@ -136,14 +139,17 @@ async function convertToPackage(
     ["--preallocate", options.preallocate],
   ] as const)
     if (value !== undefined) throw new HypersdkError("Usage", `${flag} is not for an OVF package: its disks are stream-optimized VMDKs`);
+  const seen = new Map<string, string>();
   for (const input of inputs) {
+    seen.set(input.path, fingerprint(input.path));
     const image = await input.open();
     opened.push(image);
+    for (const path of image.otherFiles) seen.set(path, seen.get(path) ?? fingerprint(path));
     checkSize(input, image, options);
   }
   const { descriptor } = machine ?? {};
-  const files = [...new Set([...inputs.map(({ path }) => path), ...opened.flatMap(({ otherFiles }) => otherFiles)])];
-  const before = files.map(fingerprint).join();
+  const files = [...seen.keys()];
+  const before = [...seen.values()].join();
   const progress = byteProgress(
     io,
     opened.reduce((sum, { source }) => sum + source.dataBytes, 0),
@@ -186,9 +192,12 @@ interface Target {
   readonly to: WritableFormat;
 }
 
+function isFolder(inputs: readonly Input[], output: string): boolean {
+  return output.endsWith("/") || inputs.length > 1 || (existsSync(output) && statSync(output).isDirectory());
+}
+
 function targetsOf(inputs: readonly Input[], output: string, options: ConvertOptions): Target[] {
-  const isFolder = output.endsWith("/") || inputs.length > 1 || (existsSync(output) && statSync(output).isDirectory());
-  if (!isFolder) {
+  if (!isFolder(inputs, output)) {
     const to = options.to ?? formatOfName(output);
     if (!to)
       throw new HypersdkError("Usage", `the name ${JSON.stringify(output)} does not say which format to write`, {
@@ -216,7 +225,7 @@ function checkSize({ name }: Input, { source }: OpenedImage, { maxVirtualSize }:
   if (most === undefined)
     throw new HypersdkError("Usage", `--max-virtual-size ${JSON.stringify(maxVirtualSize)} is no size`, { hint: "such as 500GiB or 2TiB" });
   if (source.sizeBytes > most)
-    throw new HypersdkError("ImageDamaged", `${name}: a virtual size of ${source.sizeBytes} bytes is over the limit of ${most}`, {
+    throw new HypersdkError("ImageUnsupported", `${name}: a virtual size of ${source.sizeBytes} bytes is over the limit of ${most}`, {
       hint: "raise --max-virtual-size",
     });
 }
@@ -242,13 +251,12 @@ function imageOptionsOf({ compress, subformat, preallocate }: ConvertOptions): {
 }
 
 async function convertOne(
-  { input, image, output, to }: Job,
+  { input, image, output, to, before }: Job,
   options: ConvertOptions,
   signal: AbortSignal,
   onRead: (bytes: number) => void,
 ): Promise<Converted> {
   const inputs = [input.path, ...image.otherFiles];
-  const before = inputs.map(fingerprint).join();
   let readBytes = 0;
   const { bytes } = await writeImageFile(
     output,

@@ -5,7 +5,6 @@ import type { ImageFormat } from "../../converters/detect.ts";
 import { openImage } from "../../converters/open-image.ts";
 import { formatBytes } from "../../model/bytes.ts";
 import { printable } from "../../ui/style.ts";
-import { renderTable } from "../../ui/table.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import { byteProgress } from "./byte-progress.ts";
@@ -74,17 +73,16 @@ export async function check(file: string, options: ImageCommandOptions, io: Io):
 export async function map(file: string, options: ImageCommandOptions, io: Io): Promise<number> {
   const { source } = await openImage(file, options);
   try {
-    const extents: { offset: number; length: number; kind: string }[] = [];
-    for await (const { offset, length, kind } of source.extents()) extents.push({ offset, length, kind });
-    if (io.json) io.result("image-map", { file, virtualBytes: source.sizeBytes, extents });
-    else
-      io.out(
-        renderTable(
-          ["offset", "length", "kind"],
-          extents.map(({ offset, length, kind }) => [String(offset), String(length), kind]),
-          [0, 1],
-        ),
-      );
+    // a map may be longer than memory: it is printed as it is found
+    const head = JSON.stringify({ formatVersion: 1, type: "image-map", file, virtualBytes: source.sizeBytes });
+    io.out(io.json ? `${head.slice(0, -1)},"extents":[` : `${"offset".padStart(16)}  ${"length".padStart(16)}  kind\n`);
+    let isFirst = true;
+    for await (const { offset, length, kind } of source.extents()) {
+      if (io.json) io.out(`${isFirst ? "" : ","}\n${JSON.stringify({ offset, length, kind })}`);
+      else io.out(`${String(offset).padStart(16)}  ${String(length).padStart(16)}  ${kind}\n`);
+      isFirst = false;
+    }
+    if (io.json) io.out("]}\n");
     return 0;
   } finally {
     await source.close();

@@ -43,7 +43,7 @@ export async function writeOva(
       const fileName = `${stem}-disk${i + 1}.vmdk`;
       const spool = partialName(target, randomUUID());
       partials.push(spool);
-      const file = await LocalFileSink.create(spool, { hashed: false });
+      const file = await LocalFileSink.create(spool, { hashed: false, shownAs: path });
       const hashed = hashing(file);
       try {
         const poured = await pour(source, streamOptimizedSink(hashed.sink, source.sizeBytes, fileName), options);
@@ -61,7 +61,7 @@ export async function writeOva(
     const manifest = Buffer.from(lines.map(({ fileName, hash }) => `SHA256(${fileName})= ${hash}\n`).join(""));
     const partial = partialName(target, randomUUID());
     partials.push(partial);
-    const out = await LocalFileSink.create(partial, { hashed: false });
+    const out = await LocalFileSink.create(partial, { hashed: false, shownAs: path });
     try {
       const now = Math.floor(Date.now() / 1000);
       for (const [name, content] of [

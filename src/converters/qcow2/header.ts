@@ -1,7 +1,7 @@
 import type { ByteFile } from "../byte-file.ts";
 import { readBytes } from "../byte-file.ts";
 import { checkVirtualSize, damaged, narrow, unsupported } from "../checked.ts";
-import { backingFormatExtension, incompatible, limits, magic } from "./layout.ts";
+import { extensions, incompatible, limits, magic } from "./layout.ts";
 
 export interface Qcow2Header {
   readonly version: 2 | 3;
@@ -18,6 +18,8 @@ export interface Qcow2Header {
   readonly compression: "zlib" | "zstd";
   /** Bytes of an L2 entry: 16 where each cluster has 32 subclusters with states of their own. */
   readonly entryBytes: 8 | 16;
+  /** Persistent dirty bitmaps, which are not looked at. */
+  readonly hasBitmaps: boolean;
   readonly backing: { readonly name: string; readonly format: string | undefined } | undefined;
 }
 
@@ -72,27 +74,30 @@ export async function readHeader(file: ByteFile): Promise<Qcow2Header> {
     isDirty: (bits & incompatible.dirty) !== 0n,
     compression: compressionType === 1 ? "zstd" : "zlib",
     entryBytes,
-    backing: await readBacking(file, head, version, clusterBytes),
+    ...(await readExtensions(file, head, version, clusterBytes)),
   };
 }
 
-/** The backing file's name as it is written, and its format where a header extension says it. */
-async function readBacking(file: ByteFile, head: Buffer, version: 2 | 3, clusterBytes: number): Promise<Qcow2Header["backing"]> {
+/** The backing file's name as it is written, and what the header extensions add. */
+async function readExtensions(file: ByteFile, head: Buffer, version: 2 | 3, clusterBytes: number): Promise<Pick<Qcow2Header, "backing" | "hasBitmaps">> {
   const { name } = file;
   const offset = narrow(name, "backing_file_offset", head.readBigUInt64BE(8));
-  if (offset === 0) return undefined;
-  const length = head.readUInt32BE(16);
-  if (length === 0 || length > limits.maxBackingNameBytes) throw damaged(name, `backing_file_size is ${length}, not 1 to ${limits.maxBackingNameBytes}`);
-  const written = (await readBytes(file, offset, length)).toString("utf8");
+  let written: string | undefined;
+  if (offset !== 0) {
+    const length = head.readUInt32BE(16);
+    if (length === 0 || length > limits.maxBackingNameBytes) throw damaged(name, `backing_file_size is ${length}, not 1 to ${limits.maxBackingNameBytes}`);
+    written = (await readBytes(file, offset, length)).toString("utf8");
+  }
   let format: string | undefined;
-  let at = version === 3 ? head.readUInt32BE(100) : 72;
-  const end = Math.min(offset, clusterBytes, file.sizeBytes);
-  while (at + 8 <= end) {
+  let hasBitmaps = false;
+  const end = Math.min(offset === 0 ? clusterBytes : offset, clusterBytes, file.sizeBytes);
+  for (let at = version === 3 ? head.readUInt32BE(100) : 72; at + 8 <= end; ) {
     const extension = await readBytes(file, at, 8);
     const [type, bytes] = [extension.readUInt32BE(0), extension.readUInt32BE(4)];
     if (type === 0 || at + 8 + bytes > end) break;
-    if (type === backingFormatExtension) format = (await readBytes(file, at + 8, bytes)).toString("latin1");
+    if (type === extensions.backingFormat) format = (await readBytes(file, at + 8, bytes)).toString("latin1");
+    if (type === extensions.bitmaps) hasBitmaps = true;
     at += 8 + Math.ceil(bytes / 8) * 8;
   }
-  return { name: written, format };
+  return { hasBitmaps, backing: written === undefined ? undefined : { name: written, format } };
 }

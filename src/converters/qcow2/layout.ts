@@ -19,8 +19,8 @@ export const offsetMask = 0x00fffffffffffe00n;
 /** Bit 0 of an L2 entry (v3): the cluster reads as zeros. */
 export const zeroFlag = 1n;
 
-/** Type of the header extension that names the backing file's format. */
-export const backingFormatExtension = 0xe2792aca;
+/** Types of header extensions. */
+export const extensions = { backingFormat: 0xe2792aca, bitmaps: 0x23852875 } as const;
 
 /**
  * Extended L2 entries are 16 bytes: the usual one, then a bitmap of 32 subclusters, allocated in the low half, reading as zeros

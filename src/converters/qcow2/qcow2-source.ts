@@ -61,6 +61,8 @@ async function sourceOf(file: ByteFile, header: Qcow2Header): Promise<BlockSourc
     const from = Math.floor(range.offset / clusterBytes);
     const to = Math.min(clusters, Math.ceil((range.offset + range.length) / clusterBytes));
     const perTable = clusterBytes / entryBytes;
+    // tables that are used by many would make a disk of terabytes out of a file of kilobytes
+    let budget = Math.ceil(file.sizeBytes / clusterBytes);
     for (let index = from; index < to; ) {
       const l2 = await l2Offset(file.name, header, table, Math.floor(index / perTable), file.sizeBytes);
       const tableEnd = Math.min(to, (Math.floor(index / perTable) + 1) * perTable);
@@ -71,6 +73,8 @@ async function sourceOf(file: ByteFile, header: Qcow2Header): Promise<BlockSourc
       }
       for (; index < tableEnd; index++) {
         const cluster = decodeEntry(file, header, await table.bytes(l2 + (index % perTable) * entryBytes, entryBytes), index);
+        if ((cluster.kind === "data" || (cluster.kind === "mixed" && cluster.offset > 0)) && --budget < 0)
+          throw damaged(file.name, "more clusters hold data than the file has: some are used more than once");
         if (cluster.kind === "mixed") yield* subclusterExtents(cluster, index);
         else yield extentOf(cluster.kind === "compressed" ? "data" : cluster.kind, index, index + 1);
       }

@@ -9,10 +9,10 @@ export async function openRaw(file: ByteFile): Promise<BlockSource> {
   const finder = isSparse ? await loadHoleFinder() : undefined;
   return {
     sizeBytes,
-    dataBytes: Math.min(sizeBytes, isSparse ? allocatedBytes : sizeBytes),
+    dataBytes: Math.min(sizeBytes, isSparse && allocatedBytes > 0 ? allocatedBytes : sizeBytes),
     async *extents(range) {
-      if (isSparse && allocatedBytes === 0) yield* clipped({ offset: 0, length: sizeBytes, kind: "zero" }, range);
-      else if (finder && descriptor !== undefined) yield* sparseExtents(finder, descriptor, sizeBytes, range);
+      // no blocks are no proof that there is no data: some file systems count none
+      if (finder && descriptor !== undefined) yield* sparseExtents(finder, descriptor, sizeBytes, range);
       else yield* clipped({ offset: 0, length: sizeBytes, kind: "data" }, range);
     },
     read: (offset, into) => file.read(offset, into),

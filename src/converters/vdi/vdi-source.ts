@@ -29,6 +29,8 @@ export async function openVdi(file: ByteFile): Promise<Layer> {
   if (blocks < needed) throw damaged(name, `the table has ${blocks} entries, the disk needs ${needed}`);
   if (tableOffset < 400 || tableOffset + needed * 4 > file.sizeBytes)
     throw damaged(name, `the table offset is ${tableOffset}: ${needed} entries do not lie in the file`);
+  if (dataOffset < tableOffset + needed * 4 || dataOffset % 512 !== 0)
+    throw damaged(name, `the data offset is ${dataOffset}, and does not lie on a sector behind the table`);
   const table = new PagedTable(file);
   const source = blockMapSource(file, sizeBytes, blockBytes, async (index): Promise<Block> => {
     const entry = (await table.bytes(tableOffset + index * 4, 4)).readUInt32LE(0);

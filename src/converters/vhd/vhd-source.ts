@@ -13,6 +13,8 @@ interface Footer {
   readonly sizeBytes: number;
   readonly type: number;
   readonly id: string;
+  /** 512, or 511 in images of Virtual PC before 2004. */
+  readonly bytes: number;
 }
 
 interface DynamicHeader {
@@ -30,8 +32,8 @@ export async function openVhd(file: ByteFile): Promise<Layer> {
   checkVirtualSize(file.name, footer.sizeBytes);
   const about = { format: "vhd" as const, identity: footer.id };
   if (footer.type === diskTypes.fixed) {
-    if (footer.sizeBytes > file.sizeBytes - footerBytes)
-      throw damaged(file.name, `the current size is ${footer.sizeBytes}, but the file holds ${file.sizeBytes - footerBytes} bytes of data`);
+    if (footer.sizeBytes > file.sizeBytes - footer.bytes)
+      throw damaged(file.name, `the current size is ${footer.sizeBytes}, but the file holds ${file.sizeBytes - footer.bytes} bytes of data`);
     return { ...about, variant: "fixed", source: await fixedSource(file, footer.sizeBytes), details: { creator: footer.creator } };
   }
   if (footer.type !== diskTypes.dynamic && footer.type !== diskTypes.differencing) throw unsupported(file.name, `VHD disk type ${footer.type} is not read`);
@@ -51,10 +53,10 @@ export async function openVhd(file: ByteFile): Promise<Layer> {
 async function readFooter(file: ByteFile): Promise<Footer> {
   if (file.sizeBytes < footerBytes) throw damaged(file.name, `a VHD has a footer of 512 bytes, the file has ${file.sizeBytes}`);
   const last = await readBytes(file, file.sizeBytes - footerBytes, footerBytes);
-  if (isFooter(last)) return decodeFooter(file.name, last);
+  if (isFooter(last)) return decodeFooter(file.name, last, footerBytes);
   // images of Virtual PC before 2004 end with 511 bytes of it
   const short = last.subarray(1);
-  if (isFooter(short)) return decodeFooter(file.name, Buffer.concat([short, Buffer.alloc(1)]));
+  if (isFooter(short)) return decodeFooter(file.name, Buffer.concat([short, Buffer.alloc(1)]), short.length);
   const copy = await readBytes(file, 0, footerBytes);
   if (isFooter(copy)) throw damaged(file.name, "the footer at the end is missing: the file is cut short");
   throw damaged(file.name, "the VHD footer is missing");
@@ -64,7 +66,7 @@ function isFooter(bytes: Buffer): boolean {
   return bytes.toString("latin1", 0, 8) === "conectix";
 }
 
-function decodeFooter(name: string, bytes: Buffer): Footer {
+function decodeFooter(name: string, bytes: Buffer, length: number): Footer {
   const expected = checksum(bytes, 64);
   if (bytes.readUInt32BE(64) !== expected) throw damaged(name, `the footer's checksum is ${hex(bytes.readUInt32BE(64))}, its bytes give ${hex(expected)}`);
   const version = bytes.readUInt32BE(12);
@@ -78,6 +80,7 @@ function decodeFooter(name: string, bytes: Buffer): Footer {
     sizeBytes: narrow(name, "current size", bytes.readBigUInt64BE(48)),
     type: bytes.readUInt32BE(60),
     id: bytes.toString("hex", 68, 84),
+    bytes: length,
   };
 }
 
@@ -120,7 +123,7 @@ async function readDynamicHeader(file: ByteFile, footer: Footer): Promise<Dynami
   };
 }
 
-function blockSourceOf(file: ByteFile, sizeBytes: number, { tableOffset, blockBytes }: DynamicHeader, otherwise: "absent" | "zero"): BlockMapSource {
+function blockSourceOf(file: ByteFile, sizeBytes: number, { tableOffset, blockBytes, entries }: DynamicHeader, otherwise: "absent" | "zero"): BlockMapSource {
   const table = new PagedTable(file);
   const mapBytes = bitmapBytes(blockBytes);
   return blockMapSource(file, sizeBytes, blockBytes, async (index): Promise<Block> => {
@@ -128,7 +131,9 @@ function blockSourceOf(file: ByteFile, sizeBytes: number, { tableOffset, blockBy
     if (sector === unusedEntry) return absentBlock;
     const offset = sector * 512 + mapBytes;
     const length = Math.min(blockBytes, sizeBytes - index * blockBytes);
-    if (sector * 512 < footerBytes || offset + length > file.sizeBytes)
+    const isOwn = sector * 512 < footerBytes + dynamicHeaderBytes || (sector * 512 < tableOffset + entries * 4 && offset + length > tableOffset);
+    if (isOwn) throw damaged(file.name, `block ${index} is at ${sector * 512}, where the image keeps its own structures`);
+    if (offset + length > file.sizeBytes)
       throw damaged(file.name, `block ${index} is at ${sector * 512}, and does not lie in the file of ${file.sizeBytes} bytes`);
     const bitmap = await table.bytes(sector * 512, mapBytes);
     const sectors = Math.ceil(length / 512);

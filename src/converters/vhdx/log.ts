@@ -16,6 +16,8 @@ import { mebibyte, noGuid, readGuid } from "./layout.ts";
 const sectorBytes = 4096;
 /** Entries are read whole; no writer makes logs near this. */
 const maxLogBytes = 32 * mebibyte;
+/** Each read of the file looks through all of them; a log of 32 MiB holds 8,192 sectors. */
+const maxUpdates = 8192;
 
 interface Entry {
   readonly at: number;
@@ -53,6 +55,7 @@ export async function withReplayedLog(
   // everything before the head's tail is in the file already
   const first = sequence.findIndex(({ at }) => at === head.tail);
   const updates = sequence.slice(first).flatMap((entry) => entry.updates);
+  if (updates.length > maxUpdates) throw unsupported(name, `a log of ${updates.length} updates is not replayed (${maxUpdates} are)`);
   return { file: patched(file, Math.max(file.sizeBytes, head.lastBytes), updates), entries: sequence.length - first };
 }
 
@@ -60,8 +63,14 @@ export async function withReplayedLog(
 function newestSequence(name: string, log: Buffer, id: string): Entry[] | undefined {
   let best: Entry[] | undefined;
   const starts = new Map<number, Entry | undefined>();
+  // entries lie one behind the other: a log in which they overlap again and again was made to take for ever
+  let budget = 4 * log.length;
   const entryAt = (at: number): Entry | undefined => {
-    if (!starts.has(at)) starts.set(at, readEntry(name, log, at, id));
+    if (!starts.has(at)) {
+      budget -= claimedLength(log, at);
+      if (budget < 0) throw damaged(name, "the entries of the log overlap");
+      starts.set(at, readEntry(name, log, at, id));
+    }
     return starts.get(at);
   };
   for (let start = 0; start < log.length; ) {
@@ -79,6 +88,11 @@ function newestSequence(name: string, log: Buffer, id: string): Entry[] | undefi
     start = walked > 0 && start + walked < log.length ? start + walked : walked > 0 ? log.length : start + sectorBytes;
   }
   return best;
+}
+
+/** How much would have to be read to know whether an entry is here. */
+function claimedLength(log: Buffer, at: number): number {
+  return log.toString("latin1", at, at + 4) === "loge" ? Math.min(log.length, around(log, at, 64).readUInt32LE(8)) : 0;
 }
 
 function readEntry(name: string, log: Buffer, at: number, id: string): Entry | undefined {

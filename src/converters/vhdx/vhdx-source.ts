@@ -54,6 +54,8 @@ export async function openVhdx(raw: ByteFile): Promise<Layer> {
     const offset = Number(entry >> 20n) * mebibyte;
     if (state >= blockStates.present && (offset < mebibyte || offset + bytes > file.sizeBytes))
       throw damaged(file.name, `${what} is at ${offset}, and does not lie in the file of ${file.sizeBytes} bytes`);
+    const isOwn = [regions.bat, regions.metadata].some((region) => offset < region.offset + region.length && offset + bytes > region.offset);
+    if (state >= blockStates.present && isOwn) throw damaged(file.name, `${what} is at ${offset}, where the image keeps its own structures`);
     return { state, offset };
   };
   const blockAt = async (index: number): Promise<Block> => {
@@ -206,10 +208,14 @@ async function readMetadata(file: ByteFile, region: Region): Promise<Metadata> {
   };
 }
 
+/** Six keys are known. */
+const maxLocatorEntries = 64;
+
 /** Keys and values in UTF-16; a relative path first, since an absolute one is that of another machine. */
 function decodeParent(name: string, locator: Buffer): ParentReference {
   if (readGuid(locator, 0) !== parentLocatorType) throw unsupported(name, `the parent locator's type ${readGuid(locator, 0)} is not read`);
   const count = locator.readUInt16LE(18);
+  if (count > maxLocatorEntries) throw damaged(name, `the parent locator has ${count} entries, more than ${maxLocatorEntries}`);
   const values = new Map<string, string>();
   for (let i = 0; i < count; i++) {
     const at = 20 + i * 12;

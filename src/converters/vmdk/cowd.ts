@@ -25,5 +25,15 @@ export async function readCowdHeader(file: ByteFile): Promise<SparseHeader> {
   if (bytes.readUInt32LE(24) < entries) throw damaged(name, `the grain directory has ${bytes.readUInt32LE(24)} entries, the disk needs ${entries}`);
   if (directoryOffset === 0 || directoryOffset + entries * 4 > file.sizeBytes)
     throw damaged(name, `the grain directory is at ${directoryOffset}, and does not lie in the file`);
-  return { capacityBytes, grainBytes, descriptorOffset: 0, descriptorBytes: 0, entriesPerTable, directoryOffset, isCompressed: false, hasZeroGrains: false };
+  return {
+    capacityBytes,
+    grainBytes,
+    descriptorOffset: 0,
+    descriptorBytes: 0,
+    entriesPerTable,
+    directoryOffset,
+    directoryBytes: entries * 4,
+    isCompressed: false,
+    hasZeroGrains: false,
+  };
 }

@@ -36,18 +36,33 @@ export function parseDescriptor(image: string, text: string): VmdkDescriptor {
       extents.push(readExtent(image, extent));
       continue;
     }
-    const pair = /^([A-Za-z0-9_.]+)\s*=\s*"?([^"]*)"?$/.exec(trimmed);
-    if (pair) values.set((pair[1] as string).toLowerCase(), (pair[2] as string).trim());
+    // no pattern over the whole line: one that backtracks makes a line of 100 KB take minutes
+    const equals = trimmed.indexOf("=");
+    const key = trimmed.slice(0, equals).trim().toLowerCase();
+    if (equals > 0 && /^[a-z0-9_.]{1,100}$/.test(key))
+      values.set(
+        key,
+        trimmed
+          .slice(equals + 1)
+          .trim()
+          .replace(/^"|"$/g, "")
+          .trim(),
+      );
   }
   if (extents.length === 0) throw damaged(image, "the VMDK descriptor names no extent");
   if (extents.length > 4096) throw damaged(image, `the VMDK descriptor names ${extents.length} extents, more than 4096`);
-  const parentCid = values.get("parentcid")?.toLowerCase();
+  const parentCid = cidOf(values.get("parentcid"));
   return {
     createType: values.get("createtype") ?? "",
-    cid: values.get("cid")?.toLowerCase(),
+    cid: cidOf(values.get("cid")),
     parent: parentCid === undefined || parentCid === noParent ? undefined : { cid: parentCid, fileName: values.get("parentfilenamehint") ?? "" },
     extents,
   };
+}
+
+/** Eight digits: qemu writes a CID without its leading zeros. */
+function cidOf(text: string | undefined): string | undefined {
+  return text?.toLowerCase().padStart(8, "0");
 }
 
 function readExtent(image: string, [, access = "", sectors = "", kind = "", fileName, offset = "0"]: RegExpExecArray): VmdkExtent {

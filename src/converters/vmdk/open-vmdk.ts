@@ -21,6 +21,8 @@ export async function openSparseVmdk(file: ByteFile): Promise<Layer> {
   // a zero-filled descriptor area is that of an extent of a split disk
   if (!text.includes("createType")) return unnamed;
   const descriptor = parseDescriptor(file.name, text.toString("latin1"));
+  if (descriptor.createType === "streamOptimized" && !header.isCompressed)
+    throw damaged(file.name, "the descriptor says streamOptimized, but the flags say that grains are not compressed");
   return { ...unnamed, ...described(descriptor), variant: descriptor.createType || unnamed.variant };
 }
 

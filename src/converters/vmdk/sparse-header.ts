@@ -20,6 +20,7 @@ export interface SparseHeader {
   readonly descriptorBytes: number;
   readonly entriesPerTable: number;
   readonly directoryOffset: number;
+  readonly directoryBytes: number;
   readonly isCompressed: boolean;
   /** Entry 1 of a grain table means a grain of zeros. */
   readonly hasZeroGrains: boolean;
@@ -36,7 +37,7 @@ export async function readSparseHeader(file: ByteFile): Promise<SparseHeader> {
   return check(file, decode(file, tail.subarray(512, 1024)));
 }
 
-type Decoded = Omit<SparseHeader, "directoryOffset"> & { readonly directoryOffset: number | "at the end" };
+type Decoded = Omit<SparseHeader, "directoryOffset" | "directoryBytes"> & { readonly directoryOffset: number | "at the end" };
 
 function decode({ name }: ByteFile, bytes: Buffer): Decoded {
   if (bytes.readUInt32LE(0) !== sparseMagic) throw damaged(name, "the VMDK magic is missing");
@@ -47,6 +48,8 @@ function decode({ name }: ByteFile, bytes: Buffer): Decoded {
   const directory = bytes.readBigUInt64LE(56);
   const algorithm = bytes.readUInt16LE(77);
   const isCompressed = (flags & 0x10000) !== 0;
+  // grains that are deflated and are not said to be would be taken for data
+  if (!isCompressed && algorithm !== 0) throw damaged(name, `compressAlgorithm is ${algorithm}, but the flags say that grains are not compressed`);
   if (isCompressed && algorithm !== 1) throw unsupported(name, `compression algorithm ${algorithm} is not read (1, deflate, is)`);
   return {
     isCompressed,
@@ -75,5 +78,5 @@ function check(file: ByteFile, header: Decoded): SparseHeader {
   if (directoryOffset === 0 && capacityBytes > 0) throw damaged(name, "gdOffset is 0");
   if (directoryOffset + entries * 4 > sizeBytes)
     throw damaged(name, `gdOffset is ${directoryOffset}: a directory of ${entries} entries does not lie in the file of ${sizeBytes} bytes`);
-  return { ...header, directoryOffset };
+  return { ...header, directoryOffset, directoryBytes: entries * 4 };
 }

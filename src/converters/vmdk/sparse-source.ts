@@ -35,8 +35,13 @@ export function sparseSource(file: ByteFile, header: SparseHeader): BlockSource 
     if (entry === 1 && header.hasZeroGrains) return -1;
     const offset = entry * 512;
     const needed = header.isCompressed ? markerBytes + 1 : 1;
+    if (overlaps(offset, 0, header.descriptorOffset + header.descriptorBytes) || overlaps(offset, header.directoryOffset, header.directoryBytes))
+      throw damaged(file.name, `grain ${index} is at ${offset}, where the image keeps its own structures`);
     if (offset + needed > file.sizeBytes) throw damaged(file.name, `grain ${index} is at ${offset}, beyond the end of the file at ${file.sizeBytes}`);
     return offset;
+  }
+  function overlaps(offset: number, from: number, length: number): boolean {
+    return offset < from + length && offset + 512 > from;
   }
   function lengthOf(index: number): number {
     return Math.min(grainBytes, capacityBytes - index * grainBytes);
