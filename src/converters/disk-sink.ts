@@ -12,3 +12,9 @@ export interface DiskSink {
   /** Writes what is known last. The bytes are not safe before the file under it is finished. */
   finish(): Promise<void>;
 }
+
+/**
+ * Holes shorter than this are written as zeros where a format has no unit of its own: each costs a write of its own, and files
+ * full of programs have them every few KiB.
+ */
+export const holeBytes: number = 64 * 1024;

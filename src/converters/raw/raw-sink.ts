@@ -1,10 +1,10 @@
 import type { ByteSink } from "../../model/byte-sink.ts";
-import type { DiskSink } from "../disk-sink.ts";
+import { type DiskSink, holeBytes } from "../disk-sink.ts";
 
 /** A raw image with holes where the disk has no data. */
 export function rawSink(out: ByteSink, sizeBytes: number): DiskSink {
   return {
-    blockBytes: 4096,
+    blockBytes: holeBytes,
     async write(offset, data) {
       if (offset > out.position) await out.skip(offset - out.position);
       await out.append(data);

@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import type { ByteSink } from "../../model/byte-sink.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import type { DiskSink } from "../disk-sink.ts";
+import { type DiskSink, holeBytes } from "../disk-sink.ts";
 import { freeEntry, headerBytes, signature, types, vdiBlockBytes, version } from "./layout.ts";
 
 /** Header and table are the head of the file, which is kept in memory until it is known: 7 MiB of table describe this much. */
@@ -33,7 +33,7 @@ export function vdiSink(out: ByteSink, sizeBytes: number): DiskSink {
   }
 
   return {
-    blockBytes: 4096,
+    blockBytes: holeBytes,
     async write(offset, data) {
       for (let done = 0; done < data.length; ) {
         const index = Math.floor((offset + done) / vdiBlockBytes);

@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import type { ByteSink } from "../../model/byte-sink.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import type { DiskSink } from "../disk-sink.ts";
+import { type DiskSink, holeBytes } from "../disk-sink.ts";
 import { bitmapBytes, checksum, diskTypes, dynamicHeaderBytes, footerBytes, geometry, maxVhdBytes, unusedEntry } from "./layout.ts";
 
 const blockBytes = 2 * 2 ** 20;
@@ -20,7 +20,7 @@ export function vhdSize(sizeBytes: number): number {
 export function fixedVhdSink(out: ByteSink, sizeBytes: number): DiskSink {
   const size = vhdSize(sizeBytes);
   return {
-    blockBytes: 4096,
+    blockBytes: holeBytes,
     async write(offset, data) {
       if (offset > out.position) await out.skip(offset - out.position);
       await out.append(data);
@@ -57,7 +57,7 @@ export function dynamicVhdSink(out: ByteSink, sizeBytes: number): DiskSink {
   }
 
   return {
-    blockBytes: 4096,
+    blockBytes: holeBytes,
     async write(offset, data) {
       for (let done = 0; done < data.length; ) {
         const index = Math.floor((offset + done) / blockBytes);

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { ByteSink } from "../../model/byte-sink.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import type { DiskSink } from "../disk-sink.ts";
+import { type DiskSink, holeBytes } from "../disk-sink.ts";
 import { crc32cWithout } from "./crc32c.ts";
 import {
   blockStates,
@@ -62,7 +62,7 @@ export function vhdxSink(out: ByteSink, sizeBytes: number, subformat: "dynamic" 
   }
 
   return {
-    blockBytes: 4096,
+    blockBytes: holeBytes,
     async write(offset, data) {
       for (let done = 0; done < data.length; ) {
         const index = Math.floor((offset + done) / blockBytes);
