@@ -1,6 +1,6 @@
 /**
  * Mutates valid images and reads them: `npm run fuzz -- [CASES] [SEED]`, a million otherwise, in processes of 20,000 cases. Fails on
- * anything but a clean read or an error with a code, on a case over 2 s, and on more than 256 MiB of memory over what the process began
+ * anything but a clean read or an error with a code, on a case over 2 s of CPU, and on more than 256 MiB of memory over what the process began
  * with. Prints the seed of each process, so that a failure can be made again: `node test/fuzz/fuzz-images.ts one 20000 SEED`.
  */
 import { spawnSync } from "node:child_process";
