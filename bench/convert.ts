@@ -26,7 +26,8 @@ try {
     ...[node, program, "convert", input, join(top, "o.out"), "--from", from, "--to", to, "--quiet"],
     ...options,
   ];
-  if (!process.env["BENCH_ONLY"]) for (const to of ["qcow2", "raw", "vhdx", "vdi"]) compare(`streamOptimized -> ${to}`, ours(stream, "vmdk", to, []), qemu(stream, "vmdk", to, []), 0.6);
+  if (!process.env["BENCH_ONLY"])
+    for (const to of ["qcow2", "raw", "vhdx", "vdi"]) compare(`streamOptimized -> ${to}`, ours(stream, "vmdk", to, []), qemu(stream, "vmdk", to, []), 0.6);
   for (const [to, theirs] of [
     ["raw", "raw"],
     ["qcow2", "qcow2"],

@@ -11,8 +11,8 @@ export type Pointer = readonly (string | number)[];
 export const maxFileBytes: number = 5 * 2 ** 20;
 /** How many nodes the aliases of one document may expand to. */
 const maxAliasNodes = 10_000;
-/** Where two YAML parsers could differ: anchors, tags, carriage returns, counted indents, document marks and directives. */
-const notPlain = /[&!]|\r(?!\n)|[|>][-+]?\d|^(?:---|\.\.\.|%)/m;
+/** Where two YAML parsers could differ: anchors, tags, carriage returns, counted indents, empty keys, document marks and directives. */
+const notPlain = /[&!]|\r(?!\n)|[|>][-+]?\d|^(?:---|\.\.\.|%)|(?:^|[[{,?-])[ \t]*:(?:[ \t]|$)/m;
 
 /**
  * The text of one file and the way from a pointer to its line. Parsing is lazy: a file whose content is known from the

@@ -115,9 +115,7 @@ describe.skipIf(!has("qemu-img"))("image commands", () => {
     makeMachines(join(folder, "machines"), 1);
     const source = "machines/web/web.vmdk";
     expect(result((await hypersdk(folder, ["convert", source, "web.qcow2", "--compress", "--json"])).stdout)).toMatchObject({
-      from: "vmdk",
-      to: "qcow2",
-      virtualBytes: 2 ** 30,
+      images: [{ from: "vmdk", to: "qcow2", virtualBytes: 2 ** 30 }],
     });
     expect(result((await hypersdk(folder, ["image", "info", source, "--json"])).stdout)).toMatchObject({ variant: "streamOptimized" });
     expect(result((await hypersdk(folder, ["image", "map", "web.qcow2", "--json"])).stdout)).toMatchObject({

@@ -66,6 +66,7 @@ export async function convert(paths: readonly string[], options: ConvertOptions,
   const opened: OpenedImage[] = [];
   try {
     const machine = sources.length === 1 && isMachine(sources[0] as string) ? await openMachine(sources[0] as string, interrupts.signal) : undefined;
+    if (machine && (options.from || options.allowBacking)) throw new HypersdkError("Usage", "--from and --allow-backing are for disk images, not for a VM");
     const inputs = machine ? inputsOf(sources[0] as string, machine) : sources.map((path) => inputOf(path, options));
     if (/\.(ova|ovf)$/i.test(output)) return await convertToPackage(inputs, machine, output, options, interrupts.signal, opened, io);
     const targets = targetsOf(inputs, output, options);
