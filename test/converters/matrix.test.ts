@@ -104,7 +104,7 @@ async function checkTarget(output: string, target: Target, raw: string, shape: S
   if (theirs !== undefined) expect([format, theirs]).toEqual([format, libyalHash(raw, "raw", "none")]);
 }
 
-const has7z = has("7zz");
+const has7z = has("7zz", "--help");
 
 describe.skipIf(!has("qemu-img"))("a disk that qemu-img wrote", () => {
   for (const [s, source] of sources.entries()) {

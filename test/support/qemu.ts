@@ -1,9 +1,9 @@
 import { execFileSync } from "node:child_process";
 
-/** Whether a program is there. Suites that need one say so when they skip; CI installs them. */
-export function has(program: string): boolean {
+/** Whether a program is there: `question` is one that it answers with exit 0. Suites that need it say so when they skip; CI installs it. */
+export function has(program: string, question: string = "--version"): boolean {
   try {
-    execFileSync(program, ["--version"], { stdio: "ignore" });
+    execFileSync(program, [question], { stdio: "ignore" });
     return true;
   } catch {
     if (process.env["CI"]) throw new Error(`${program} must be there in CI`);
