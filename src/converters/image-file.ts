@@ -26,14 +26,14 @@ export async function writeImageFile(
   path: string,
   format: WritableFormat,
   sizeBytes: number,
-  options: ImageOptions & { readonly overwrite: boolean; readonly inputs: readonly string[]; readonly durable: boolean },
+  options: ImageOptions & { readonly overwrite: boolean; readonly inputs: readonly string[]; readonly durable: boolean; readonly shownAs?: string },
   fill: (sink: DiskSink) => Promise<void>,
 ): Promise<{ readonly bytes: number }> {
   const target = resolve(path);
   checkImageOptions(format, sizeBytes, options);
   refuseTarget(path, target, options);
   const partial = partialName(target, randomUUID());
-  const file = await LocalFileSink.create(partial, { hashed: false, shownAs: path });
+  const file = await LocalFileSink.create(partial, { hashed: false, shownAs: options.shownAs ?? path });
   try {
     await fill(imageSink(format, file, sizeBytes, { ...options, fileName: basename(target) }));
     const { bytes } = await file.finish(options.durable);

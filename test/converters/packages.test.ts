@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { openMachine } from "../../src/converters/machine/open-machine.ts";
@@ -88,6 +88,38 @@ describe.skipIf(!has("qemu-img"))("a VM of several disks", () => {
       code: 7,
       stderr: expect.stringContaining("is not the file that the manifest") as string,
     });
+  });
+
+  it("keeps its own disks, whatever the output is called", async () => {
+    const folder = machine();
+    const original = readFileSync(join(folder, "data.vmdk"));
+    writeFileSync(join(folder, "data-disk1.vmdk"), original);
+    writeFileSync(join(folder, "data.vmx"), 'scsi0:0.fileName = "data-disk1.vmdk"\n');
+    for (const args of [
+      ["convert", "db.vmx", "./", "--to", "vmdk"],
+      ["convert", "data.vmx", "data.ovf"],
+      ["convert", "data.vmx", "data.vmx", "--to", "raw"],
+      ["convert", "data.vmdk", "system.vmdk", "./", "--to", "vmdk"],
+    ])
+      expect([args, await hypersdk(folder, [...args, "--overwrite"])]).toEqual([args, expect.objectContaining({ code: 64 })]);
+    expect(readFileSync(join(folder, "data.vmdk")).equals(original)).toBe(true);
+    expect(readFileSync(join(folder, "data-disk1.vmdk")).equals(original)).toBe(true);
+  });
+
+  it("that fails leaves the package that was there before as it was, and nothing of its own", async () => {
+    const folder = machine();
+    mkdirSync(join(folder, "package"));
+    expect(await hypersdk(folder, ["convert", "db.vmx", "package/db.ovf"])).toMatchObject({ code: 0 });
+    const names = readdirSync(join(folder, "package")).sort();
+    const before = names.map((name) => readFileSync(join(folder, "package", name)));
+    const damaged = readFileSync(join(folder, "data.vmdk"));
+    // a grain beyond the end, which is met when the second disk is read: the first one is written by then
+    const table = damaged.readUInt32LE(Number(damaged.readBigUInt64LE(56)) * 512) * 512;
+    damaged.writeUInt32LE(0x7fffffff, table);
+    writeFileSync(join(folder, "data.vmdk"), damaged);
+    expect(await hypersdk(folder, ["convert", "db.vmx", "package/db.ovf", "--overwrite"])).toMatchObject({ code: 11 });
+    expect(readdirSync(join(folder, "package")).sort()).toEqual(names);
+    expect(names.map((name) => readFileSync(join(folder, "package", name)))).toEqual(before);
   });
 
   it("cannot name a disk outside of its folder", async () => {

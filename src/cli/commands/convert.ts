@@ -32,8 +32,8 @@ interface Input {
   readonly name: string;
   /** Without its folder and ending: what a file in a folder is called after. */
   readonly stem: string;
-  /** The file it comes from. */
-  readonly path: string;
+  /** The file that holds it, and the one that describes its VM where there is one. */
+  readonly files: readonly string[];
   open(): Promise<OpenedImage>;
 }
 
@@ -43,9 +43,10 @@ interface Job {
   readonly image: OpenedImage;
   readonly output: string;
   readonly to: WritableFormat;
-  /** What was seen of the files before they were opened. */
-  readonly before: string;
 }
+
+/** What was seen of each file that is read, before it was opened. */
+type Watched = Map<string, string>;
 
 interface Converted {
   readonly input: string;
@@ -71,12 +72,12 @@ export async function convert(paths: readonly string[], options: ConvertOptions,
     if (/\.(ova|ovf)$/i.test(output)) return await convertToPackage(inputs, machine, output, options, interrupts.signal, opened, io);
     const targets = targetsOf(inputs, output, options);
     const jobs: Job[] = [];
+    const watched: Watched = new Map();
     for (const { input, path, to } of targets) {
-      const first = fingerprint(input.path);
-      const image = await input.open();
+      const image = await openWatched(input, watched);
       opened.push(image);
       checkSize(input, image, options);
-      jobs.push({ input, image, output: path, to, before: [first, ...image.otherFiles.map(fingerprint)].join() });
+      jobs.push({ input, image, output: path, to });
       checkJob(jobs.at(-1) as Job, options, io);
     }
     if (isFolder(inputs, output)) await makeFolder(output);
@@ -89,7 +90,7 @@ export async function convert(paths: readonly string[], options: ConvertOptions,
       const done: Converted[] = [];
       const work = async (): Promise<void> => {
         for (let job = queue.shift(); job; job = queue.shift()) {
-          const one = await convertOne(job, options, interrupts.signal, progress.add);
+          const one = await convertOne(job, watched, options, interrupts.signal, progress.add);
           done.push(one);
           if (!io.json && !io.quiet) {
             progress.stop();
@@ -116,11 +117,19 @@ export async function convert(paths: readonly string[], options: ConvertOptions,
 
 function inputOf(path: string, options: ConvertOptions): Input {
   if (isMachine(path)) throw new HypersdkError("Usage", `${path} is a VM of its own`, { hint: "convert one VM at a time" });
-  return { name: path, stem: basename(path, extname(path)), path, open: () => openImage(path, options) };
+  return { name: path, stem: basename(path, extname(path)), files: [path], open: () => openImage(path, options) };
 }
 
 function inputsOf(path: string, { disks }: Machine): Input[] {
-  return disks.map(({ name, open }) => ({ name: `${path}: ${name}`, stem: basename(name, extname(name)), path, open }));
+  return disks.map(({ name, path: file, open }) => ({ name: `${path}: ${name}`, stem: basename(name, extname(name)), files: [file, path], open }));
+}
+
+async function openWatched(input: Input, watched: Watched): Promise<OpenedImage> {
+  const watch = (path: string): unknown => watched.has(path) || watched.set(path, fingerprint(path));
+  input.files.forEach(watch);
+  const image = await input.open();
+  image.otherFiles.forEach(watch);
+  return image;
 }
 
 /** A VM as one archive, or as a descriptor with its disks beside it. */
@@ -140,17 +149,13 @@ async function convertToPackage(
     ["--preallocate", options.preallocate],
   ] as const)
     if (value !== undefined) throw new HypersdkError("Usage", `${flag} is not for an OVF package: its disks are stream-optimized VMDKs`);
-  const seen = new Map<string, string>();
+  const watched: Watched = new Map();
   for (const input of inputs) {
-    seen.set(input.path, fingerprint(input.path));
-    const image = await input.open();
+    const image = await openWatched(input, watched);
     opened.push(image);
-    for (const path of image.otherFiles) seen.set(path, seen.get(path) ?? fingerprint(path));
     checkSize(input, image, options);
   }
   const { descriptor } = machine ?? {};
-  const files = [...seen.keys()];
-  const before = [...seen.values()].join();
   const progress = byteProgress(
     io,
     opened.reduce((sum, { source }) => sum + source.dataBytes, 0),
@@ -165,10 +170,9 @@ async function convertToPackage(
         memoryBytes: descriptor?.memoryBytes ?? 2 ** 30,
         ...(descriptor?.guestType ? { guestType: descriptor.guestType } : {}),
         ...(descriptor?.firmware ? { firmware: descriptor.firmware } : {}),
+        sources: opened.map(({ source }) => source),
       },
-      opened.map(({ source }) => source),
-      () => refuseChanged(files, before),
-      { overwrite: options.overwrite ?? false, inputs: files, signal, onRead: progress.add },
+      { overwrite: options.overwrite ?? false, inputs: [...watched.keys()], confirm: () => refuseChanged(watched), signal, onRead: progress.add },
     );
     progress.stop();
     if (!machine && !io.json) io.err(`${io.errStyle.yellow("warning")}: disk images say nothing of a VM: the package has 1 CPU and 1 GiB of memory\n`);
@@ -252,12 +256,14 @@ function imageOptionsOf({ compress, subformat, preallocate }: ConvertOptions): {
 }
 
 async function convertOne(
-  { input, image, output, to, before }: Job,
+  { input, image, output, to }: Job,
+  watched: Watched,
   options: ConvertOptions,
   signal: AbortSignal,
   onRead: (bytes: number) => void,
 ): Promise<Converted> {
-  const inputs = [input.path, ...image.otherFiles];
+  // none of the files that any of the conversions reads may be written over
+  const inputs = [...watched.keys()];
   let readBytes = 0;
   const { bytes } = await writeImageFile(
     output,
@@ -269,18 +275,19 @@ async function convertOne(
         ({ readBytes } = await pour(image.source, sink, { signal, onRead }));
       } catch (error) {
         // an image that is rewritten while it is read looks damaged
-        refuseChanged(inputs, before);
+        refuseChanged(watched, [...input.files, ...image.otherFiles]);
         throw error;
       }
-      refuseChanged(inputs, before);
+      refuseChanged(watched, [...input.files, ...image.otherFiles]);
     },
   );
   return { input: input.name, output, from: image.format, to, virtualBytes: image.source.sizeBytes, readBytes, writtenBytes: bytes };
 }
 
-function refuseChanged(inputs: readonly string[], before: string): void {
-  if (inputs.map(fingerprint).join() !== before)
-    throw new HypersdkError("SourceChanged", `${inputs[0]} changed while it was read`, { hint: "convert it while nothing writes to it" });
+function refuseChanged(watched: Watched, files: Iterable<string> = watched.keys()): void {
+  for (const path of files)
+    if (fingerprint(path) !== watched.get(path))
+      throw new HypersdkError("SourceChanged", `${path} changed while it was read`, { hint: "convert it while nothing writes to it" });
 }
 
 function fingerprint(path: string): string {

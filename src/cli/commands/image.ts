@@ -73,7 +73,9 @@ export async function check(file: string, options: ImageCommandOptions, io: Io):
 export async function map(file: string, options: ImageCommandOptions, io: Io): Promise<number> {
   const { source } = await openImage(file, options);
   try {
-    // a map may be longer than memory: it is printed as it is found
+    // a map may be longer than memory: it is printed as it is found, once it is known that all of it can be
+    for await (const _extent of source.extents()) {
+    }
     const head = JSON.stringify({ formatVersion: 1, type: "image-map", file, virtualBytes: source.sizeBytes });
     io.out(io.json ? `${head.slice(0, -1)},"extents":[` : `${"offset".padStart(16)}  ${"length".padStart(16)}  kind\n`);
     let isFirst = true;

@@ -10,7 +10,14 @@ import { readVmDescriptor, type VmDescriptor } from "./vm-descriptor.ts";
 /** A VM that one file describes: its hardware as far as it says, and its disks in boot order. */
 export interface Machine {
   readonly descriptor: VmDescriptor;
-  readonly disks: readonly { readonly name: string; open(): Promise<OpenedImage> }[];
+  readonly disks: readonly MachineDisk[];
+}
+
+export interface MachineDisk {
+  readonly name: string;
+  /** The file that holds it: its own, or the archive. */
+  readonly path: string;
+  open(): Promise<OpenedImage>;
 }
 
 /** Whether a path is that of a VM and not of a disk. */
@@ -36,7 +43,7 @@ export async function openMachine(path: string, signal?: AbortSignal): Promise<M
       await file.close();
     }
   }
-  return { descriptor, disks: descriptor.disks.map((name) => ({ name, open: () => openDisk(path, name) })) };
+  return { descriptor, disks: descriptor.disks.map((name) => ({ name, path: join(dirname(path), name), open: () => openDisk(path, name) })) };
 }
 
 /** Through its neighbours, so that a descriptor cannot name a file elsewhere. */
@@ -61,10 +68,8 @@ async function openArchive(path: string, signal?: AbortSignal): Promise<Machine>
     if (!member) throw new HypersdkError("ImageDamaged", `${path}: ${ovf.name} names the disk ${JSON.stringify(name)}, which the archive does not hold`);
     return {
       name,
-      open: async (): Promise<OpenedImage> => {
-        const opened = await openImageFile(memberFile(path, member), noNeighbours);
-        return { ...opened, otherFiles: [path] };
-      },
+      path,
+      open: () => openImageFile(memberFile(path, member), noNeighbours),
     };
   });
   return { descriptor, disks };
