@@ -16,8 +16,8 @@ if ! ls "${stage}"/kernel/boot/vmlinuz-* >/dev/null 2>&1; then
   )
 fi
 
-rm -rf "${stage}/initrd" "${stage}/root"
-mkdir -p "${stage}"/initrd/{bin,dev,proc,mnt} "${stage}/root/boot/grub"
+rm -rf "${stage}/initrd" "${stage}/tree"
+mkdir -p "${stage}"/initrd/{bin,dev,proc,mnt} "${stage}/tree/boot/grub"
 cp /bin/busybox "${stage}/initrd/bin/"
 cat >"${stage}/initrd/init" <<'INIT'
 #!/bin/busybox sh
@@ -30,17 +30,17 @@ cd /mnt && /bin/busybox sha256sum -c SUMS >/dev/null && echo HYPERSDK-BOOT linux
 /bin/busybox poweroff -f
 INIT
 chmod +x "${stage}/initrd/init"
-(cd "${stage}/initrd" && find . | cpio -o -H newc --quiet | gzip -1) >"${stage}/root/boot/initrd"
-cp "${stage}"/kernel/boot/vmlinuz-* "${stage}/root/boot/vmlinuz"
+(cd "${stage}/initrd" && find . | cpio -o -H newc --quiet | gzip -1) >"${stage}/tree/boot/initrd"
+cp "${stage}"/kernel/boot/vmlinuz-* "${stage}/tree/boot/vmlinuz"
 [ -f "${stage}/payload" ] || { head -c 24M /dev/urandom; cat "${stage}"/kernel/lib/modules/*/kernel/fs/*/*.ko | head -c 24M; } >"${stage}/payload"
-cp "${stage}/payload" "${stage}/root/payload"
-(cd "${stage}/root" && sha256sum payload boot/vmlinuz boot/initrd >SUMS)
+cp "${stage}/payload" "${stage}/tree/payload"
+(cd "${stage}/tree" && sha256sum payload boot/vmlinuz boot/initrd >SUMS)
 
 printf 'set root=(hd0,msdos1)\nlinux /boot/vmlinuz console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable\ninitrd /boot/initrd\nboot\n' >"${stage}/early.cfg"
 grub-mkimage -O i386-pc -p /boot/grub -c "${stage}/early.cfg" -o "${stage}/core.img" biosdisk part_msdos ext2 linux normal minicmd
 rm -f "$out"
 truncate -s 256M "$out"
-mke2fs -q -F -t ext4 -O ^metadata_csum_seed -d "${stage}/root" -E offset=1048576 "$out" 250M
+mke2fs -q -F -t ext4 -O ^metadata_csum_seed -d "${stage}/tree" -E offset=1048576 "$out" 250M
 dd if=/usr/lib/grub/i386-pc/boot.img of="$out" bs=440 count=1 conv=notrunc status=none
 printf '\x55\xaa' | dd of="$out" bs=1 seek=510 conv=notrunc status=none
 # partition 1: active, type 83, sectors 2048 to 514047

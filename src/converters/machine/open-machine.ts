@@ -13,7 +13,7 @@ export interface Machine {
   readonly disks: readonly MachineDisk[];
 }
 
-export interface MachineDisk {
+interface MachineDisk {
   readonly name: string;
   /** The file that holds it: its own, or the archive. */
   readonly path: string;

@@ -1,8 +1,9 @@
 import { randomBytes } from "node:crypto";
 import type { ByteSink } from "../../model/byte-sink.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import { type DiskSink, holeBytes } from "../disk-sink.ts";
-import { freeEntry, headerBytes, signature, types, vdiBlockBytes, version } from "./layout.ts";
+import { blockSink } from "../block-sink.ts";
+import type { DiskSink } from "../disk-sink.ts";
+import { headerBytes, signature, types, vdiBlockBytes, version } from "./layout.ts";
 
 /** Header and table are the head of the file, which is kept in memory until it is known: 7 MiB of table describe this much. */
 const maxVdiBytes = 7 * 2 ** 18 * vdiBlockBytes;
@@ -25,39 +26,15 @@ export function vdiSink(out: ByteSink, sizeBytes: number): DiskSink {
   table.fill(0xff, 0, blocks * 4);
   out.reserveHead(dataOffset);
   let allocated = 0;
-  let open = -1;
 
-  async function endBlock(): Promise<void> {
-    const end = dataOffset + allocated * vdiBlockBytes;
-    if (out.position < end) await out.skip(end - out.position);
-  }
-
-  return {
-    blockBytes: holeBytes,
-    async write(offset, data) {
-      for (let done = 0; done < data.length; ) {
-        const index = Math.floor((offset + done) / vdiBlockBytes);
-        if (index !== open) {
-          await endBlock();
-          if (table.readUInt32LE(index * 4) !== freeEntry) throw new Error(`a VDI file is written in order: block ${index} came twice`);
-          table.writeUInt32LE(allocated, index * 4);
-          allocated++;
-          open = index;
-        }
-        const within = offset + done - index * vdiBlockBytes;
-        const start = dataOffset + (allocated - 1) * vdiBlockBytes + within;
-        const part = data.subarray(done, done + vdiBlockBytes - within);
-        if (out.position < start) await out.skip(start - out.position);
-        await out.append(part);
-        done += part.length;
-      }
+  return blockSink(out, {
+    blockBytes: vdiBlockBytes,
+    place(index) {
+      table.writeUInt32LE(allocated, index * 4);
+      return dataOffset + allocated++ * vdiBlockBytes;
     },
-    settled: () => out.settled(),
-    async finish() {
-      await endBlock();
-      await out.head(Buffer.concat([headerOf(size, blocks, allocated, dataOffset), table]));
-    },
-  };
+    finish: () => out.head(Buffer.concat([headerOf(size, blocks, allocated, dataOffset), table])),
+  });
 }
 
 function headerOf(sizeBytes: number, blocks: number, allocated: number, dataOffset: number): Buffer {

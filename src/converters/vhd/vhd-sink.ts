@@ -1,7 +1,9 @@
 import { randomBytes } from "node:crypto";
 import type { ByteSink } from "../../model/byte-sink.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import { type DiskSink, holeBytes } from "../disk-sink.ts";
+import { blockSink } from "../block-sink.ts";
+import type { DiskSink } from "../disk-sink.ts";
+import { rawSink } from "../raw/raw-sink.ts";
 import { bitmapBytes, checksum, diskTypes, dynamicHeaderBytes, footerBytes, geometry, maxVhdBytes, unusedEntry } from "./layout.ts";
 
 const blockBytes = 2 * 2 ** 20;
@@ -19,15 +21,11 @@ export function vhdSize(sizeBytes: number): number {
 /** A fixed VHD: the disk as it is, then the footer. */
 export function fixedVhdSink(out: ByteSink, sizeBytes: number): DiskSink {
   const size = vhdSize(sizeBytes);
+  const disk = rawSink(out, size);
   return {
-    blockBytes: holeBytes,
-    async write(offset, data) {
-      if (offset > out.position) await out.skip(offset - out.position);
-      await out.append(data);
-    },
-    settled: () => out.settled(),
+    ...disk,
     async finish() {
-      if (size > out.position) await out.skip(size - out.position);
+      await disk.finish();
       await out.append(footerOf(size, diskTypes.fixed, -1n));
     },
   };
@@ -41,44 +39,22 @@ export function dynamicVhdSink(out: ByteSink, sizeBytes: number): DiskSink {
   const tableOffset = footerBytes + dynamicHeaderBytes;
   const table = Buffer.alloc(tableBytes, 0xff);
   out.reserveHead(tableOffset + tableBytes);
-  let open = -1;
-  let dataAt = 0;
-
-  async function endBlock(): Promise<void> {
-    if (open >= 0 && out.position < dataAt + blockBytes) await out.skip(dataAt + blockBytes - out.position);
-  }
-  async function enter(index: number): Promise<void> {
-    if (index === open) return;
-    await endBlock();
-    table.writeUInt32BE(out.position / 512, index * 4);
-    // the bits of a dynamic disk say "in this file": all of the block is
-    await out.append(Buffer.alloc(sectorMapBytes, 0xff));
-    [open, dataAt] = [index, out.position];
-  }
-
-  return {
-    blockBytes: holeBytes,
-    async write(offset, data) {
-      for (let done = 0; done < data.length; ) {
-        const index = Math.floor((offset + done) / blockBytes);
-        await enter(index);
-        const within = offset + done - index * blockBytes;
-        const part = data.subarray(done, done + blockBytes - within);
-        if (out.position < dataAt + within) await out.skip(dataAt + within - out.position);
-        await out.append(part);
-        done += part.length;
-      }
+  return blockSink(out, {
+    blockBytes,
+    async place(index) {
+      table.writeUInt32BE(out.position / 512, index * 4);
+      // the bits of a dynamic disk say "in this file": all of the block is
+      await out.append(Buffer.alloc(sectorMapBytes, 0xff));
+      return out.position;
     },
-    settled: () => out.settled(),
     async finish() {
-      await endBlock();
       if (out.position / 512 > unusedEntry)
         throw new HypersdkError("Usage", "the data does not fit a VHD, whose blocks are counted in 32 bits", { hint: "write vhdx" });
       const footer = footerOf(size, diskTypes.dynamic, BigInt(footerBytes));
       await out.append(footer);
       await out.head(Buffer.concat([footer, dynamicHeader(tableOffset, entries), table]));
     },
-  };
+  });
 }
 
 function footerOf(sizeBytes: number, type: number, dataOffset: bigint): Buffer {

@@ -1,7 +1,8 @@
 import { randomUUID } from "node:crypto";
 import type { ByteSink } from "../../model/byte-sink.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import { type DiskSink, holeBytes } from "../disk-sink.ts";
+import { blockSink } from "../block-sink.ts";
+import type { DiskSink } from "../disk-sink.ts";
 import { crc32cWithout } from "./crc32c.ts";
 import {
   blockStates,
@@ -45,42 +46,29 @@ export function vhdxSink(out: ByteSink, sizeBytes: number, subformat: "dynamic" 
   const batBytes = Math.max(1, Math.ceil((entries * 8) / mebibyte)) * mebibyte;
   const bat = Buffer.alloc(batBytes);
   out.reserveHead(batOffset + batBytes);
-  let open = -1;
-  let dataAt = out.position;
-  let allocated = 0;
+  const dataOffset = batOffset + batBytes;
+  let placed = 0;
 
-  async function place(index: number): Promise<void> {
-    if (open >= 0 && out.position < dataAt + blockBytes) await out.skip(dataAt + blockBytes - out.position);
-    [open, dataAt] = [index, batOffset + batBytes + allocated * blockBytes];
-    allocated++;
+  const place = (index: number): number => {
+    const dataAt = dataOffset + placed++ * blockBytes;
     bat.writeBigUInt64LE((BigInt(dataAt / mebibyte) << 20n) | BigInt(blockStates.present), (index + Math.floor(index / ratio)) * 8);
-  }
-  async function enter(index: number): Promise<void> {
-    if (index === open) return;
-    if (subformat === "fixed") while (open < index) await place(open + 1);
-    else await place(index);
-  }
+    return dataAt;
+  };
+  const placeUpTo = (index: number): number => {
+    while (placed < index) place(placed);
+    return place(index);
+  };
 
-  return {
-    blockBytes: holeBytes,
-    async write(offset, data) {
-      for (let done = 0; done < data.length; ) {
-        const index = Math.floor((offset + done) / blockBytes);
-        await enter(index);
-        const start = dataAt + offset + done - index * blockBytes;
-        const part = data.subarray(done, done + blockBytes - (offset + done - index * blockBytes));
-        if (out.position < start) await out.skip(start - out.position);
-        await out.append(part);
-        done += part.length;
-      }
-    },
-    settled: () => out.settled(),
+  return blockSink(out, {
+    blockBytes,
+    place: subformat === "fixed" ? placeUpTo : place,
     async finish() {
-      if (subformat === "fixed" && blocks > 0) await enter(blocks - 1);
-      if (open >= 0 && out.position < dataAt + blockBytes) await out.skip(dataAt + blockBytes - out.position);
+      if (subformat === "fixed") while (placed < blocks) place(placed);
+      const end = dataOffset + placed * blockBytes;
+      if (out.position < end) await out.skip(end - out.position);
       await out.head(Buffer.concat([headSection(batBytes), Buffer.alloc(metadataOffset - logOffset), metadata(size, blockBytes, subformat), bat]));
     },
-  };
+  });
 }
 
 /** Identifier, two headers, two region tables: the first MiB. */
