@@ -1,4 +1,5 @@
 import { Argument, Command, InvalidArgumentError, Option } from "commander";
+import { exportFormats, imageFormats } from "../model/image-formats.ts";
 import { exitCodeHelp } from "./exit-codes.ts";
 import type { GlobalOptions, Io } from "./io.ts";
 
@@ -8,9 +9,6 @@ type Run = (args: readonly string[], options: never, io: Io) => Promise<number>;
 interface Ran {
   exitCode: number;
 }
-
-const formats = ["qcow2", "raw", "vmdk", "vhd", "vhdx", "vdi"];
-const inputFormats = ["raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi"];
 
 /** Every command with its options and examples. The code behind each is loaded when it runs. */
 export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): Command {
@@ -168,9 +166,9 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
       ),
     ),
   )
-    .requiredOption("--to <path>", "a new file, or a folder (ending in /) for all disks")
+    .requiredOption("--to <path>", "a new file, an .ova for the VM, or a folder (ending in /) for all disks")
     .option("--disk <n>", "only this disk, 0 is the boot disk", whole)
-    .addOption(new Option("--format <format>", "by the name of the file, where this is silent").choices(formats))
+    .addOption(new Option("--format <format>", "by the name of the file, where this is silent").choices(exportFormats))
     .option("--overwrite", "replace what is there");
   point(
     source(
@@ -203,8 +201,8 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     ["hypersdk convert disk.vmdk disk.qcow2 --compress zstd", "hypersdk convert web.ova converted/ --to vhdx"],
     async (paths, options, io) => (await import("./commands/convert.ts")).convert(paths, options, io),
   )
-    .addOption(new Option("--from <format>", "what IN is, where its content may lie").choices(inputFormats))
-    .addOption(new Option("--to <format>", "what to write; by the name of OUT otherwise").choices(formats))
+    .addOption(new Option("--from <format>", "what IN is, where its content may lie").choices(imageFormats))
+    .addOption(new Option("--to <format>", "what to write; by the name of OUT otherwise").choices(imageFormats))
     .addOption(new Option("--compress [algorithm]", "compress inside the image: qcow2 either way, vmdk with zlib").choices(["zlib", "zstd"]).preset("zlib"))
     .option("--subformat <kind>", "vmdk: monolithicSparse, streamOptimized; vhd and vhdx: dynamic, fixed")
     .option("--preallocate", "write holes as zeros (raw, fixed vhd and vhdx)")
@@ -213,7 +211,7 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     .option("--parallelism <n>", "images at once; 2 otherwise", positive)
     .option("--overwrite", "replace OUT");
   const image = group("image", "look at disk images", ["hypersdk image info disk.vmdk", "hypersdk image compare disk.vmdk disk.qcow2"]);
-  const from = (): Option => new Option("--from <format>", "what it is, where its content may lie").choices(inputFormats);
+  const from = (): Option => new Option("--from <format>", "what it is, where its content may lie").choices(imageFormats);
   define(
     image,
     "info <file>",

@@ -1,4 +1,5 @@
-import type { Compression, ExportFormat, Origin, RetentionSpec, RetrySpec, ScheduleSpec, VerifyLevel, WindowSpec } from "../model/desired.ts";
+import type { Origin, RetentionSpec, RetrySpec, ScheduleSpec, VerifyLevel, WindowSpec } from "../model/desired.ts";
+import { compressionsOf, type ExportFormat, type ImageCompression } from "../model/image-formats.ts";
 import { cronProblem } from "../schedule/cron.ts";
 import { isTimezone } from "../schedule/zone.ts";
 import { alertsOf, durationOf, patternsOf, priorityOf } from "./decode-values.ts";
@@ -8,9 +9,6 @@ import type { Report } from "./report.ts";
 const weekdays = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 /** Fields whose whole presence has no effect in this version. */
 const laterFields = ["incremental", "carbon", "bandwidth", "encryption", "keepImage", "replicateTo"];
-const formatsNow: readonly string[] = ["qcow2", "raw", "vmdk", "vhd", "vhdx", "vdi"];
-/** Which compressions an image format has of its own. */
-const compressionsOf: Readonly<Record<string, readonly string[]>> = { qcow2: ["none", "zlib", "zstd"], vmdk: ["none", "zlib"] };
 
 /** One schedule with its defaults filled in; undefined when something in it is wrong, which has been reported. */
 export function decodeSchedule(
@@ -48,21 +46,17 @@ export function decodeSchedule(
   if (verify === "boot") later(origin, below("verify"), "verify: boot");
   const overlap = get<"skip" | "queue">("overlap") ?? "skip";
   if (overlap === "queue") later(origin, below("overlap"), "overlap: queue");
-  const format = get<string>("format") ?? "qcow2";
-  if (!formatsNow.includes(format)) later(origin, below("format"), `format ${format}`);
-  const compression = compressionOf(get("compression"));
+  const format = get<ExportFormat>("format") ?? "qcow2";
+  const compression = compressionOf(get("compression"), format);
   if (compression.level !== undefined) later(origin, below("compression"), "a compression level");
-  const able = compressionsOf[format] ?? ["none"];
-  if (formatsNow.includes(format) && !able.includes(compression.algorithm)) {
-    const hint = able.length > 1 ? `${format} has ${able.slice(1).join(" and ")}` : "use format qcow2, or compression none";
+  if (!compressionsOf[format].includes(compression.algorithm))
     report.error(
       "HSE023",
       origin,
       below("compression"),
-      `${format} images cannot be compressed${able.length > 1 ? ` with ${compression.algorithm}` : ""}`,
-      hint,
+      `compression ${compression.algorithm} is not one that ${format} has`,
+      `${format} has ${compressionsOf[format].join(", ")}`,
     );
-  }
 
   const windows = ((get("windows") as Record<string, unknown>[] | undefined) ?? []).map((window, i): WindowSpec => {
     const zone = (window["timezone"] as string | undefined) ?? timezone;
@@ -88,7 +82,7 @@ export function decodeSchedule(
   const schedule: ScheduleSpec = {
     alerts,
     catchUp: get("catchUp") ?? "latest",
-    compression: compression.algorithm as Compression,
+    compression: compression.algorithm,
     // a default concurrency is the limit over all schedules, not one for each
     concurrency: (value["concurrency"] as number | undefined) ?? 2,
     cron,
@@ -102,7 +96,7 @@ export function decodeSchedule(
     }),
     destination: value["destination"] as string,
     exclude: patternsOf((value["exclude"] as string[] | undefined) ?? [], origin, ["exclude"], "exclude", report),
-    format: format as ExportFormat,
+    format,
     initialExport: get("initialExport") ?? "scheduled",
     name: value["name"] as string,
     origin,
@@ -120,9 +114,9 @@ export function decodeSchedule(
   return report.errorCount === errorsBefore ? schedule : undefined;
 }
 
-function compressionOf(value: unknown): { algorithm: string; level?: number } {
-  if (typeof value === "string") return { algorithm: value };
-  return (value as { algorithm: string; level?: number } | undefined) ?? { algorithm: "none" };
+function compressionOf(value: unknown, format: ExportFormat): { readonly algorithm: ImageCompression; readonly level?: number } {
+  if (typeof value === "string") return { algorithm: value as ImageCompression };
+  return (value as { algorithm: ImageCompression; level?: number } | undefined) ?? { algorithm: compressionsOf[format][0] as ImageCompression };
 }
 
 function retryOf(value: Readonly<Record<string, unknown>>, origin: Origin, below: (string | number)[], report: Report): RetrySpec {

@@ -1,6 +1,6 @@
 import { HypersdkError } from "../model/errors.ts";
+import type { ImageFormat } from "../model/image-formats.ts";
 import { openByteFile } from "./byte-file.ts";
-import type { ImageFormat } from "./detect.ts";
 import { type OpenedImage, type OpenOptions, openImage } from "./open-image.ts";
 import { checkRefcounts } from "./qcow2/check.ts";
 

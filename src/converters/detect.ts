@@ -1,8 +1,5 @@
 import { type ByteFile, readBytes } from "./byte-file.ts";
 
-/** Formats that are read. */
-export type ImageFormat = "raw" | "qcow2" | "vmdk" | "vhd" | "vhdx" | "vdi";
-
 /** The structure at the start or the end of a file; VMDK has four. */
 type Structure = "qcow2" | "vmdk-sparse" | "vmdk-descriptor" | "vmdk-cowd" | "vmdk-sesparse" | "vhd" | "vhdx" | "vdi";
 /** What the content of a file says that it is. `unread` is known by name and refused by name. */

@@ -5,15 +5,16 @@ import { basename, resolve } from "node:path";
 import { partialName, publish } from "../files/durable.ts";
 import { LocalFileSink } from "../files/local-file-sink.ts";
 import { HypersdkError } from "../model/errors.ts";
+import { type ImageFormat, imageFormats } from "../model/image-formats.ts";
 import type { DiskSink } from "./disk-sink.ts";
-import { checkImageOptions, type ImageOptions, imageSink, type WritableFormat, writableFormats } from "./write-image.ts";
+import { checkImageOptions, type ImageOptions, imageSink } from "./write-image.ts";
 
 /** The format that a file name's ending stands for, or undefined. */
-export function formatOfName(path: string): WritableFormat | undefined {
+export function formatOfName(path: string): ImageFormat | undefined {
   const ending = /\.([a-z0-9]+)$/i.exec(basename(path))?.[1]?.toLowerCase();
   if (ending === "img" || ending === "raw") return "raw";
   if (ending === "vpc") return "vhd";
-  return writableFormats.find((format) => format === ending);
+  return imageFormats.find((format) => format === ending);
 }
 
 /**
@@ -24,7 +25,7 @@ export function formatOfName(path: string): WritableFormat | undefined {
  */
 export async function writeImageFile(
   path: string,
-  format: WritableFormat,
+  format: ImageFormat,
   sizeBytes: number,
   options: ImageOptions & { readonly overwrite: boolean; readonly inputs: readonly string[]; readonly durable: boolean; readonly shownAs?: string },
   fill: (sink: DiskSink) => Promise<void>,

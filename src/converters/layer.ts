@@ -1,6 +1,6 @@
+import type { ImageFormat } from "../model/image-formats.ts";
 import type { PlacedBlock } from "./block-map.ts";
 import type { BlockSource } from "./block-source.ts";
-import type { ImageFormat } from "./detect.ts";
 
 /** One image file with its extents, without its parents. */
 export interface Layer {

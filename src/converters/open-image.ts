@@ -1,10 +1,11 @@
 import { statSync } from "node:fs";
 import { HypersdkError } from "../model/errors.ts";
+import type { ImageFormat } from "../model/image-formats.ts";
 import type { BlockSource } from "./block-source.ts";
 import { type ByteFile, openByteFile } from "./byte-file.ts";
 import { damaged, unsupported } from "./checked.ts";
 import { concatSource } from "./concat-source.ts";
-import { detect, type ImageFormat } from "./detect.ts";
+import { detect } from "./detect.ts";
 import type { ImageDetails, Layer, ParentReference } from "./layer.ts";
 import { type Neighbours, neighboursOf } from "./neighbours.ts";
 import { overlaySource } from "./overlay-source.ts";

@@ -1,5 +1,6 @@
 import type { ByteSink } from "../model/byte-sink.ts";
 import { HypersdkError } from "../model/errors.ts";
+import { compressionsOf, type ImageCompression, type ImageFormat } from "../model/image-formats.ts";
 import type { DiskSink } from "./disk-sink.ts";
 import { qcow2Sink } from "./qcow2/qcow2-sink.ts";
 import { rawSink } from "./raw/raw-sink.ts";
@@ -9,29 +10,14 @@ import { vhdxSink, vhdxSize } from "./vhdx/vhdx-sink.ts";
 import { monolithicSparseSink } from "./vmdk/sparse-sink.ts";
 import { streamOptimizedSink } from "./vmdk/stream-sink.ts";
 
-/** Formats that are written. */
-export type WritableFormat = "qcow2" | "raw" | "vmdk" | "vhd" | "vhdx" | "vdi";
-export const writableFormats: readonly WritableFormat[] = ["qcow2", "raw", "vmdk", "vhd", "vhdx", "vdi"];
-export type ImageCompression = "none" | "zlib" | "zstd";
-
 /** The kinds of each format that are written, the usual one first. */
-const subformats: Readonly<Record<WritableFormat, readonly string[]>> = {
+const subformats: Readonly<Record<ImageFormat, readonly string[]>> = {
   qcow2: ["v3"],
   raw: ["sparse"],
   vmdk: ["monolithicSparse", "streamOptimized"],
   vhd: ["dynamic", "fixed"],
   vhdx: ["dynamic", "fixed"],
   vdi: ["dynamic"],
-};
-
-/** Which compressions a format has of its own. */
-const compressions: Readonly<Record<WritableFormat, readonly ImageCompression[]>> = {
-  qcow2: ["none", "zlib", "zstd"],
-  raw: ["none"],
-  vmdk: ["none", "zlib"],
-  vhd: ["none"],
-  vhdx: ["none"],
-  vdi: ["none"],
 };
 
 /** Both grain directories are in the head of the file, which holds 8 MiB. */
@@ -52,10 +38,10 @@ export interface ImageOptions {
  * disk that it cannot hold.
  * @returns the size that the format gives the disk: a multiple of its sector
  */
-export function checkImageOptions(format: WritableFormat, sizeBytes: number, { compression, subformat }: ImageOptions): number {
-  if (!compressions[format].includes(compression))
-    throw new HypersdkError("Usage", `${format} images cannot be compressed${compressions[format].length > 1 ? ` with ${compression}` : ""}`, {
-      hint: compressions[format].length > 1 ? `${compressions[format].slice(1).join(" or ")}` : "use qcow2, or vmdk with zlib",
+export function checkImageOptions(format: ImageFormat, sizeBytes: number, { compression, subformat }: ImageOptions): number {
+  if (!compressionsOf[format].includes(compression))
+    throw new HypersdkError("Usage", `${format} images cannot be compressed${compressionsOf[format].length > 1 ? ` with ${compression}` : ""}`, {
+      hint: compressionsOf[format].length > 1 ? `${compressionsOf[format].slice(1).join(" or ")}` : "use qcow2, or vmdk with zlib",
     });
   if (subformat !== undefined && !subformats[format].includes(subformat))
     throw new HypersdkError("Usage", `${format} has no subformat ${JSON.stringify(subformat)}`, { hint: `one of: ${subformats[format].join(", ")}` });
@@ -83,7 +69,7 @@ export function checkImageOptions(format: WritableFormat, sizeBytes: number, { c
 }
 
 /** A disk of `sizeBytes` in `format`, over a file that is written from front to back. */
-export function imageSink(format: WritableFormat, out: ByteSink, sizeBytes: number, options: ImageOptions): DiskSink {
+export function imageSink(format: ImageFormat, out: ByteSink, sizeBytes: number, options: ImageOptions): DiskSink {
   checkImageOptions(format, sizeBytes, options);
   const { compression, subformat, fileName = "disk.vmdk" } = options;
   const to = options.preallocated ? withoutHoles(out) : out;
@@ -109,10 +95,9 @@ const zeros = Buffer.alloc(2 ** 20);
 
 function withoutHoles(out: ByteSink): ByteSink {
   return {
-    reserveHead: (bytes) => out.reserveHead(bytes),
+    reserve: (bytes) => out.reserve(bytes),
     append: (data) => out.append(data),
     settled: () => out.settled(),
-    head: (data) => out.head(data),
     async skip(bytes) {
       for (let left = bytes; left > 0; left -= zeros.length) await out.append(left >= zeros.length ? zeros : zeros.subarray(0, left));
     },

@@ -1,13 +1,15 @@
-import { pour } from "../converters/pour.ts";
-import { type ImageCompression, imageSink, type WritableFormat } from "../converters/write-image.ts";
-import type { Destination } from "../destinations/destination.ts";
+import { defaultHardware, packMachine } from "../converters/machine/pack-machine.ts";
+import { type Poured, pour } from "../converters/pour.ts";
+import { imageSink } from "../converters/write-image.ts";
+import type { Destination, Upload } from "../destinations/destination.ts";
 import { HypersdkError } from "../model/errors.ts";
+import type { ExportFormat, ImageCompression, ImageFormat } from "../model/image-formats.ts";
 import type { Instant } from "../model/instant.ts";
 import { epochMsOf } from "../model/instant.ts";
 import type { Clock } from "../model/ports.ts";
 import { contentPieceBytes, storedPieceBytes } from "../model/tree-hash.ts";
 import type { VmPath } from "../model/vm-path.ts";
-import type { Provider, SnapshotDisk } from "../providers/provider.ts";
+import type { Provider, SnapshotDisk, VmSnapshot } from "../providers/provider.ts";
 import { type Manifest, type ManifestDisk, manifestName, pointFolder } from "./manifest.ts";
 
 export interface ExportRequest {
@@ -23,7 +25,7 @@ export interface ExportRequest {
   /** What the provider calls the VM now. */
   readonly sourceIdentity: string;
   readonly vmPath: VmPath;
-  readonly format: WritableFormat;
+  readonly format: ExportFormat;
   readonly compression: ImageCompression;
   readonly estimates: Manifest["estimates"];
 }
@@ -66,16 +68,12 @@ export async function exportVm(
       folder,
       snapshot.disks.map(({ name, source }) => ({ name, dataBytes: source.dataBytes, virtualBytes: source.sizeBytes })),
     );
-    const disks: ManifestDisk[] = [];
-    for (const [index, disk] of snapshot.disks.entries()) {
-      const file = `disk-${index}.${request.format}`;
-      written.push(`${folder}/${file}`);
-      disks.push(await exportDisk(disk, index, file, `${folder}/${file}`, destination, request, observer, signal));
-    }
+    const work: Work = { folder, destination, request, observer, signal, written };
+    const stored = request.format === "ova" ? await storePackage(snapshot, work) : await storeImages(snapshot, request.format, work);
     await snapshot.confirm();
     signal.throwIfAborted();
     const endedAt = clock.now();
-    const sum = (pick: (disk: ManifestDisk) => number): number => disks.reduce((total, disk) => total + pick(disk), 0);
+    const sum = (pick: (disk: ManifestDisk) => number): number => stored.disks.reduce((total, disk) => total + pick(disk), 0);
     const manifest: Manifest = {
       formatVersion: 1,
       id: request.pointId,
@@ -93,12 +91,12 @@ export async function exportVm(
         commit: request.commit,
       },
       vm: snapshot.vm,
-      disks,
+      ...stored,
       times: { startedAt, endedAt },
       estimates: request.estimates,
       actuals: {
         readBytes: sum((disk) => disk.readBytes),
-        storedBytes: sum((disk) => disk.storedBytes),
+        storedBytes: stored.package?.storedBytes ?? sum((disk) => disk.storedBytes),
         durationMs: Math.max(0, epochMsOf(endedAt) - epochMsOf(startedAt)),
       },
     };
@@ -116,37 +114,95 @@ export async function exportVm(
   }
 }
 
-async function exportDisk(
-  disk: SnapshotDisk,
-  index: number,
-  file: string,
-  path: string,
-  destination: Destination,
-  request: ExportRequest,
-  observer: ExportObserver,
-  signal: AbortSignal,
-): Promise<ManifestDisk> {
+/** What the ways of storing a snapshot have in common. */
+interface Work {
+  readonly folder: string;
+  readonly destination: Destination;
+  readonly request: ExportRequest;
+  readonly observer: ExportObserver;
+  readonly signal: AbortSignal;
+  /** Paths that were begun: removed when the export fails. */
+  readonly written: string[];
+}
+
+type Stored = Pick<Manifest, "disks" | "package">;
+
+/** Each disk as an image of its own. */
+async function storeImages({ disks }: VmSnapshot, format: ImageFormat, work: Work): Promise<Stored> {
+  const stored: ManifestDisk[] = [];
+  for (const [index, disk] of disks.entries()) stored.push(await storeImage(disk, index, format, work));
+  return { disks: stored };
+}
+
+async function storeImage(disk: SnapshotDisk, index: number, format: ImageFormat, work: Work): Promise<ManifestDisk> {
+  const { request, observer, signal } = work;
+  const file = `disk-${index}.${format}`;
+  return storing(file, work, async (upload) => {
+    const sink = imageSink(format, upload, disk.source.sizeBytes, { compression: request.compression, fileName: file });
+    const poured = await pour(disk.source, sink, { signal, hashed: true, onRead: (bytes) => observer.read(index, bytes) });
+    const { bytes, hash } = await upload.finish();
+    observer.diskDone(index, bytes);
+    return { ...diskOf(disk, index, poured), file, format, compression: request.compression, storedBytes: bytes, storedHash: storedHash(hash) };
+  });
+}
+
+/** The VM as one archive with all of its disks. */
+async function storePackage({ vm, disks }: VmSnapshot, work: Work): Promise<Stored> {
+  const { observer, signal } = work;
+  const file = "machine.ova";
+  return storing(file, work, async (upload) => {
+    const packed = await packMachine(
+      upload,
+      "machine",
+      { ...defaultHardware, ...vm, sources: disks.map(({ source }) => source) },
+      { signal, hashed: true, onRead: (bytes, disk) => observer.read(disk, bytes), onDisk: ({ bytes }, disk) => observer.diskDone(disk, bytes) },
+    );
+    const { bytes, hash } = await upload.finish();
+    return {
+      disks: packed.map(
+        (member, index): ManifestDisk => ({
+          ...diskOf(disks[index] as SnapshotDisk, index, member.poured),
+          file,
+          member: { name: member.member, offset: member.offset },
+          format: "vmdk",
+          compression: "zlib",
+          storedBytes: member.bytes,
+          storedHash: storedHash(member.hash),
+        }),
+      ),
+      package: { format: "ova", file, storedBytes: bytes, storedHash: storedHash(hash) },
+    };
+  });
+}
+
+/** One file of the restore point: nothing of it is left when storing it fails. */
+async function storing<T>(file: string, { folder, destination, written }: Work, store: (upload: Upload) => Promise<T>): Promise<T> {
+  const path = `${folder}/${file}`;
+  written.push(path);
   const upload = await destination.create(path);
   try {
-    const sink = imageSink(request.format, upload, disk.source.sizeBytes, { compression: request.compression, fileName: file });
-    const poured = await pour(disk.source, sink, { signal, hashed: true, onRead: (bytes) => observer.read(index, bytes) });
-    const stored = await upload.finish();
-    observer.diskDone(index, stored.bytes);
-    return {
-      bootOrder: index,
-      name: disk.name,
-      file,
-      format: request.format,
-      compression: request.compression,
-      virtualBytes: disk.source.sizeBytes,
-      readBytes: poured.readBytes,
-      storedBytes: stored.bytes,
-      storedHash: { algorithm: "sha256-tree", pieceBytes: storedPieceBytes, value: stored.hash },
-      contentHash: { algorithm: "sha256-tree", pieceBytes: contentPieceBytes, value: poured.contentHash },
-      source: { format: disk.format, variant: disk.variant },
-    };
+    return await store(upload);
   } catch (error) {
     await upload.abort();
     throw error;
   }
+}
+
+function diskOf(
+  { name, source, format, variant }: SnapshotDisk,
+  bootOrder: number,
+  { readBytes, contentHash }: Poured,
+): Pick<ManifestDisk, "bootOrder" | "name" | "virtualBytes" | "readBytes" | "contentHash" | "source"> {
+  return {
+    bootOrder,
+    name,
+    virtualBytes: source.sizeBytes,
+    readBytes,
+    contentHash: { algorithm: "sha256-tree", pieceBytes: contentPieceBytes, value: contentHash },
+    source: { format, variant },
+  };
+}
+
+function storedHash(value: string): ManifestDisk["storedHash"] {
+  return { algorithm: "sha256-tree", pieceBytes: storedPieceBytes, value };
 }

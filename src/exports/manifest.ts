@@ -1,5 +1,5 @@
-import type { ImageCompression, WritableFormat } from "../converters/write-image.ts";
 import { HypersdkError } from "../model/errors.ts";
+import type { ImageCompression, ImageFormat } from "../model/image-formats.ts";
 import type { Instant } from "../model/instant.ts";
 import { compactInstant } from "../model/instant.ts";
 import { publishedSchema } from "../model/published-schema.ts";
@@ -31,6 +31,8 @@ export interface Manifest {
     readonly memoryBytes?: number;
   };
   readonly disks: readonly ManifestDisk[];
+  /** The archive that all disks are members of, where they are. */
+  readonly package?: { readonly format: "ova"; readonly file: string; readonly storedBytes: number; readonly storedHash: TreeHashValue };
   readonly times: { readonly startedAt: Instant; readonly endedAt: Instant };
   readonly estimates: { readonly readBytes: number; readonly storedBytes: number | null; readonly durationMs: number | null };
   readonly actuals: { readonly readBytes: number; readonly storedBytes: number; readonly durationMs: number };
@@ -41,7 +43,9 @@ export interface ManifestDisk {
   readonly bootOrder: number;
   readonly name: string;
   readonly file: string;
-  readonly format: WritableFormat;
+  /** Where in the file the disk is, of an archive; its stored size and hash are those of the member. */
+  readonly member?: { readonly name: string; readonly offset: number };
+  readonly format: ImageFormat;
   readonly compression: ImageCompression;
   readonly virtualBytes: number;
   readonly readBytes: number;

@@ -1,4 +1,5 @@
 import type { BlockSource } from "../converters/block-source.ts";
+import { sliceOf } from "../converters/byte-file.ts";
 import { partOf } from "../converters/concat-source.ts";
 import type { DiskSink } from "../converters/disk-sink.ts";
 import { noNeighbours } from "../converters/neighbours.ts";
@@ -19,11 +20,13 @@ export async function openStoredDisk(destination: Destination, manifestPath: str
   const file = await destination.open(path).catch((error: unknown) => {
     throw error instanceof HypersdkError && error.code === "NotFound" ? new HypersdkError("ArtifactDamaged", `${path} is gone`, { cause: error }) : error;
   });
-  if (file.sizeBytes !== disk.storedBytes) {
+  const { member } = disk;
+  if (member ? file.sizeBytes < member.offset + disk.storedBytes : file.sizeBytes !== disk.storedBytes) {
     await file.close();
-    throw new HypersdkError("ArtifactDamaged", `${path} has ${file.sizeBytes} bytes, ${disk.storedBytes} were stored`);
+    throw new HypersdkError("ArtifactDamaged", `${path} has ${file.sizeBytes} bytes, ${(member?.offset ?? 0) + disk.storedBytes} were stored`);
   }
-  const { source } = await openImageFile(file, noNeighbours, disk.format);
+  const image = member ? { ...sliceOf(file, member.offset, disk.storedBytes, `${path}: ${member.name}`), close: () => file.close() } : file;
+  const { source } = await openImageFile(image, noNeighbours, disk.format);
   const padding = source.sizeBytes - disk.virtualBytes;
   // a format that counts in sectors has rounded the size up
   if (padding > 0 && padding < 512) return partOf(source, 0, disk.virtualBytes);
@@ -44,9 +47,14 @@ export async function restoreDisk(
   sink: DiskSink,
   options: { readonly signal?: AbortSignal; readonly onRead?: (bytes: number) => void },
 ): Promise<void> {
+  const { contentHash } = await pour(source, sink, { ...options, hashed: true });
+  checkContent(disk, contentHash);
+}
+
+/** @throws ArtifactDamaged when what was read of a disk is not what was exported */
+export function checkContent(disk: ManifestDisk, contentHash: string): void {
   if (disk.contentHash.pieceBytes !== contentPieceBytes)
     throw new HypersdkError("ArtifactDamaged", `the content hash of ${disk.name} has pieces of ${disk.contentHash.pieceBytes} bytes`);
-  const { contentHash } = await pour(source, sink, { ...options, hashed: true });
   if (contentHash !== disk.contentHash.value) {
     throw new HypersdkError(
       "ArtifactDamaged",

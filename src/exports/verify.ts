@@ -20,6 +20,9 @@ export async function verifyPoint(
 ): Promise<void> {
   if (level === "none") return;
   const folder = manifestPath.slice(0, manifestPath.lastIndexOf("/"));
+  const { package: archive } = manifest;
+  // what stands around its disks is proved too
+  if (archive) await compareStoredHash(destination, `${folder}/${archive.file}`, archive.storedBytes, archive.storedHash.value, options);
   for (const disk of manifest.disks) {
     if (level === "restore") {
       const source = await openStoredDisk(destination, manifestPath, disk);
@@ -32,7 +35,7 @@ export async function verifyPoint(
       }
       continue;
     }
-    await compareStoredHash(destination, `${folder}/${disk.file}`, disk.storedBytes, disk.storedHash.value, options);
+    if (!disk.member) await compareStoredHash(destination, `${folder}/${disk.file}`, disk.storedBytes, disk.storedHash.value, options);
   }
 }
 

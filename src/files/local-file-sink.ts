@@ -1,8 +1,7 @@
 import { constants } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
-import type { ByteSink } from "../model/byte-sink.ts";
+import { type ByteSink, type FillGap, maxGapBytes } from "../model/byte-sink.ts";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
-import { storedPieceBytes } from "../model/tree-hash.ts";
 import { StoredHash } from "./stored-hash.ts";
 
 const stagingBytes = 1 << 20;
@@ -22,7 +21,6 @@ export class LocalFileSink implements ByteSink {
   #staged = 0;
   #stagedAt = 0;
   readonly #writing = new Set<Promise<void>>();
-  #headBytes = 0;
   position = 0;
 
   private constructor(file: FileHandle, path: string, hashed: boolean) {
@@ -38,12 +36,18 @@ export class LocalFileSink implements ByteSink {
     return new LocalFileSink(await guard(shown, () => open(path, flags, 0o600)), shown, options.hashed);
   }
 
-  reserveHead(bytes: number): void {
-    if (this.position !== 0) throw new Error("the head must be reserved first");
-    if (bytes > storedPieceBytes) throw new Error(`a head of ${bytes} bytes is more than ${storedPieceBytes}`);
-    this.#headBytes = bytes;
-    this.position = this.#stagedAt = bytes;
-    this.#hash?.reserveHead(bytes);
+  reserve(bytes: number): FillGap {
+    if (bytes > maxGapBytes) throw new Error(`a gap of ${bytes} bytes is more than ${maxGapBytes}`);
+    // what it waits for, whoever appends next waits for as well
+    this.#flush().catch(() => {});
+    const at = this.position;
+    this.position = this.#stagedAt = at + bytes;
+    const fillHash = this.#hash?.reserve(bytes);
+    return async (data) => {
+      if (data.length !== bytes) throw new Error(`a gap of ${bytes} bytes was left, ${data.length} came`);
+      await guard(this.#path, () => writeAll(this.#file, data, at));
+      fillHash?.(data);
+    };
   }
 
   async append(data: Uint8Array): Promise<void> {
@@ -68,14 +72,6 @@ export class LocalFileSink implements ByteSink {
     this.#hash?.updateZeros(bytes);
     this.position += bytes;
     this.#stagedAt = this.position;
-  }
-
-  async head(data: Uint8Array): Promise<void> {
-    if (data.length !== this.#headBytes) throw new Error(`a head of ${this.#headBytes} bytes was reserved, ${data.length} came`);
-    await this.#flush();
-    await this.settled();
-    await guard(this.#path, () => writeAll(this.#file, data, 0));
-    this.#hash?.head(data);
   }
 
   /**

@@ -1,3 +1,4 @@
+import type { ExportFormat, ImageCompression } from "./image-formats.ts";
 import type { VmPath } from "./vm-path.ts";
 
 /** The desired state after reading, defaults and references: what the planner takes. All of it is plain, frozen-by-type data. */
@@ -78,9 +79,7 @@ export interface RenameSpec {
   readonly origin: Origin;
 }
 
-export type ExportFormat = "qcow2" | "raw" | "vmdk" | "vhd" | "vhdx" | "vdi";
 export type VerifyLevel = "none" | "stored" | "checksum" | "restore";
-export type Compression = "none" | "zlib" | "zstd";
 
 export interface ScheduleSpec {
   readonly name: string;
@@ -101,7 +100,7 @@ export interface ScheduleSpec {
   readonly concurrency: number;
   readonly priority: number;
   readonly format: ExportFormat;
-  readonly compression: Compression;
+  readonly compression: ImageCompression;
   readonly retention?: RetentionSpec;
   readonly verify: VerifyLevel;
   readonly alerts: readonly Alert[];

@@ -13,12 +13,12 @@ export function destinationContract(
     it("shows an upload only when it is finished, with its size and hash", async () => {
       const { destination, again } = await make();
       const upload = await destination.create("a/b/disk.raw");
-      upload.reserveHead(10);
+      const fillHead = upload.reserve(10);
       await upload.append(content.subarray(10));
       await upload.skip(70_000);
       expect((await destination.list()).filter(({ isPartial }) => !isPartial)).toEqual([]);
       await expect(destination.get("a/b/disk.raw", 1e6)).rejects.toMatchObject({ code: "NotFound" });
-      await upload.head(content.subarray(0, 10));
+      await fillHead(content.subarray(0, 10));
       const stored = await upload.finish();
       const hash = new TreeHash(8 * 2 ** 20);
       hash.update(Buffer.concat([content, Buffer.alloc(70_000)]));
@@ -28,6 +28,45 @@ export function destinationContract(
       await file.read(0, read);
       await file.close();
       expect(read.equals(Buffer.concat([content, Buffer.alloc(70_000)]))).toBe(true);
+    });
+
+    it("fills gaps later, wherever they are and in any order", async () => {
+      const { destination } = await make();
+      const pattern = (length: number, seed: number): Buffer => Buffer.from(Uint8Array.from({ length }, (_, i) => (i * 31 + seed) % 251));
+      // the second gap lies across the border of a piece, the third follows it at once, the last ends the file
+      const layout = [
+        ["data", 1000],
+        ["gap", 512],
+        ["data", 8 * 2 ** 20 - 2000],
+        ["gap", 5000],
+        ["gap", 7],
+        ["data", 9 * 2 ** 20],
+        ["skip", 100_000],
+        ["gap", 512],
+      ] as const;
+      const upload = await destination.create("gaps");
+      const fills: (() => Promise<void>)[] = [];
+      const expected: Buffer[] = [];
+      for (const [i, [kind, length]] of layout.entries()) {
+        const data = kind === "skip" ? Buffer.alloc(length) : pattern(length, i);
+        expected.push(data);
+        if (kind === "data") await upload.append(data);
+        else if (kind === "skip") await upload.skip(length);
+        else {
+          const fill = upload.reserve(length);
+          fills.push(() => fill(data));
+        }
+      }
+      for (const fill of fills.reverse()) await fill();
+      const whole = Buffer.concat(expected);
+      const hash = new TreeHash(8 * 2 ** 20);
+      hash.update(whole);
+      expect(await upload.finish()).toEqual({ bytes: whole.length, hash: hash.digest() });
+      const read = Buffer.alloc(whole.length);
+      const file = await destination.open("gaps");
+      await file.read(0, read);
+      await file.close();
+      expect(read.equals(whole)).toBe(true);
     });
 
     it("leaves nothing of an aborted upload", async () => {

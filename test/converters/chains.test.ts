@@ -7,7 +7,7 @@ import { writeImageFile } from "../../src/converters/image-file.ts";
 import { type OpenedImage, openImage } from "../../src/converters/open-image.ts";
 import { pour } from "../../src/converters/pour.ts";
 import { crc32cWithout } from "../../src/converters/vhdx/crc32c.ts";
-import type { WritableFormat } from "../../src/converters/write-image.ts";
+import type { ImageFormat } from "../../src/model/image-formats.ts";
 import { temporaryFolder } from "../support/cli.ts";
 import { makeVdiDifference, makeVhdDifference, makeVhdxDifference, writeCowd, writeSeSparse } from "../support/differences.ts";
 import { bytes, MiB, writeRaw } from "../support/disks.ts";
@@ -16,7 +16,7 @@ import { has, qemuImg } from "../support/qemu.ts";
 const hasQemu = has("qemu-img");
 
 /** Writes a raw file as an image of ours. */
-async function write(raw: string, path: string, format: WritableFormat): Promise<void> {
+async function write(raw: string, path: string, format: ImageFormat): Promise<void> {
   const { source } = await openImage(raw, { from: "raw" });
   await writeImageFile(
     path,

@@ -4,11 +4,11 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { checkImage } from "../../src/converters/check-image.ts";
 import { compareDisks } from "../../src/converters/compare.ts";
-import type { ImageFormat } from "../../src/converters/detect.ts";
 import { writeImageFile } from "../../src/converters/image-file.ts";
 import { openImage } from "../../src/converters/open-image.ts";
 import { pour } from "../../src/converters/pour.ts";
-import { checkImageOptions, type ImageCompression, type WritableFormat } from "../../src/converters/write-image.ts";
+import { checkImageOptions } from "../../src/converters/write-image.ts";
+import type { ImageCompression, ImageFormat } from "../../src/model/image-formats.ts";
 import { temporaryFolder } from "../support/cli.ts";
 import { largeShape, type Shape, shapes, writeRaw } from "../support/disks.ts";
 import { libyalHash } from "../support/libyal.ts";
@@ -51,7 +51,7 @@ const sources: readonly Source[] = [
 ];
 
 interface Target {
-  readonly format: WritableFormat;
+  readonly format: ImageFormat;
   readonly compression: ImageCompression;
   readonly subformat?: string;
 }

@@ -14,12 +14,17 @@ export function memoryDestination(spec: DestinationSpec, files: Map<string, Buff
     spec,
     async create(path): Promise<Upload> {
       const parts: Buffer[] = [];
-      let [position, headBytes] = [0, 0];
-      let head = Buffer.alloc(0);
+      let position = 0;
       checked(path);
       return {
-        reserveHead(bytes) {
-          position = headBytes = bytes;
+        reserve(bytes) {
+          const gap = Buffer.alloc(bytes);
+          parts.push(gap);
+          position += bytes;
+          return async (data) => {
+            if (data.length !== bytes) throw new Error("another gap was reserved");
+            gap.set(data);
+          };
         },
         async settled() {},
         async append(data) {
@@ -30,15 +35,11 @@ export function memoryDestination(spec: DestinationSpec, files: Map<string, Buff
           parts.push(Buffer.alloc(bytes));
           position += bytes;
         },
-        async head(data) {
-          if (data.length !== headBytes) throw new Error("another head was reserved");
-          head = Buffer.from(data);
-        },
         get position() {
           return position;
         },
         async finish() {
-          const content = Buffer.concat([head, ...parts]);
+          const content = Buffer.concat(parts);
           files.set(path, content);
           const hash = new TreeHash(8 * 2 ** 20);
           hash.update(content);

@@ -1,22 +1,23 @@
 import { existsSync, statSync } from "node:fs";
 import { basename, extname, join } from "node:path";
-import type { ImageFormat } from "../../converters/detect.ts";
 import { formatOfName, writeImageFile } from "../../converters/image-file.ts";
 import { isMachine, type Machine, openMachine } from "../../converters/machine/open-machine.ts";
-import { writeOva, writeOvf } from "../../converters/machine/write-ova.ts";
+import { defaultHardware } from "../../converters/machine/pack-machine.ts";
+import { writeOva, writeOvf } from "../../converters/machine/write-package.ts";
 import { type OpenedImage, openImage } from "../../converters/open-image.ts";
 import { pour } from "../../converters/pour.ts";
-import { checkImageOptions, type ImageCompression, type WritableFormat, writableFormats } from "../../converters/write-image.ts";
+import { checkImageOptions } from "../../converters/write-image.ts";
 import { makeFolder } from "../../files/durable.ts";
 import { formatBytes, parseSize } from "../../model/bytes.ts";
 import { HypersdkError } from "../../model/errors.ts";
+import { type ImageCompression, type ImageFormat, imageFormats } from "../../model/image-formats.ts";
 import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import { byteProgress } from "./byte-progress.ts";
 
 export interface ConvertOptions {
   readonly from?: ImageFormat;
-  readonly to?: WritableFormat;
+  readonly to?: ImageFormat;
   readonly compress?: "zlib" | "zstd";
   readonly subformat?: string;
   readonly preallocate?: boolean;
@@ -42,7 +43,7 @@ interface Job {
   readonly input: Input;
   readonly image: OpenedImage;
   readonly output: string;
-  readonly to: WritableFormat;
+  readonly to: ImageFormat;
 }
 
 /** What was seen of each file that is read, before it was opened. */
@@ -52,7 +53,7 @@ interface Converted {
   readonly input: string;
   readonly output: string;
   readonly from: ImageFormat;
-  readonly to: WritableFormat;
+  readonly to: ImageFormat;
   readonly virtualBytes: number;
   readonly readBytes: number;
   readonly writtenBytes: number;
@@ -166,8 +167,8 @@ async function convertToPackage(
       output,
       {
         name: descriptor?.name ?? basename(output, extname(output)),
-        cpus: descriptor?.cpus ?? 1,
-        memoryBytes: descriptor?.memoryBytes ?? 2 ** 30,
+        cpus: descriptor?.cpus ?? defaultHardware.cpus,
+        memoryBytes: descriptor?.memoryBytes ?? defaultHardware.memoryBytes,
         ...(descriptor?.guestType ? { guestType: descriptor.guestType } : {}),
         ...(descriptor?.firmware ? { firmware: descriptor.firmware } : {}),
         sources: opened.map(({ source }) => source),
@@ -194,7 +195,7 @@ async function convertToPackage(
 interface Target {
   readonly input: Input;
   readonly path: string;
-  readonly to: WritableFormat;
+  readonly to: ImageFormat;
 }
 
 function isFolder(inputs: readonly Input[], output: string): boolean {
@@ -206,7 +207,7 @@ function targetsOf(inputs: readonly Input[], output: string, options: ConvertOpt
     const to = options.to ?? formatOfName(output);
     if (!to)
       throw new HypersdkError("Usage", `the name ${JSON.stringify(output)} does not say which format to write`, {
-        hint: `say --to ${writableFormats.join(" or --to ")}`,
+        hint: `say --to ${imageFormats.join(" or --to ")}`,
       });
     return [{ input: inputs[0] as Input, path: output, to }];
   }
@@ -217,7 +218,7 @@ function targetsOf(inputs: readonly Input[], output: string, options: ConvertOpt
     throw new HypersdkError("Usage", `there are ${inputs.length} disks, and ${JSON.stringify(output)} is one file`, {
       hint: `name a folder and a format: ${output.replace(/\.[^/.]*$/, "")}/ --to ${formatOfName(output)}`,
     });
-  if (!to) throw new HypersdkError("Usage", "into a folder, the format must be said", { hint: `say --to ${writableFormats.join(" or --to ")}` });
+  if (!to) throw new HypersdkError("Usage", "into a folder, the format must be said", { hint: `say --to ${imageFormats.join(" or --to ")}` });
   const targets = inputs.map((input): Target => ({ input, to, path: join(output, `${input.stem}.${to}`) }));
   const twice = targets.find(({ path }, i) => targets.findIndex((other) => other.path === path) < i);
   if (twice) throw new HypersdkError("Usage", `two images would become ${twice.path}`, { hint: "convert them one by one" });

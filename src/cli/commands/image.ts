@@ -1,9 +1,9 @@
 import { statSync } from "node:fs";
 import { checkImage } from "../../converters/check-image.ts";
 import { compareDisks } from "../../converters/compare.ts";
-import type { ImageFormat } from "../../converters/detect.ts";
 import { openImage } from "../../converters/open-image.ts";
 import { formatBytes } from "../../model/bytes.ts";
+import type { ImageFormat } from "../../model/image-formats.ts";
 import { printable } from "../../ui/style.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";

@@ -1,12 +1,17 @@
 import { existsSync, statSync } from "node:fs";
 import { join, resolve } from "node:path";
+import type { BlockSource } from "../../converters/block-source.ts";
 import { formatOfName, writeImageFile } from "../../converters/image-file.ts";
-import { type WritableFormat, writableFormats } from "../../converters/write-image.ts";
-import type { ManifestDisk } from "../../exports/manifest.ts";
-import { openStoredDisk, restoreDisk } from "../../exports/restore.ts";
+import { defaultHardware } from "../../converters/machine/pack-machine.ts";
+import { writeOva } from "../../converters/machine/write-package.ts";
+import type { Destination } from "../../destinations/destination.ts";
+import type { Manifest, ManifestDisk } from "../../exports/manifest.ts";
+import { checkContent, openStoredDisk, restoreDisk } from "../../exports/restore.ts";
 import { makeFolder } from "../../files/durable.ts";
 import { formatBytes } from "../../model/bytes.ts";
 import { HypersdkError } from "../../model/errors.ts";
+import { type ExportFormat, exportFormats, type ImageFormat } from "../../model/image-formats.ts";
+import { plural } from "../../ui/plan-view.ts";
 import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import { byteProgress } from "./byte-progress.ts";
@@ -15,13 +20,14 @@ import { findPoint, type PointSelection } from "./points.ts";
 export interface RestoreOptions extends PointSelection {
   readonly to: string;
   readonly disk?: number;
-  readonly format?: WritableFormat;
+  readonly format?: ExportFormat;
   readonly overwrite?: boolean;
 }
 
-/** One disk into a new file, or all disks into a folder; each compared with the hash that the export took. */
+/** One disk into a new file, all disks into a folder, or the VM into a package; each disk compared with the hash that the export took. */
 export async function restore(id: string | undefined, options: RestoreOptions, io: Io): Promise<number> {
   const { destination, manifestPath, manifest } = await findPoint(id, options, io);
+  if (isPackage(options)) return restorePackage(manifestPath, manifest, destination, options, io);
   const targets = await targetsOf(manifest.disks, options, io.cwd);
   const interrupts = listenForInterrupts(io.err);
   const restored: object[] = [];
@@ -56,10 +62,71 @@ export async function restore(id: string | undefined, options: RestoreOptions, i
   }
 }
 
+/** Whether the whole VM becomes one file. */
+function isPackage({ to, format, disk }: RestoreOptions): boolean {
+  if (format !== "ova" && (format !== undefined || !/\.ova$/i.test(to))) return false;
+  if (disk !== undefined) throw new HypersdkError("Usage", "--disk is for disk images, an OVA holds the whole VM");
+  if (to.endsWith("/")) throw new HypersdkError("Usage", `${JSON.stringify(to)} is a folder, an OVA is one file`, { hint: `--to ${to}vm.ova` });
+  return true;
+}
+
+async function restorePackage(manifestPath: string, manifest: Manifest, destination: Destination, options: RestoreOptions, io: Io): Promise<number> {
+  const path = resolve(io.cwd, options.to);
+  const interrupts = listenForInterrupts(io.err);
+  const sources: BlockSource[] = [];
+  try {
+    for (const disk of manifest.disks) sources.push(await openStoredDisk(destination, manifestPath, disk));
+    const progress = byteProgress(
+      io,
+      sources.reduce((sum, { dataBytes }) => sum + dataBytes, 0),
+    );
+    try {
+      const { bytes } = await writeOva(
+        path,
+        { ...defaultHardware, ...manifest.vm, sources },
+        {
+          overwrite: options.overwrite ?? false,
+          inputs: [],
+          durable: true,
+          hashed: true,
+          signal: interrupts.signal,
+          onRead: progress.add,
+          confirm: (hashes) => {
+            for (const [i, disk] of manifest.disks.entries()) checkContent(disk, hashes[i] as string);
+          },
+        },
+      );
+      progress.stop();
+      const { id: point, source, vm } = manifest;
+      if ((vm.cpus === undefined || vm.memoryBytes === undefined) && !io.json)
+        io.err(
+          `${io.errStyle.yellow("warning")}: the provider did not say what hardware the VM has: the package has 1 CPU and 1 GiB of memory where it is unknown\n`,
+        );
+      if (io.json)
+        io.result("restore", {
+          point,
+          vm: source.vm,
+          instant: source.instant,
+          disks: manifest.disks.map(({ bootOrder, name }) => ({ disk: bootOrder, name, path, format: "ova", bytes })),
+        });
+      else if (!io.quiet) io.out(`${path}: ova, ${plural(sources.length, "disk")}, ${formatBytes(bytes)}, the content is what was exported\n`);
+      return 0;
+    } finally {
+      progress.stop();
+    }
+  } catch (error) {
+    if (interrupts.exitCode !== undefined) return interrupts.exitCode;
+    throw error;
+  } finally {
+    interrupts.dispose();
+    await Promise.allSettled(sources.map((source) => source.close()));
+  }
+}
+
 interface Target {
   readonly disk: ManifestDisk;
   readonly path: string;
-  readonly format: WritableFormat;
+  readonly format: ImageFormat;
 }
 
 async function targetsOf(disks: readonly ManifestDisk[], { to, disk: number, format, overwrite }: RestoreOptions, cwd: string): Promise<Target[]> {
@@ -75,10 +142,10 @@ async function targetsOf(disks: readonly ManifestDisk[], { to, disk: number, for
   }
   if (isFolder) await makeFolder(target);
   const targets = chosen.map((disk): Target => {
-    const chosenFormat = format ?? (isFolder ? disk.format : formatOfName(to));
+    const chosenFormat = (format as ImageFormat | undefined) ?? (isFolder ? disk.format : formatOfName(to));
     if (!chosenFormat)
       throw new HypersdkError("Usage", `the name ${JSON.stringify(to)} does not say which format to write`, {
-        hint: `say --format ${writableFormats.join(" or --format ")}`,
+        hint: `say --format ${exportFormats.join(" or --format ")}`,
       });
     return { disk, format: chosenFormat, path: isFolder ? join(target, `disk-${disk.bootOrder}.${chosenFormat}`) : target };
   });

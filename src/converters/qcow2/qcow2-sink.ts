@@ -27,7 +27,7 @@ export function qcow2Sink(out: ByteSink, sizeBytes: number, options: Qcow2Option
   const refcountTableClusters = Math.ceil((Math.ceil(mostClusters / refcountsPerBlock) * 8) / clusterBytes);
   const l1Clusters = Math.ceil((l1Length * 8) / clusterBytes);
   const headClusters = 1 + refcountTableClusters + l1Clusters;
-  out.reserveHead(headClusters * clusterBytes);
+  const fillHead = out.reserve(headClusters * clusterBytes);
 
   const l1 = Buffer.alloc(l1Clusters * clusterBytes);
   const refcountTable = Buffer.alloc(refcountTableClusters * clusterBytes);
@@ -129,7 +129,7 @@ export function qcow2Sink(out: ByteSink, sizeBytes: number, options: Qcow2Option
         refcountTable.writeBigUInt64BE(BigInt(out.position), index * 8);
         await out.append(refcounts.take(index));
       }
-      await out.head(Buffer.concat([header(sizeBytes, l1Length, refcountTableClusters, options.compression), refcountTable, l1]));
+      await fillHead(Buffer.concat([header(sizeBytes, l1Length, refcountTableClusters, options.compression), refcountTable, l1]));
     },
   };
 }

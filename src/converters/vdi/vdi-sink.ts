@@ -24,7 +24,7 @@ export function vdiSink(out: ByteSink, sizeBytes: number): DiskSink {
   const dataOffset = Math.ceil((headerBytes + blocks * 4) / alignment) * alignment;
   const table = Buffer.alloc(dataOffset - headerBytes);
   table.fill(0xff, 0, blocks * 4);
-  out.reserveHead(dataOffset);
+  const fillHead = out.reserve(dataOffset);
   let allocated = 0;
 
   return blockSink(out, {
@@ -33,7 +33,7 @@ export function vdiSink(out: ByteSink, sizeBytes: number): DiskSink {
       table.writeUInt32LE(allocated, index * 4);
       return dataOffset + allocated++ * vdiBlockBytes;
     },
-    finish: () => out.head(Buffer.concat([headerOf(size, blocks, allocated, dataOffset), table])),
+    finish: () => fillHead(Buffer.concat([headerOf(size, blocks, allocated, dataOffset), table])),
   });
 }
 

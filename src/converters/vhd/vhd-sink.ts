@@ -38,7 +38,7 @@ export function dynamicVhdSink(out: ByteSink, sizeBytes: number): DiskSink {
   const tableBytes = Math.ceil((entries * 4) / 512) * 512;
   const tableOffset = footerBytes + dynamicHeaderBytes;
   const table = Buffer.alloc(tableBytes, 0xff);
-  out.reserveHead(tableOffset + tableBytes);
+  const fillHead = out.reserve(tableOffset + tableBytes);
   return blockSink(out, {
     blockBytes,
     async place(index) {
@@ -52,7 +52,7 @@ export function dynamicVhdSink(out: ByteSink, sizeBytes: number): DiskSink {
         throw new HypersdkError("Usage", "the data does not fit a VHD, whose blocks are counted in 32 bits", { hint: "write vhdx" });
       const footer = footerOf(size, diskTypes.dynamic, BigInt(footerBytes));
       await out.append(footer);
-      await out.head(Buffer.concat([footer, dynamicHeader(tableOffset, entries), table]));
+      await fillHead(Buffer.concat([footer, dynamicHeader(tableOffset, entries), table]));
     },
   });
 }

@@ -45,7 +45,7 @@ export function vhdxSink(out: ByteSink, sizeBytes: number, subformat: "dynamic" 
   const entries = blocks + Math.floor(Math.max(0, blocks - 1) / ratio);
   const batBytes = Math.max(1, Math.ceil((entries * 8) / mebibyte)) * mebibyte;
   const bat = Buffer.alloc(batBytes);
-  out.reserveHead(batOffset + batBytes);
+  const fillHead = out.reserve(batOffset + batBytes);
   const dataOffset = batOffset + batBytes;
   let placed = 0;
 
@@ -66,7 +66,7 @@ export function vhdxSink(out: ByteSink, sizeBytes: number, subformat: "dynamic" 
       if (subformat === "fixed") while (placed < blocks) place(placed);
       const end = dataOffset + placed * blockBytes;
       if (out.position < end) await out.skip(end - out.position);
-      await out.head(Buffer.concat([headSection(batBytes), Buffer.alloc(metadataOffset - logOffset), metadata(size, blockBytes, subformat), bat]));
+      await fillHead(Buffer.concat([headSection(batBytes), Buffer.alloc(metadataOffset - logOffset), metadata(size, blockBytes, subformat), bat]));
     },
   });
 }

@@ -15,7 +15,7 @@ export function monolithicSparseSink(out: ByteSink, sizeBytes: number, fileName:
   const redundantSector = descriptorSector + descriptorSectors;
   const directorySector = redundantSector + directorySectors;
   const overheadSectors = Math.ceil((directorySector + directorySectors) / 128) * 128;
-  out.reserveHead(overheadSectors * 512);
+  const fillHead = out.reserve(overheadSectors * 512);
   const directory = Buffer.alloc(directorySectors * 512);
   const redundant = Buffer.alloc(directorySectors * 512);
   let table = Buffer.alloc(entriesPerTable * 4);
@@ -73,7 +73,7 @@ export function monolithicSparseSink(out: ByteSink, sizeBytes: number, fileName:
       embeddedDescriptor("monolithicSparse", size, fileName).copy(head, descriptorSector * 512);
       redundant.copy(head, redundantSector * 512);
       directory.copy(head, directorySector * 512);
-      await out.head(head);
+      await fillHead(head);
     },
   };
 }

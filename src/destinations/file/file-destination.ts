@@ -86,11 +86,10 @@ export function fileDestination(spec: DestinationSpec, random: Random): Destinat
 
 function uploadOver(sink: LocalFileSink, partial: string, final: string): Upload {
   return {
-    reserveHead: (bytes) => sink.reserveHead(bytes),
+    reserve: (bytes) => sink.reserve(bytes),
     append: (data) => sink.append(data),
     settled: () => sink.settled(),
     skip: (bytes) => sink.skip(bytes),
-    head: (data) => sink.head(data),
     get position() {
       return sink.position;
     },
