@@ -2,6 +2,7 @@ import { execFileSync } from "node:child_process";
 import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { isZero } from "../../src/converters/block-source.ts";
 import { compareDisks } from "../../src/converters/compare.ts";
 import { writeImageFile } from "../../src/converters/image-file.ts";
 import { type OpenedImage, openImage } from "../../src/converters/open-image.ts";
@@ -143,43 +144,32 @@ describe("a chain of three", () => {
   it("of an ESX delta and a space-efficient one over a base is one disk, for qemu-img too", async () => {
     const folder = temporaryFolder();
     const { names, whole } = layers(folder);
-    const read = (i: number): Buffer => readFileSync(names[i] as string);
-    writeFileSync(join(folder, "base-flat.vmdk"), read(0));
+    const [base, delta, newest] = names.map((name) => readFileSync(name)) as [Buffer, Buffer, Buffer];
+    writeFileSync(join(folder, "base-flat.vmdk"), base);
     // VMware writes the trailing 0 that qemu-img 7.2 refuses
     writeFileSync(
       join(folder, "base.vmdk"),
-      `# Disk DescriptorFile\r\nversion=1\r\nCID=11111111\r\nparentCID=ffffffff\r\ncreateType="vmfs"\r\nRW ${read(0).length / 512} VMFS "base-flat.vmdk" 0\r\n`,
+      `# Disk DescriptorFile\r\nversion=1\r\nCID=11111111\r\nparentCID=ffffffff\r\ncreateType="vmfs"\r\nRW ${base.length / 512} VMFS "base-flat.vmdk" 0\r\n`,
     );
     // a delta's sectors of zeros are not there at all, so the layers' islands hold none
-    writeCowd(folder, "snap1", read(1), { cid: "22222222", parentCid: "11111111", parent: "base.vmdk" });
+    writeCowd(folder, "snap1", delta, { cid: "22222222", parentCid: "11111111", parent: "base.vmdk" });
     const esx = await openImage(join(folder, "snap1.vmdk"));
     expect(esx.chain.map(({ variant }) => variant)).toEqual(["vmfsSparse", "vmfs"]);
-    const middle = Buffer.from(read(0));
-    for (let at = 0; at < middle.length; at += 512)
-      if (
-        !read(1)
-          .subarray(at, at + 512)
-          .every((byte) => byte === 0)
-      )
-        read(1).copy(middle, at, at, at + 512);
+    const middle = Buffer.from(base);
+    for (let at = 0; at < middle.length; at += 512) if (!isZero(delta, at, at + 512)) delta.copy(middle, at, at, at + 512);
     writeFileSync(join(folder, "middle.raw"), middle);
     await isDisk(esx, join(folder, "middle.raw"));
     // grains of 4 KiB: a changed sector brings its neighbours along
     const top = Buffer.alloc(middle.length);
-    for (let at = 0; at < top.length; at += 4096)
-      if (
-        !read(2)
-          .subarray(at, at + 4096)
-          .every((byte) => byte === 0)
-      )
-        readFileSync(whole).copy(top, at, at, at + 4096);
+    const disk = readFileSync(whole);
+    for (let at = 0; at < top.length; at += 4096) if (!isZero(newest, at, at + 4096)) disk.copy(top, at, at, at + 4096);
     writeSeSparse(folder, "snap2", top, { cid: "33333333", parentCid: "22222222", parent: "/vmfs/volumes/5f/web/snap1.vmdk" });
     await isDisk(await openImage(join(folder, "snap2.vmdk")), whole);
     if (!hasQemu) return;
     writeSeSparse(folder, "alone", top, { cid: "44444444", parentCid: "ffffffff", parent: "" });
     writeFileSync(join(folder, "top.raw"), top);
     qemuImg("compare", "-q", "-f", "vmdk", "-F", "raw", join(folder, "alone.vmdk"), join(folder, "top.raw"));
-    writeCowd(folder, "lone", read(1), { cid: "55555555", parentCid: "ffffffff", parent: "" });
+    writeCowd(folder, "lone", delta, { cid: "55555555", parentCid: "ffffffff", parent: "" });
     qemuImg("compare", "-q", "-f", "vmdk", "-F", "raw", join(folder, "lone.vmdk"), names[1] as string);
   });
 });
@@ -199,6 +189,20 @@ describe("a parent", () => {
     const { child, parent } = await pair(format);
     execFileSync("rm", [parent]);
     await expect(openImage(child)).rejects.toMatchObject({ code: "ImageDamaged", message: expect.stringContaining(`base.${format}`) as string });
+  });
+
+  it("of a VHDX whose locator says that it has thousands of entries is refused before they are read", async () => {
+    const folder = temporaryFolder();
+    const { names } = layers(folder);
+    const [parent, child] = [join(folder, "parent.vhdx"), join(folder, "child.vhdx")];
+    await write(names[0] as string, parent, "vhdx");
+    await write(names[1] as string, child, "vhdx");
+    makeVhdxDifference({ child, parent, sectors: new Set([1]) });
+    const image = readFileSync(child);
+    // where the maker puts the locator; its count stands behind its type
+    image.writeUInt16LE(65_535, 2 * MiB + 70_000 + 18);
+    writeFileSync(child, image);
+    await expect(openImage(child)).rejects.toMatchObject({ code: "ImageDamaged", message: expect.stringContaining("65535 entries") as string });
   });
 
   it.each(["vhd", "vhdx"] as const)("of a %s that is another image is refused", async (format) => {
@@ -295,5 +299,25 @@ describe.skipIf(!hasQemu)("a VHDX that was not closed", () => {
     copyFileSync(path, join(folder, "repaired.vhdx"));
     execFileSync("qemu-img", ["check", "-q", "-r", "all", "-f", "vhdx", join(folder, "repaired.vhdx")]);
     qemuImg("compare", "-q", "-f", "vhdx", "-F", "raw", join(folder, "repaired.vhdx"), join(folder, "expected.raw"));
+  });
+
+  it("with a log whose entries all claim to be the whole of it is refused before they are read", async () => {
+    const folder = temporaryFolder();
+    const path = join(folder, "disk.vhdx");
+    qemuImg("create", "-q", "-f", "vhdx", path, "4M");
+    const image = readFileSync(path);
+    const id = Buffer.alloc(16, 7);
+    for (const at of [65_536, 131_072]) {
+      const header = image.subarray(at, at + 4096);
+      id.copy(header, 48);
+      header.writeUInt32LE(crc32cWithout(header, 4), 4);
+    }
+    for (let at = MiB; at < 2 * MiB; at += 4096) {
+      image.write("loge", at, "latin1");
+      image.writeUInt32LE(MiB, at + 8);
+      id.copy(image, at + 32);
+    }
+    writeFileSync(path, image);
+    await expect(openImage(path)).rejects.toMatchObject({ code: "ImageDamaged", message: expect.stringContaining("entries of the log overlap") as string });
   });
 });
