@@ -10,6 +10,7 @@ describe("the rooms of the source", () => {
     ["converters", "../plan/planner.ts"],
     ["plan", "../state/state.ts"],
     ["providers", "../destinations/destination.ts"],
+    ["repository", "../exports/manifest.ts"],
     ["model", "../config/combine.ts"],
     ["engine", "../cli/compose.ts"],
   ])("a file in %s that imports %s is refused by the linter", (room, target) => {

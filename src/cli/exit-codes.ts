@@ -48,6 +48,7 @@ const byError: Readonly<Record<ErrorCode, number>> = {
   DestinationUnreachable: exitCodes.failed,
   DestinationForeign: exitCodes.stale,
   DestinationFull: exitCodes.failed,
+  DestinationChanged: exitCodes.failed,
   ImageDamaged: exitCodes.damaged,
   ImageUnsupported: exitCodes.failed,
   ImageUnsafe: exitCodes.damaged,

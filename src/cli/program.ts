@@ -180,6 +180,51 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
       ),
     ),
   ).addOption(new Option("--level <level>", "checksum reads the files back; restore rebuilds the disks (default)").choices(["checksum", "restore"]));
+  const repository = (command: Command): Command =>
+    source(command).option("--destination <name>", "its name, or its URL; all repositories of the files otherwise");
+  repository(
+    add(
+      "check",
+      "look whether repositories are sound: every object, and with --read-data every byte",
+      ["hypersdk check", "hypersdk check --destination file:///srv/backups --read-data=10%"],
+      async (_, options, io) => (await import("./commands/repository.ts")).check(options, io),
+    ),
+  ).option("--read-data [share]", "read the data too; a share of the packs, such as 10%, or all");
+  repository(
+    add(
+      "compact",
+      "free what no restore point uses, beside running exports: condemned now, deleted when it runs again after the grace",
+      ["hypersdk compact --dry-run", "hypersdk compact --destination backups --grace 0s"],
+      async (_, options, io) => (await import("./commands/repository.ts")).compact(options, io),
+    ),
+  )
+    .option("--grace <duration>", "how long what is condemned stays, for restores under way; 1h otherwise")
+    .option("--max-unused <share>", "rewrite packs of which more is unused; 20% otherwise")
+    .option("--dry-run", "only show");
+  repository(
+    add(
+      "repair",
+      "read everything, drop what is damaged, keep what is sound, name the restore points that lose data",
+      ["hypersdk repair", "hypersdk repair --destination backups --auto-approve"],
+      async (_, options, io) => (await import("./commands/repository.ts")).repair(options, io),
+    ),
+  ).option("--auto-approve", "do not ask");
+  source(
+    add(
+      "hold <point>",
+      "keep a restore point, whatever retention says",
+      ['hypersdk hold 1a2b3c4d --reason "before the migration"', "hypersdk hold 1a2b3c4d --reason audit --json"],
+      async ([id], options, io) => (await import("./commands/hold.ts")).hold(id as string, options, io),
+    ),
+  ).requiredOption("--reason <text>", "why, for whoever wonders later");
+  source(
+    add(
+      "unhold <point>",
+      "let retention decide about a held restore point again",
+      ["hypersdk unhold 1a2b3c4d", "hypersdk unhold 1a2b3c4d --json"],
+      async ([id], options, io) => (await import("./commands/hold.ts")).unhold(id as string, options, io),
+    ),
+  );
   source(
     add(
       "expire",

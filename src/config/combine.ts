@@ -65,10 +65,27 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
 
   const broken = (section: Section): Set<string> =>
     new Set(files.flatMap(({ fragment }) => fragment.broken.filter((each) => each.section === section).map(({ value }) => String(value["name"]))));
+  const isIncremental = ({ value }: RawItem): boolean => Boolean(value["incremental"] ?? defaults["incremental"]);
+  const incrementalNames = new Set(
+    items("schedules")
+      .filter(isIncremental)
+      .map(({ value }) => String(value["destination"])),
+  );
+  const layoutOf = ({ name, layout }: Pick<DecodedDestination, "name" | "layout">): DestinationSpec["layout"] =>
+    layout ?? (incrementalNames.has(name) ? "repository" : "image");
   const byName = new Map(destinations.map((destination) => [destination.name, destination]));
   const schedules = unique(items("schedules"), "schedule", report).flatMap((item): ScheduleSpec[] => {
-    const schedule = decodeSchedule(item, defaults, report, later);
     const destination = String(item.value["destination"]);
+    const layout = layoutOf(byName.get(destination) ?? { name: destination, layout: undefined });
+    const schedule = decodeSchedule(item, defaults, report, later, layout);
+    if (layout === "image" && isIncremental(item))
+      report.error(
+        "HSE026",
+        item.origin,
+        "incremental" in item.value ? ["incremental"] : [],
+        `destination "${destination}" has the layout image`,
+        "increments need a repository: say layout: repository there, or leave the layout out",
+      );
     if (!byName.has(destination) && !broken("destinations").has(destination)) {
       const inline = inlineDestination(destination, item.origin, folders, [...byName.keys()], report, later);
       if (inline) byName.set(inline.name, inline);
@@ -85,17 +102,18 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     return vm && formerly ? [{ vm, formerly, origin }] : [];
   });
 
+  const laidOut = named([...byName.values()].map((destination): DestinationSpec => ({ ...destination, layout: layoutOf(destination) })));
   checkReferences(schedules, policies, new Set([...items("schedules").map((item) => String(item.value["name"])), ...broken("schedules")]), report);
-  if (access) checkAccess(files, folders, providers, [...byName.values()], access, report);
+  if (access) checkAccess(files, folders, providers, laidOut, access, report);
   const usesDefaultProvider = providers.length === 0 && schedules.length > 0;
   const allProviders = usesDefaultProvider ? [defaultProvider(schedules[0] as ScheduleSpec, folders)] : named(providers);
-  checkPlaces(allProviders, [...byName.values()], report);
+  checkPlaces(allProviders, laidOut, report);
   if (usesDefaultProvider && access) checkAccess([], folders, allProviders, [], access, report);
   const fromFiles = files.flatMap(({ fragment }) => fragment.diagnostics);
   const hasErrors = [...report.diagnostics, ...fromFiles].some(({ severity }) => severity === "error");
   const desired: DesiredState = {
     providers: allProviders,
-    destinations: named([...byName.values()]),
+    destinations: laidOut,
     notifiers: named(notifiers),
     schedules: named(schedules),
     policies: named(policies),
@@ -208,7 +226,10 @@ function decodeProvider(value: RawItem["value"], origin: Origin, folders: Readon
 
 const destinationFieldsOfFile = ["name", "url", "layout", "expiryGrace"];
 
-function decodeDestination(value: RawItem["value"], origin: Origin, folders: ReadonlyMap<string, string>, report: Report, later: Later): DestinationSpec[] {
+/** Where nothing says the layout, the schedules that write there do. */
+type DecodedDestination = Omit<DestinationSpec, "layout"> & { readonly layout: DestinationSpec["layout"] | undefined };
+
+function decodeDestination(value: RawItem["value"], origin: Origin, folders: ReadonlyMap<string, string>, report: Report, later: Later): DecodedDestination[] {
   const url = parseDestinationUrl(value["url"] as string, folders.get(origin.file) ?? "/");
   if (!url.ok) {
     report.error("HSE022", origin, ["url"], url.message, url.label);
@@ -221,12 +242,11 @@ function decodeDestination(value: RawItem["value"], origin: Origin, folders: Rea
     for (const key of Object.keys(value))
       if (!destinationFieldsOfFile.includes(key))
         report.error("HSE006", origin, [key], `a file destination has no "${key}"`, `known here: ${destinationFieldsOfFile.join(", ")}`);
-  if (value["layout"] === "repository") later(origin, ["layout"], "layout repository");
   return [
     {
       name: value["name"] as string,
       url: url.url,
-      layout: (value["layout"] as "image" | undefined) ?? "image",
+      layout: value["layout"] as DestinationSpec["layout"] | undefined,
       inline: false,
       expiryGraceMs: durationOf(value["expiryGrace"], origin, ["expiryGrace"], report) ?? 7 * 86_400_000,
       origin,
@@ -241,7 +261,7 @@ function inlineDestination(
   known: string[],
   report: Report,
   later: Later,
-): DestinationSpec | undefined {
+): DecodedDestination | undefined {
   if (/^(\.{0,2}\/|\.$)/.test(text)) {
     const meant = text.startsWith("/") ? `file://${text}` : `file:${text}`;
     report.error("HSE012", owner, ["destination"], `${JSON.stringify(text)} is no destination`, `did you mean "${meant}"?`);
@@ -265,7 +285,7 @@ function inlineDestination(
   }
   const origin: Origin = { ...owner, pointer: [...owner.pointer, "destination"] };
   if (url.scheme !== "file") later(owner, ["destination"], `a destination at ${url.scheme}://`);
-  return { name: text, url: url.url, layout: "image", expiryGraceMs: 7 * 86_400_000, inline: true, origin };
+  return { name: text, url: url.url, layout: undefined, expiryGraceMs: 7 * 86_400_000, inline: true, origin };
 }
 
 function decodePolicy(value: RawItem["value"], origin: Origin, report: Report, later: Later): PolicySpec {

@@ -1,4 +1,4 @@
-import type { Origin, RetentionSpec, RetrySpec, ScheduleSpec, VerifyLevel, WindowSpec } from "../model/desired.ts";
+import type { DestinationSpec, Origin, RetentionSpec, RetrySpec, ScheduleSpec, VerifyLevel, WindowSpec } from "../model/desired.ts";
 import { compressionsOf, type ExportFormat, type ImageCompression } from "../model/image-formats.ts";
 import { cronProblem } from "../schedule/cron.ts";
 import { isTimezone } from "../schedule/zone.ts";
@@ -8,7 +8,7 @@ import type { Report } from "./report.ts";
 
 const weekdays = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 /** Fields whose whole presence has no effect in this version. */
-const laterFields = ["incremental", "carbon", "bandwidth", "encryption", "keepImage", "replicateTo"];
+const laterFields = ["carbon", "bandwidth", "encryption", "keepImage", "replicateTo"];
 
 /** One schedule with its defaults filled in; undefined when something in it is wrong, which has been reported. */
 export function decodeSchedule(
@@ -16,6 +16,7 @@ export function decodeSchedule(
   defaults: Readonly<Record<string, unknown>>,
   report: Report,
   later: (origin: Origin, below: readonly (string | number)[], what: string) => void,
+  layout: DestinationSpec["layout"] = "image",
 ): ScheduleSpec | undefined {
   const errorsBefore = report.errorCount;
   const get = <T>(key: string): T | undefined => (value[key] ?? defaults[key]) as T | undefined;
@@ -47,16 +48,20 @@ export function decodeSchedule(
   const overlap = get<"skip" | "queue">("overlap") ?? "skip";
   if (overlap === "queue") later(origin, below("overlap"), "overlap: queue");
   const format = get<ExportFormat>("format") ?? "qcow2";
-  const compression = compressionOf(get("compression"), format);
+  const able = layout === "repository" ? repositoryCompressions : compressionsOf[format];
+  const compression = compressionOf(get("compression"), able);
   if (compression.level !== undefined) later(origin, below("compression"), "a compression level");
-  if (!compressionsOf[format].includes(compression.algorithm))
-    report.error(
-      "HSE023",
-      origin,
-      below("compression"),
-      `compression ${compression.algorithm} is not one that ${format} has`,
-      `${format} has ${compressionsOf[format].join(", ")}`,
-    );
+  if (!able.includes(compression.algorithm)) {
+    const what = layout === "repository" ? "a repository" : format;
+    report.error("HSE023", origin, below("compression"), `compression ${compression.algorithm} is not one that ${what} has`, `${what} has ${able.join(", ")}`);
+  }
+  const incremental = get<boolean | { fullReadEvery?: string }>("incremental") ?? false;
+  const fullReadEveryMs = durationOf(
+    typeof incremental === "object" ? incremental.fullReadEvery : undefined,
+    origin,
+    [...below("incremental"), "fullReadEvery"],
+    report,
+  );
 
   const windows = ((get("windows") as Record<string, unknown>[] | undefined) ?? []).map((window, i): WindowSpec => {
     const zone = (window["timezone"] as string | undefined) ?? timezone;
@@ -97,6 +102,7 @@ export function decodeSchedule(
     destination: value["destination"] as string,
     exclude: patternsOf((value["exclude"] as string[] | undefined) ?? [], origin, ["exclude"], "exclude", report),
     format,
+    ...(incremental === false ? undefined : { incremental: { fullReadEveryMs: fullReadEveryMs ?? 7 * 86_400_000 } }),
     initialExport: get("initialExport") ?? "scheduled",
     name: value["name"] as string,
     origin,
@@ -114,9 +120,12 @@ export function decodeSchedule(
   return report.errorCount === errorsBefore ? schedule : undefined;
 }
 
-function compressionOf(value: unknown, format: ExportFormat): { readonly algorithm: ImageCompression; readonly level?: number } {
+/** Of the chunks, the usual one first. */
+const repositoryCompressions: readonly ImageCompression[] = ["zstd", "none"];
+
+function compressionOf(value: unknown, able: readonly ImageCompression[]): { readonly algorithm: ImageCompression; readonly level?: number } {
   if (typeof value === "string") return { algorithm: value as ImageCompression };
-  return (value as { algorithm: ImageCompression; level?: number } | undefined) ?? { algorithm: compressionsOf[format][0] as ImageCompression };
+  return (value as { algorithm: ImageCompression; level?: number } | undefined) ?? { algorithm: able[0] as ImageCompression };
 }
 
 function retryOf(value: Readonly<Record<string, unknown>>, origin: Origin, below: (string | number)[], report: Report): RetrySpec {

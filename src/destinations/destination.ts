@@ -1,6 +1,6 @@
 import type { ByteFile } from "../converters/byte-file.ts";
 import type { ByteSink } from "../model/byte-sink.ts";
-import type { DestinationSpec } from "../model/desired.ts";
+import type { DestinationAddress } from "../model/desired.ts";
 
 /**
  * Where exports go: a tree of immutable files with `/`-separated relative paths. What must hold of every implementation
@@ -12,9 +12,9 @@ import type { DestinationSpec } from "../model/desired.ts";
  * - A store that cannot be reached throws `DestinationUnreachable`, one without room `DestinationFull`; both are transient.
  */
 export interface Destination {
-  readonly spec: DestinationSpec;
+  readonly spec: DestinationAddress;
   create(path: string): Promise<Upload>;
-  put(path: string, data: string, options?: { readonly exclusive?: boolean }): Promise<void>;
+  put(path: string, data: string | Uint8Array, options?: { readonly exclusive?: boolean }): Promise<void>;
   /** A small file. @throws NotFound when it is not there */
   get(path: string, maxBytes: number): Promise<Buffer>;
   open(path: string): Promise<ByteFile>;
@@ -27,6 +27,8 @@ export interface StoredFile {
   readonly path: string;
   readonly bytes: number;
   readonly isPartial: boolean;
+  /** When it was written, by the clock of the store. */
+  readonly modifiedMs: number;
 }
 
 export interface Upload extends ByteSink {

@@ -1,5 +1,5 @@
 import type { Destination } from "../destinations/destination.ts";
-import type { DestinationSpec, ProviderSpec } from "../model/desired.ts";
+import type { DestinationAddress, ProviderSpec } from "../model/desired.ts";
 import type { Clock, Random } from "../model/ports.ts";
 import type { Revision } from "../plan/plan.ts";
 import type { Provider } from "../providers/provider.ts";
@@ -13,7 +13,7 @@ export interface EngineContext {
   readonly random: Random;
   readonly toolVersion: string;
   readonly openProvider: (spec: ProviderSpec) => Promise<Provider>;
-  readonly openDestination: (spec: DestinationSpec) => Promise<Destination>;
+  readonly openDestination: (address: DestinationAddress) => Promise<Destination>;
   readonly emit: Emit;
   /** Aborted by the first interrupt: nothing new starts, what runs stops at its next piece. */
   readonly signal: AbortSignal;

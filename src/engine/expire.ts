@@ -1,8 +1,8 @@
 import { claim } from "../exports/lineage.ts";
-import { manifestName } from "../exports/manifest.ts";
-import type { DestinationSpec } from "../model/desired.ts";
+import type { DestinationAddress } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { RestorePoint } from "../model/recorded.ts";
+import { isRepositoryPoint } from "../repository/points.ts";
 import type { Lease } from "../state/leases.ts";
 import type { EngineContext } from "./context.ts";
 
@@ -13,7 +13,7 @@ import type { EngineContext } from "./context.ts";
  */
 export async function removePoints(
   points: readonly RestorePoint[],
-  destinations: readonly DestinationSpec[],
+  destinations: readonly DestinationAddress[],
   lease: Lease,
   context: EngineContext,
 ): Promise<{ readonly point: RestorePoint; readonly error: HypersdkError }[]> {
@@ -25,10 +25,11 @@ export async function removePoints(
       const spec = destinations.find(({ url }) => url === point.destinationUrl);
       if (!spec) throw new HypersdkError("NotFound", `no destination of the files has the URL ${point.destinationUrl}`);
       const destination = await context.openDestination(spec);
-      await claim(destination, state.lineage, clock.now(), context.adopt);
-      const folder = point.manifestPath.slice(0, point.manifestPath.lastIndexOf("/"));
-      await destination.remove(`${folder}/${manifestName}`);
-      for (const { path } of await destination.list(folder)) await destination.remove(path);
+      await claim(destination, state.lineage, clock.now(), { adopt: context.adopt });
+      await destination.remove(point.manifestPath);
+      // chunks stay until a compaction finds that no other point uses them
+      if (!isRepositoryPoint(point.manifestPath))
+        for (const { path } of await destination.list(point.manifestPath.slice(0, point.manifestPath.lastIndexOf("/")))) await destination.remove(path);
       state.write(lease, () => {
         state.artifacts.remove(point.id);
         state.audit.append({

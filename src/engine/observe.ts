@@ -4,6 +4,7 @@ import { manifestName } from "../exports/manifest.ts";
 import type { DesiredState } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Observed, ObservedDestination, ObservedVm, Unknown } from "../model/observed.ts";
+import { listPoints } from "../repository/points.ts";
 import type { EngineContext } from "./context.ts";
 
 /** Asks every provider and destination. What cannot be reached becomes unknown with its reason; it never fails the rest. */
@@ -56,6 +57,9 @@ async function observeDestination(destination: Destination): Promise<ObservedDes
   const marker = await readMarker(destination);
   const points: { manifestPath: string; storedBytes: number }[] = [];
   const bytes = new Map<string, number>();
+  const base = { name: destination.spec.name, url: destination.spec.url, ...(marker ? { lineage: marker.lineage, layout: marker.layout } : {}) };
+  if (marker?.layout === "repository")
+    return { ...base, points: (await listPoints(destination)).map(({ path }) => ({ manifestPath: path, storedBytes: null })) };
   const files = marker ? await destination.list() : [];
   for (const file of files) {
     const folder = file.path.slice(0, Math.max(0, file.path.lastIndexOf("/")));
@@ -63,9 +67,7 @@ async function observeDestination(destination: Destination): Promise<ObservedDes
     else if (!file.isPartial) bytes.set(folder, (bytes.get(folder) ?? 0) + file.bytes);
   }
   return {
-    name: destination.spec.name,
-    url: destination.spec.url,
-    ...(marker ? { lineage: marker.lineage } : {}),
+    ...base,
     points: points.map(({ manifestPath }) => ({ manifestPath, storedBytes: bytes.get(manifestPath.slice(0, manifestPath.lastIndexOf("/"))) ?? 0 })),
   };
 }

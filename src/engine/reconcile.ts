@@ -111,7 +111,7 @@ async function adopt(desired: DesiredState, destinations: readonly ObservedDesti
   for (const { name, lineage, points } of destinations) {
     const spec = desired.destinations.find((each) => each.name === name);
     if (!spec || lineage === undefined || lineage === context.state.lineage) continue;
-    await claim(await context.openDestination(spec), context.state.lineage, context.clock.now(), true);
+    await claim(await context.openDestination(spec), context.state.lineage, context.clock.now(), { adopt: true });
     context.emit({
       type: "warning",
       code: "Adopted",
@@ -136,6 +136,8 @@ function workOf(exports: readonly DueExport[], desired: DesiredState, { state }:
         schedule: schedules.get(due.schedule) as ScheduleSpec,
         provider: providers.get(due.provider) as ProviderSpec,
         destination: destinations.get(due.destination) as DestinationSpec,
+        mode: due.mode,
+        modeReason: due.modeReason,
         expected: { readBytes: due.dataBytes, storedBytes: due.estimatedStoredBytes, durationMs: due.estimatedDurationMs },
       },
     ];

@@ -1,7 +1,10 @@
+import type { Destination } from "../destinations/destination.ts";
 import { manifestName } from "../exports/manifest.ts";
 import { readManifest } from "../exports/restore.ts";
 import type { DesiredState } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
+import { lockPath } from "../repository/locks.ts";
+import { isRepositoryPoint, pendingPath } from "../repository/points.ts";
 import type { Lease } from "../state/leases.ts";
 import type { RunRow } from "../state/runs.ts";
 import type { EngineContext } from "./context.ts";
@@ -43,15 +46,12 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
     const spec = desired.destinations.find((each) => each.url === run.destinationUrl) ?? {
       name: run.destination,
       url: run.destinationUrl,
-      layout: "image" as const,
-      expiryGraceMs: 0,
-      inline: true,
-      origin: { file: "", document: 0, pointer: [] },
     };
     const destination = await context.openDestination(spec);
-    const files = await destination.list(run.folder);
-    const manifestPath = `${run.folder}/${manifestName}`;
-    if (files.some(({ path }) => path === manifestPath)) {
+    const isChunked = isRepositoryPoint(run.folder);
+    const manifestPath = isChunked ? run.folder : `${run.folder}/${manifestName}`;
+    const leftovers = isChunked ? [pendingPath(manifestPath), lockPath(run.id)] : (await destination.list(run.folder)).map(({ path }) => path);
+    if (await isThere(destination, manifestPath)) {
       const manifest = await readManifest(destination, manifestPath);
       const exported = { manifest, manifestPath, storedBytes: manifest.actuals.storedBytes };
       recordPoint({ run }, exported, lease, context);
@@ -65,7 +65,7 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
         return "queued";
       }
     }
-    for (const { path } of files) await destination.remove(path);
+    for (const path of leftovers) await destination.remove(path);
   }
   if (run.kind === "manual" || !schedule) {
     state.write(lease, () => {
@@ -76,6 +76,10 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
   }
   state.write(lease, () => requeue(run, context));
   return "queued";
+}
+
+async function isThere(destination: Destination, path: string): Promise<boolean> {
+  return (await destination.list(path.slice(0, path.lastIndexOf("/")))).some((file) => file.path === path);
 }
 
 function requeue(run: RunRow, { state, clock }: EngineContext): void {

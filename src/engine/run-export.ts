@@ -4,6 +4,7 @@ import { claim } from "../exports/lineage.ts";
 import { verifyPoint } from "../exports/verify.ts";
 import type { DestinationSpec, ProviderSpec, ScheduleSpec } from "../model/desired.ts";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { isRepositoryPoint } from "../repository/points.ts";
 import { retryDelayMs } from "../schedule/backoff.ts";
 import type { Lease } from "../state/leases.ts";
 import type { RunRow } from "../state/runs.ts";
@@ -18,6 +19,9 @@ export interface RunWork {
   /** What the provider calls the VM. */
   readonly sourceIdentity: string;
   readonly destination: DestinationSpec;
+  /** How much is read, and why. */
+  readonly mode: "full" | "incremental";
+  readonly modeReason: string;
   readonly expected: { readonly readBytes: number; readonly storedBytes: number | null; readonly durationMs: number | null };
 }
 
@@ -95,7 +99,7 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
   signal.throwIfAborted();
   const provider = await context.openProvider(work.provider);
   const destination = await context.openDestination(work.destination);
-  await claim(destination, state.lineage, clock.now(), context.adopt);
+  await claim(destination, state.lineage, clock.now(), { adopt: context.adopt, layout: work.destination.layout });
   const exported = await exportVm(
     provider,
     destination,
@@ -111,8 +115,11 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
       identity: run.identity,
       sourceIdentity: work.sourceIdentity,
       vmPath: run.vmPath,
+      layout: work.destination.layout,
       format: schedule.format,
       compression: schedule.compression,
+      mode: work.mode,
+      modeReason: work.modeReason,
       estimates: work.expected,
     },
     clock,
@@ -190,7 +197,7 @@ export async function proveAndComplete(
     type: "export_completed",
     run: name,
     point: manifest.id,
-    folder: manifestPath.slice(0, manifestPath.lastIndexOf("/")),
+    folder: isRepositoryPoint(manifestPath) ? manifestPath : manifestPath.slice(0, manifestPath.lastIndexOf("/")),
     readBytes: manifest.actuals.readBytes,
     storedBytes,
     durationMs: manifest.actuals.durationMs,

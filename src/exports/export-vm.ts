@@ -10,7 +10,11 @@ import type { Clock } from "../model/ports.ts";
 import { contentPieceBytes, storedPieceBytes } from "../model/tree-hash.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import type { Provider, SnapshotDisk, VmSnapshot } from "../providers/provider.ts";
-import { type Manifest, type ManifestDisk, manifestName, pointFolder } from "./manifest.ts";
+import { ChunkSession, chunkSink } from "../repository/chunk-sink.ts";
+import { lockForExport } from "../repository/locks.ts";
+import { pointPath, publishPoint } from "../repository/points.ts";
+import { Repository } from "../repository/repository.ts";
+import { type ChunkedDisk, type ImageDisk, type Manifest, type ManifestDisk, manifestName, pointFolder } from "./manifest.ts";
 
 export interface ExportRequest {
   readonly pointId: string;
@@ -25,15 +29,19 @@ export interface ExportRequest {
   /** What the provider calls the VM now. */
   readonly sourceIdentity: string;
   readonly vmPath: VmPath;
+  readonly layout: "image" | "repository";
   readonly format: ExportFormat;
   readonly compression: ImageCompression;
+  /** What the plan said of how much is read, and why. */
+  readonly mode: "full" | "incremental";
+  readonly modeReason: string;
   readonly estimates: Manifest["estimates"];
 }
 
 /** How far an export is; `disk` counts from 0. */
 export interface ExportObserver {
-  /** Called before anything is written: what is begun there must be found again after a crash. */
-  begins(folder: string, disks: readonly { readonly name: string; readonly dataBytes: number; readonly virtualBytes: number }[]): void;
+  /** Called before anything is written: what is begun there must be found again after a crash. `place` is a folder of images, or a manifest of a repository. */
+  begins(place: string, disks: readonly { readonly name: string; readonly dataBytes: number; readonly virtualBytes: number }[]): void;
   read(disk: number, bytes: number): void;
   diskDone(disk: number, storedBytes: number): void;
 }
@@ -60,20 +68,27 @@ export async function exportVm(
 ): Promise<Exported> {
   const startedAt = clock.now();
   const snapshot = await provider.snapshot(request.sourceIdentity, signal);
-  const folder = pointFolder(request.schedule, request.vmPath, snapshot.instant, request.runId);
+  const isRepository = request.layout === "repository";
+  const folder = isRepository ? "" : pointFolder(request.schedule, request.vmPath, snapshot.instant, request.runId);
+  const manifestPath = isRepository ? pointPath(provider.name, request.identity, snapshot.instant, request.runId) : `${folder}/${manifestName}`;
   const written: string[] = [];
+  const releases: (() => Promise<void>)[] = [];
   try {
     if (snapshot.disks.length === 0) throw new HypersdkError("SourceUnavailable", `${request.vmPath} has no disks`);
     observer.begins(
-      folder,
+      isRepository ? manifestPath : folder,
       snapshot.disks.map(({ name, source }) => ({ name, dataBytes: source.dataBytes, virtualBytes: source.sizeBytes })),
     );
-    const work: Work = { folder, destination, request, observer, signal, written };
-    const stored = request.format === "ova" ? await storePackage(snapshot, work) : await storeImages(snapshot, request.format, work);
+    const work: Work = { folder, destination, request, observer, signal, written, releases };
+    const stored = isRepository
+      ? await storeChunks(snapshot, work, startedAt)
+      : request.format === "ova"
+        ? await storePackage(snapshot, work)
+        : await storeImages(snapshot, request.format, work);
     await snapshot.confirm();
     signal.throwIfAborted();
     const endedAt = clock.now();
-    const sum = (pick: (disk: ManifestDisk) => number): number => stored.disks.reduce((total, disk) => total + pick(disk), 0);
+    const sum = (pick: (disk: ManifestDisk) => number): number => stored.manifest.disks.reduce((total, disk) => total + pick(disk), 0);
     const manifest: Manifest = {
       formatVersion: 1,
       id: request.pointId,
@@ -91,17 +106,16 @@ export async function exportVm(
         commit: request.commit,
       },
       vm: snapshot.vm,
-      ...stored,
+      ...stored.manifest,
       times: { startedAt, endedAt },
       estimates: request.estimates,
       actuals: {
         readBytes: sum((disk) => disk.readBytes),
-        storedBytes: stored.package?.storedBytes ?? sum((disk) => disk.storedBytes),
+        storedBytes: stored.storedBytes,
         durationMs: Math.max(0, epochMsOf(endedAt) - epochMsOf(startedAt)),
       },
     };
-    const manifestPath = `${folder}/${manifestName}`;
-    await destination.put(manifestPath, `${JSON.stringify(manifest, null, 2)}\n`);
+    await stored.publish(manifestPath, `${JSON.stringify(manifest, null, 2)}\n`);
     return { manifest, manifestPath, storedBytes: manifest.actuals.storedBytes };
   } catch (thrown) {
     let error = thrown;
@@ -110,6 +124,7 @@ export async function exportVm(
     for (const path of written) await destination.remove(path).catch(() => {});
     throw error;
   } finally {
+    for (const release of releases) await release();
     await snapshot.release();
   }
 }
@@ -123,18 +138,29 @@ interface Work {
   readonly signal: AbortSignal;
   /** Paths that were begun: removed when the export fails. */
   readonly written: string[];
+  /** Called when the export has ended, however it did. */
+  readonly releases: (() => Promise<void>)[];
 }
 
-type Stored = Pick<Manifest, "disks" | "package">;
+/** Disks that are at the destination, and what makes them a restore point. */
+interface Stored {
+  readonly manifest: Pick<Manifest, "disks" | "package" | "repository">;
+  readonly storedBytes: number;
+  publish(path: string, manifest: string): Promise<void>;
+}
 
 /** Each disk as an image of its own. */
 async function storeImages({ disks }: VmSnapshot, format: ImageFormat, work: Work): Promise<Stored> {
-  const stored: ManifestDisk[] = [];
+  const stored: ImageDisk[] = [];
   for (const [index, disk] of disks.entries()) stored.push(await storeImage(disk, index, format, work));
-  return { disks: stored };
+  return {
+    manifest: { disks: stored },
+    storedBytes: stored.reduce((sum, { storedBytes }) => sum + storedBytes, 0),
+    publish: (path, manifest) => work.destination.put(path, manifest),
+  };
 }
 
-async function storeImage(disk: SnapshotDisk, index: number, format: ImageFormat, work: Work): Promise<ManifestDisk> {
+async function storeImage(disk: SnapshotDisk, index: number, format: ImageFormat, work: Work): Promise<ImageDisk> {
   const { request, observer, signal } = work;
   const file = `disk-${index}.${format}`;
   return storing(file, work, async (upload) => {
@@ -158,9 +184,9 @@ async function storePackage({ vm, disks }: VmSnapshot, work: Work): Promise<Stor
       { signal, hashed: true, onRead: (bytes, disk) => observer.read(disk, bytes), onDisk: ({ bytes }, disk) => observer.diskDone(disk, bytes) },
     );
     const { bytes, hash } = await upload.finish();
-    return {
+    const manifest: Stored["manifest"] = {
       disks: packed.map(
-        (member, index): ManifestDisk => ({
+        (member, index): ImageDisk => ({
           ...diskOf(disks[index] as SnapshotDisk, index, member.poured),
           file,
           member: { name: member.member, offset: member.offset },
@@ -172,7 +198,57 @@ async function storePackage({ vm, disks }: VmSnapshot, work: Work): Promise<Stor
       ),
       package: { format: "ova", file, storedBytes: bytes, storedHash: storedHash(hash) },
     };
+    return { manifest, storedBytes: bytes, publish: (path, text) => work.destination.put(path, text) };
   });
+}
+
+/** The disks in the chunk store: only what it does not have is sent. */
+async function storeChunks({ disks }: VmSnapshot, { destination, request, observer, signal, releases }: Work, startedAt: Instant): Promise<Stored> {
+  const repository = await Repository.openOrCreate(destination, request.pointId, startedAt);
+  const lock = await lockForExport(repository, request.runId, startedAt);
+  releases.push(lock.release);
+  let session: ChunkSession | undefined;
+  try {
+    session = await ChunkSession.begin(repository, request.compression !== "none");
+    const stored: ChunkedDisk[] = [];
+    let sent = 0;
+    for (const [index, disk] of disks.entries()) {
+      const { source } = disk;
+      const sink = chunkSink(session, source.sizeBytes);
+      const { readBytes } = await pour(source, sink, { signal, onRead: (bytes) => observer.read(index, bytes) });
+      const { chunkBytes, segments, contentHash, dataBytes, newBytes } = sink.stored();
+      stored.push({
+        ...diskOf(disk, index, { readBytes, contentHash, writtenBytes: dataBytes }),
+        contentHash: { algorithm: "sha256-tree", pieceBytes: chunkBytes, value: contentHash },
+        chunkBytes,
+        segments,
+        dataBytes,
+        newBytes,
+        mode: request.mode,
+        reason: request.modeReason,
+      });
+      observer.diskDone(index, session.writer.sentBytes - sent);
+      sent = session.writer.sentBytes;
+    }
+    await session.finish();
+    const { writer, segmentBytes } = session;
+    const finished = session;
+    return {
+      manifest: {
+        disks: stored,
+        repository: {
+          id: repository.config.id,
+          restoreFormat: request.format === "ova" ? "vmdk" : request.format,
+          packs: writer.packs.map(({ name }) => name),
+        },
+      },
+      storedBytes: writer.sentBytes + segmentBytes,
+      publish: (path, manifest) => publishPoint(finished, path, manifest),
+    };
+  } catch (error) {
+    await session?.writer.abandon();
+    throw error;
+  }
 }
 
 /** One file of the restore point: nothing of it is left when storing it fails. */
@@ -192,7 +268,7 @@ function diskOf(
   { name, source, format, variant }: SnapshotDisk,
   bootOrder: number,
   { readBytes, contentHash }: Poured,
-): Pick<ManifestDisk, "bootOrder" | "name" | "virtualBytes" | "readBytes" | "contentHash" | "source"> {
+): Pick<ImageDisk, "bootOrder" | "name" | "virtualBytes" | "readBytes" | "contentHash" | "source"> {
   return {
     bootOrder,
     name,
@@ -203,6 +279,6 @@ function diskOf(
   };
 }
 
-function storedHash(value: string): ManifestDisk["storedHash"] {
+function storedHash(value: string): ImageDisk["storedHash"] {
   return { algorithm: "sha256-tree", pieceBytes: storedPieceBytes, value };
 }

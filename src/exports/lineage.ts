@@ -34,20 +34,32 @@ export async function readMarker(destination: Destination): Promise<DestinationM
   }
 }
 
+export interface ClaimOptions {
+  /** Take it over from another state. */
+  readonly adopt: boolean;
+  /** How something is about to be stored there; left out by those who only remove. */
+  readonly layout?: DestinationMarker["layout"];
+}
+
 /**
  * Claims a destination for a state, or makes sure that it is its own.
- * @throws DestinationForeign when another state writes there and `adopt` was not said
+ * @throws DestinationForeign when another state writes there and `adopt` was not said, or when what is there has another layout
  */
-export async function claim(destination: Destination, lineage: string, now: Instant, adopt: boolean): Promise<void> {
+export async function claim(destination: Destination, lineage: string, now: Instant, options: ClaimOptions): Promise<void> {
+  const { adopt, layout } = options;
   const marker = await readMarker(destination);
+  if (marker && layout !== undefined && marker.layout !== layout)
+    throw new HypersdkError("Failed", `destination ${destination.spec.name} holds the layout ${marker.layout}, and ${layout} is asked for`, {
+      hint: `give the schedules that need ${layout === "repository" ? "a repository" : "images"} another destination`,
+    });
   if (marker?.lineage === lineage) return;
-  const mine: DestinationMarker = { formatVersion: 1, lineage, layout: "image", createdAt: now };
+  const mine: DestinationMarker = { formatVersion: 1, lineage, layout: layout ?? "image", createdAt: now };
   if (!marker) {
     try {
       return await destination.put(markerPath, `${JSON.stringify(mine, null, 2)}\n`, { exclusive: true });
     } catch (error) {
       if (!(error instanceof HypersdkError && error.code === "AlreadyExists")) throw error;
-      if (await readMarker(destination)) return claim(destination, lineage, now, adopt);
+      if (await readMarker(destination)) return claim(destination, lineage, now, options);
       return destination.put(markerPath, `${JSON.stringify(mine, null, 2)}\n`);
     }
   }
@@ -60,5 +72,5 @@ export async function claim(destination: Destination, lineage: string, now: Inst
       },
     );
   }
-  await destination.put(markerPath, `${JSON.stringify({ ...mine, createdAt: marker.createdAt }, null, 2)}\n`);
+  await destination.put(markerPath, `${JSON.stringify({ ...mine, layout: marker.layout, createdAt: marker.createdAt }, null, 2)}\n`);
 }

@@ -33,26 +33,51 @@ export interface Manifest {
   readonly disks: readonly ManifestDisk[];
   /** The archive that all disks are members of, where they are. */
   readonly package?: { readonly format: "ova"; readonly file: string; readonly storedBytes: number; readonly storedHash: TreeHashValue };
+  /** Of a repository: its id, what a restore makes where nothing else is said, and the packs that this export sent. */
+  readonly repository?: { readonly id: string; readonly restoreFormat: ImageFormat; readonly packs: readonly string[] };
   readonly times: { readonly startedAt: Instant; readonly endedAt: Instant };
   readonly estimates: { readonly readBytes: number; readonly storedBytes: number | null; readonly durationMs: number | null };
   readonly actuals: { readonly readBytes: number; readonly storedBytes: number; readonly durationMs: number };
 }
 
-export interface ManifestDisk {
+export type ManifestDisk = ImageDisk | ChunkedDisk;
+
+interface DiskBase {
   /** Place in the boot order, from 0. */
   readonly bootOrder: number;
   readonly name: string;
+  readonly virtualBytes: number;
+  readonly readBytes: number;
+  readonly contentHash: TreeHashValue;
+  readonly source: { readonly format: string; readonly variant: string };
+}
+
+/** A disk in a repository: its chunks, found through the segments that list them. */
+export interface ChunkedDisk extends DiskBase {
+  readonly chunkBytes: number;
+  /** In order; null where 1 GiB of the disk is zeros. */
+  readonly segments: readonly (string | null)[];
+  /** Bytes of the chunks that are not zero, and of those that this export brought. */
+  readonly dataBytes: number;
+  readonly newBytes: number;
+  readonly mode: "full" | "incremental";
+  /** Why as much was read as was read. */
+  readonly reason: string;
+}
+
+/** A disk as an image of its own, or as a member of a package. */
+export interface ImageDisk extends DiskBase {
   readonly file: string;
   /** Where in the file the disk is, of an archive; its stored size and hash are those of the member. */
   readonly member?: { readonly name: string; readonly offset: number };
   readonly format: ImageFormat;
   readonly compression: ImageCompression;
-  readonly virtualBytes: number;
-  readonly readBytes: number;
   readonly storedBytes: number;
   readonly storedHash: TreeHashValue;
-  readonly contentHash: TreeHashValue;
-  readonly source: { readonly format: string; readonly variant: string };
+}
+
+export function isChunked(disk: ManifestDisk): disk is ChunkedDisk {
+  return "segments" in disk;
 }
 
 /** SHA-256 over the SHA-256s of the pieces. */
@@ -63,7 +88,7 @@ interface TreeHashValue {
 }
 
 export const manifestName = "manifest.json";
-export const maxManifestBytes: number = 4 * 2 ** 20;
+export const maxManifestBytes: number = 32 * 2 ** 20;
 
 /** `<schedule>/<VM path as one segment>/20261121T020000Z-<run>` */
 export function pointFolder(schedule: string, vm: VmPath, instant: Instant, run: string): string {

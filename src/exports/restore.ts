@@ -8,14 +8,36 @@ import { pour } from "../converters/pour.ts";
 import type { Destination } from "../destinations/destination.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { contentPieceBytes } from "../model/tree-hash.ts";
-import { type Manifest, type ManifestDisk, maxManifestBytes, parseManifest } from "./manifest.ts";
+import type { ChunkIndex } from "../repository/chunk-index.ts";
+import { contentHashOf, openChunkedDisk } from "../repository/disk-source.ts";
+import { Repository } from "../repository/repository.ts";
+import { type ImageDisk, isChunked, type Manifest, type ManifestDisk, maxManifestBytes, parseManifest } from "./manifest.ts";
 
 export async function readManifest(destination: Destination, path: string): Promise<Manifest> {
   return parseManifest(path, await destination.get(path, maxManifestBytes));
 }
 
-/** The disk of a restore point as it is stored. @param manifestPath relative to the destination */
-export async function openStoredDisk(destination: Destination, manifestPath: string, disk: ManifestDisk): Promise<BlockSource> {
+/** The disks of a restore point, wherever its manifest says that they are. @param manifestPath relative to the destination */
+export async function storedDisks(destination: Destination, manifestPath: string, manifest: Manifest): Promise<(disk: ManifestDisk) => Promise<BlockSource>> {
+  const chunked = manifest.repository ? await openRepositoryOf(destination, manifest.repository.id) : undefined;
+  return async (disk) => {
+    if (!isChunked(disk)) return openStoredImage(destination, manifestPath, disk);
+    if (!chunked) throw new HypersdkError("ArtifactDamaged", `${manifestPath} names chunks, and no repository`);
+    const { repository, index } = chunked;
+    checkContent(disk, await contentHashOf(repository, disk));
+    return openChunkedDisk(repository, index, disk);
+  };
+}
+
+async function openRepositoryOf(destination: Destination, id: string): Promise<{ readonly repository: Repository; readonly index: ChunkIndex }> {
+  const repository = await Repository.open(destination);
+  if (!repository) throw new HypersdkError("ArtifactDamaged", `${destination.spec.name} holds no repository: its config is gone`);
+  if (repository.config.id !== id)
+    throw new HypersdkError("ArtifactDamaged", `the point belongs to repository ${id}, ${destination.spec.name} holds ${repository.config.id}`);
+  return { repository, index: (await repository.loadIndex()).index };
+}
+
+async function openStoredImage(destination: Destination, manifestPath: string, disk: ImageDisk): Promise<BlockSource> {
   const path = `${manifestPath.slice(0, manifestPath.lastIndexOf("/"))}/${disk.file}`;
   const file = await destination.open(path).catch((error: unknown) => {
     throw error instanceof HypersdkError && error.code === "NotFound" ? new HypersdkError("ArtifactDamaged", `${path} is gone`, { cause: error }) : error;
@@ -47,13 +69,15 @@ export async function restoreDisk(
   sink: DiskSink,
   options: { readonly signal?: AbortSignal; readonly onRead?: (bytes: number) => void },
 ): Promise<void> {
-  const { contentHash } = await pour(source, sink, { ...options, hashed: true });
-  checkContent(disk, contentHash);
+  // the ids of chunks were compared with the hash when the disk was opened, and each chunk is with its id as it is read
+  const { contentHash } = await pour(source, sink, { ...options, hashed: !isChunked(disk) });
+  if (!isChunked(disk)) checkContent(disk, contentHash);
 }
 
 /** @throws ArtifactDamaged when what was read of a disk is not what was exported */
 export function checkContent(disk: ManifestDisk, contentHash: string): void {
-  if (disk.contentHash.pieceBytes !== contentPieceBytes)
+  const pieceBytes = isChunked(disk) ? disk.chunkBytes : contentPieceBytes;
+  if (disk.contentHash.pieceBytes !== pieceBytes)
     throw new HypersdkError("ArtifactDamaged", `the content hash of ${disk.name} has pieces of ${disk.contentHash.pieceBytes} bytes`);
   if (contentHash !== disk.contentHash.value) {
     throw new HypersdkError(

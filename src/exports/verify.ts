@@ -1,8 +1,13 @@
+import type { BlockSource } from "../converters/block-source.ts";
 import type { Destination } from "../destinations/destination.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { storedPieceBytes, TreeHash } from "../model/tree-hash.ts";
-import type { Manifest } from "./manifest.ts";
-import { discardingSink, openStoredDisk, restoreDisk } from "./restore.ts";
+import { readPack } from "../repository/chunk-reader.ts";
+import { packsFolder } from "../repository/layout.ts";
+import { Repository } from "../repository/repository.ts";
+import { readDirectory } from "../repository/survey.ts";
+import { isChunked, type Manifest, type ManifestDisk } from "./manifest.ts";
+import { discardingSink, restoreDisk, storedDisks } from "./restore.ts";
 
 export type VerifyLevel = "none" | "stored" | "checksum" | "restore";
 
@@ -16,27 +21,48 @@ export async function verifyPoint(
   manifestPath: string,
   manifest: Manifest,
   level: VerifyLevel,
-  options: { readonly signal?: AbortSignal; readonly onRead?: (bytes: number) => void } = {},
+  options: VerifyOptions = {},
 ): Promise<void> {
   if (level === "none") return;
   const folder = manifestPath.slice(0, manifestPath.lastIndexOf("/"));
-  const { package: archive } = manifest;
-  // what stands around its disks is proved too
+  const { package: archive, repository, disks } = manifest;
+  // what stands around the disks of an archive is proved too
   if (archive) await compareStoredHash(destination, `${folder}/${archive.file}`, archive.storedBytes, archive.storedHash.value, options);
-  for (const disk of manifest.disks) {
-    if (level === "restore") {
-      const source = await openStoredDisk(destination, manifestPath, disk);
-      try {
-        await restoreDisk(source, disk, discardingSink(), options);
-      } catch (error) {
-        throw error instanceof HypersdkError && error.code === "ImageDamaged" ? new HypersdkError("ArtifactDamaged", error.message, { cause: error }) : error;
-      } finally {
-        await source.close();
-      }
-      continue;
-    }
-    if (!disk.member) await compareStoredHash(destination, `${folder}/${disk.file}`, disk.storedBytes, disk.storedHash.value, options);
+  if (repository && level === "stored") return verifySent(destination, repository, options);
+  const open = await storedDisks(destination, manifestPath, manifest);
+  for (const disk of disks) {
+    if (level === "restore" || isChunked(disk)) await rebuild(await open(disk), disk, options);
+    else if (!disk.member) await compareStoredHash(destination, `${folder}/${disk.file}`, disk.storedBytes, disk.storedHash.value, options);
   }
+}
+
+async function rebuild(source: BlockSource, disk: ManifestDisk, options: VerifyOptions): Promise<void> {
+  try {
+    await restoreDisk(source, disk, discardingSink(), options);
+  } catch (error) {
+    throw error instanceof HypersdkError && error.code === "ImageDamaged" ? new HypersdkError("ArtifactDamaged", error.message, { cause: error }) : error;
+  } finally {
+    await source.close();
+  }
+}
+
+/** What an export sent to a repository is read back; what it found there was proved by the export that had sent it. */
+async function verifySent(destination: Destination, { packs }: { readonly packs: readonly string[] }, { signal, onRead }: VerifyOptions): Promise<void> {
+  const repository = await Repository.open(destination);
+  if (!repository) throw new HypersdkError("ArtifactDamaged", `${destination.spec.name} holds no repository: its config is gone`);
+  for (const name of packs) {
+    const directory = await readDirectory(repository, `${packsFolder}/${name}`, name);
+    for await (const { problem, stored } of readPack(repository, { name, directory, usable: true })) {
+      signal?.throwIfAborted();
+      if (problem) throw problem;
+      onRead?.(stored.length);
+    }
+  }
+}
+
+interface VerifyOptions {
+  readonly signal?: AbortSignal;
+  readonly onRead?: (bytes: number) => void;
 }
 
 async function compareStoredHash(
@@ -44,7 +70,7 @@ async function compareStoredHash(
   path: string,
   storedBytes: number,
   expected: string,
-  { signal, onRead }: { readonly signal?: AbortSignal; readonly onRead?: (bytes: number) => void },
+  { signal, onRead }: VerifyOptions,
 ): Promise<void> {
   const file = await destination.open(path).catch((error: unknown) => {
     throw error instanceof HypersdkError && error.code === "NotFound" ? new HypersdkError("ArtifactDamaged", `${path} is gone`, { cause: error }) : error;

@@ -38,6 +38,9 @@ export interface ProviderSpec {
   readonly origin: Origin;
 }
 
+/** Where a destination is: enough to open it. */
+export type DestinationAddress = Pick<DestinationSpec, "name" | "url">;
+
 export interface DestinationSpec {
   readonly name: string;
   readonly url: string;
@@ -101,6 +104,8 @@ export interface ScheduleSpec {
   readonly priority: number;
   readonly format: ExportFormat;
   readonly compression: ImageCompression;
+  /** Only what changed is stored, and, where blocks are tracked, read: all of it again after this long at the latest. */
+  readonly incremental?: { readonly fullReadEveryMs: number };
   readonly retention?: RetentionSpec;
   readonly verify: VerifyLevel;
   readonly alerts: readonly Alert[];

@@ -15,6 +15,7 @@ export type ErrorCode =
   | "DestinationUnreachable"
   | "DestinationForeign"
   | "DestinationFull"
+  | "DestinationChanged"
   | "ImageDamaged"
   | "ImageUnsupported"
   | "ImageUnsafe"
@@ -32,7 +33,14 @@ export type ErrorCode =
   | "Failed";
 
 /** Codes of failures that may pass by themselves, so that a retry makes sense. */
-const transient: ReadonlySet<ErrorCode> = new Set(["SourceChanged", "ProviderUnreachable", "DestinationUnreachable", "DestinationFull", "TimedOut"]);
+const transient: ReadonlySet<ErrorCode> = new Set([
+  "SourceChanged",
+  "ProviderUnreachable",
+  "DestinationUnreachable",
+  "DestinationFull",
+  "DestinationChanged",
+  "TimedOut",
+]);
 
 export interface ErrorDetails {
   readonly cause?: unknown;

@@ -43,6 +43,8 @@ export interface ObservedDestination {
   readonly url: string;
   /** The state that writes there; undefined when nothing was written yet. */
   readonly lineage?: string;
-  /** The restore points that are there, by manifest path relative to the destination, with the size of their files. */
-  readonly points: readonly { readonly manifestPath: string; readonly storedBytes: number }[];
+  /** How what is there is stored. */
+  readonly layout?: "image" | "repository";
+  /** The restore points that are there, by manifest path relative to the destination, with the size of their files; null where files are shared. */
+  readonly points: readonly { readonly manifestPath: string; readonly storedBytes: number | null }[];
 }

@@ -72,7 +72,8 @@ export const storedPieceBytes: number = 8 * 2 ** 20;
 const zeros = Buffer.alloc(65_536);
 const zeroPieces = new Map<number, Buffer>();
 
-function zeroPieceHash(bytes: number): Buffer {
+/** The hash of a piece of zeros. */
+export function zeroPieceHash(bytes: number): Buffer {
   let hash = zeroPieces.get(bytes);
   if (!hash) {
     const sum = createHash("sha256");

@@ -75,7 +75,7 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
       ...sizesOf(member),
       ...estimatesOf(context.protections.get(key)),
       sourceIdentity: member.vm.sourceIdentity ?? member.identity,
-      mode: "full",
+      ...modeOf(schedule, context.protections.get(key)),
       reason: begins ? "the protection begins and initialExport is immediate" : "its fire time has come",
     },
   };
@@ -127,6 +127,13 @@ function unmetDependency(
     return { isOver: false, reason: `waits for ${name} to be ${state}: ${what}` };
   }
   return undefined;
+}
+
+/** How much of a VM an export reads, and why. */
+export function modeOf(schedule: ScheduleSpec, protection: RecordedProtection | undefined): Pick<DueExport, "mode" | "modeReason" | "isIncremental"> {
+  if (!schedule.incremental) return { isIncremental: false, mode: "full", modeReason: "the schedule is not incremental" };
+  if (protection?.lastSuccessAt === undefined) return { isIncremental: true, mode: "full", modeReason: "the first export of this VM" };
+  return { isIncremental: true, mode: "incremental", modeReason: "the provider tracks no changes: all is read, what is new is stored" };
 }
 
 function sizesOf({ vm }: Member): Pick<DueExport, "disks" | "virtualBytes" | "dataBytes"> {

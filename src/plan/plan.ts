@@ -114,7 +114,11 @@ interface ExportBase {
 export interface DueExport extends ExportBase {
   /** What the provider calls the VM now; `identity` is what its history goes by. */
   readonly sourceIdentity: string;
-  readonly mode: "full";
+  readonly mode: "full" | "incremental";
+  /** Why as much is read as is read. */
+  readonly modeReason: string;
+  /** Whether the schedule asks for increments. */
+  readonly isIncremental: boolean;
   readonly reason: string;
   readonly disks: number;
   readonly virtualBytes: number;

@@ -329,7 +329,7 @@ function driftOf(
       const bytes = there.get(point.manifestPath);
       const at = { point: point.id, destination: destination.name };
       if (bytes === undefined) drift.push({ ...at, kind: "point-missing", message: `${point.manifestPath} is gone` });
-      else if (bytes !== point.storedBytes)
+      else if (bytes !== null && bytes !== point.storedBytes)
         drift.push({ ...at, kind: "point-altered", message: `its files have ${bytes} bytes, ${point.storedBytes} were stored` });
     }
   }

@@ -81,7 +81,7 @@ function changeSection({ changes, at }: Plan, { style, timezoneOf }: PlanViewOpt
 function shownFields(change: Change & { readonly kind: "create" }): [string, string][] {
   const spec = JSON.parse(change.after) as Record<string, unknown>;
   const fields: Record<Change["resource"], readonly string[]> = {
-    schedule: ["cron", "timezone", "destination", "format", "retention", "windows", "dependsOn", "suspend"],
+    schedule: ["cron", "timezone", "destination", "format", "incremental", "retention", "windows", "dependsOn", "suspend"],
     policy: ["match", "schedule", "priority", "rpoMs"],
     destination: ["url", "layout"],
     provider: ["type", "writtenPath", "root"],
@@ -106,6 +106,11 @@ function valueText(value: unknown): string {
         : `${key} ${typeof member === "object" ? JSON.stringify(member) : String(member)}`,
     )
     .join(", ");
+}
+
+/** Of an increment, or of what will be the base of one, also why. */
+function modeText({ mode, modeReason, isIncremental }: Plan["exports"][number]): string {
+  return isIncremental ? `${mode} (${modeReason})` : mode;
 }
 
 function listDiff(before: readonly unknown[], after: readonly unknown[]): string {
@@ -161,7 +166,7 @@ function dueSection({ exports, deferred, skipped, at, suspended }: Plan, { style
     ...limited(
       exports,
       (due) =>
-        `  ${style.cyan(">")} ${name(due)}  ${due.mode}  ${sizeText(due)}${due.estimatedDurationMs === null ? "" : `  ~${formatDuration(due.estimatedDurationMs)}`}   to ${printable(due.destination)}`,
+        `  ${style.cyan(">")} ${name(due)}  ${modeText(due)}  ${sizeText(due)}${due.estimatedDurationMs === null ? "" : `  ~${formatDuration(due.estimatedDurationMs)}`}   to ${printable(due.destination)}`,
     ),
     ...limited(
       deferred,

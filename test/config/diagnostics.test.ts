@@ -139,7 +139,6 @@ describe("a finding", () => {
       "a destination at s3://",
       'notifier type "slack"',
       'notifier type "email"',
-      '"incremental"',
       '"carbon"',
       "a destination at azure://",
       "alerts",

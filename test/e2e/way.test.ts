@@ -2,7 +2,7 @@ import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { makeMachines } from "../../examples/quickstart/make-machines.ts";
-import type { Manifest } from "../../src/exports/manifest.ts";
+import type { ImageDisk, Manifest } from "../../src/exports/manifest.ts";
 import { boots } from "../support/boot.ts";
 import { commit, git, hypersdk, workTree } from "../support/cli.ts";
 import { checkWithQemu, has, qemuImg, sameForQemu } from "../support/qemu.ts";
@@ -45,7 +45,7 @@ describe("the whole way", () => {
     for (const { file, manifest } of manifests) {
       for (const disk of manifest.disks) {
         const source = join(folder, "machines", manifest.source.identity, disk.name);
-        const stored = join(folder, "exports", file, "..", disk.file);
+        const stored = join(folder, "exports", file, "..", (disk as ImageDisk).file);
         if (has("qemu-img")) {
           checkWithQemu(stored, "qcow2");
           // qemu 7.2 refuses "flat.vmdk" 0 behind VMFS only; these are its own kinds

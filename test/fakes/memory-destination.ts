@@ -1,10 +1,10 @@
 import type { Destination, Upload } from "../../src/destinations/destination.ts";
-import type { DestinationSpec } from "../../src/model/desired.ts";
+import type { DestinationAddress } from "../../src/model/desired.ts";
 import { HypersdkError } from "../../src/model/errors.ts";
 import { TreeHash } from "../../src/model/tree-hash.ts";
 
 /** A destination in memory, with the behaviour of a real one. For tests only. */
-export function memoryDestination(spec: DestinationSpec, files: Map<string, Buffer> = new Map()): Destination {
+export function memoryDestination(spec: DestinationAddress, files: Map<string, Buffer> = new Map()): Destination {
   const checked = (path: string): string => {
     if (path === "" || path.startsWith("/") || path.split("/").some((part) => part === "" || part === "." || part === ".."))
       throw new HypersdkError("Failed", `${path} is no path`);
@@ -50,7 +50,7 @@ export function memoryDestination(spec: DestinationSpec, files: Map<string, Buff
     },
     async put(path, data, { exclusive = false } = {}) {
       if (exclusive && files.has(checked(path))) throw new HypersdkError("AlreadyExists", `${path} exists already`);
-      files.set(checked(path), Buffer.from(data));
+      files.set(checked(path), Buffer.from(data as Uint8Array));
     },
     async get(path, maxBytes) {
       const content = files.get(path);
@@ -74,7 +74,7 @@ export function memoryDestination(spec: DestinationSpec, files: Map<string, Buff
     async list(prefix = "") {
       return [...files]
         .filter(([path]) => prefix === "" || path.startsWith(`${prefix}/`))
-        .map(([path, content]) => ({ path, bytes: content.length, isPartial: false }))
+        .map(([path, content]) => ({ path, bytes: content.length, isPartial: false, modifiedMs: 0 }))
         .sort((a, b) => (a.path < b.path ? -1 : 1));
     },
     async remove(path) {

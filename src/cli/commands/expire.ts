@@ -55,10 +55,6 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
         ...points.map(({ destination, destinationUrl }) => ({
           name: destination,
           url: destinationUrl,
-          layout: "image" as const,
-          expiryGraceMs: 0,
-          inline: true,
-          origin: { file: "", document: 0, pointer: [] },
         })),
       ];
       const failed = await removePoints(leaving, destinations, lease, context);

@@ -1,5 +1,5 @@
 import { existsSync, statSync } from "node:fs";
-import { basename, dirname, resolve } from "node:path";
+import { relative, resolve } from "node:path";
 import type { Destination } from "../../destinations/destination.ts";
 import { type Manifest, manifestName } from "../../exports/manifest.ts";
 import { readManifest } from "../../exports/restore.ts";
@@ -7,6 +7,7 @@ import { HypersdkError } from "../../model/errors.ts";
 import { parseInstant } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
 import type { RestorePoint } from "../../model/recorded.ts";
+import { isRepositoryPoint } from "../../repository/points.ts";
 import { State } from "../../state/state.ts";
 import { adapters } from "../compose.ts";
 import type { Io } from "../io.ts";
@@ -40,10 +41,6 @@ export async function openPoint(point: RestorePoint, url: string = point.destina
   const destination = await adapters.openDestination({
     name: point.destination,
     url,
-    layout: "image",
-    expiryGraceMs: 0,
-    inline: true,
-    origin: { file: "", document: 0, pointer: [] },
   });
   try {
     return { destination, manifestPath: point.manifestPath, manifest: await readManifest(destination, point.manifestPath), point };
@@ -94,15 +91,10 @@ function choose(points: readonly RestorePoint[], id: string | undefined, { vm, a
 
 async function pointAt(path: string): Promise<FoundPoint> {
   const manifest = statSync(path).isDirectory() ? `${path}/${manifestName}` : path;
-  const folder = dirname(manifest);
-  const destination = await adapters.openDestination({
-    name: folder,
-    url: `file://${dirname(folder)}`,
-    layout: "image",
-    expiryGraceMs: 0,
-    inline: true,
-    origin: { file: "", document: 0, pointer: [] },
-  });
-  const manifestPath = `${basename(folder)}/${basename(manifest)}`;
+  // a repository's manifest lies two folders below it, that of images beside them
+  const inRepository = relative(resolve(manifest, "../../.."), manifest);
+  const root = isRepositoryPoint(inRepository) ? resolve(manifest, "../../..") : resolve(manifest, "../..");
+  const destination = await adapters.openDestination({ name: root, url: `file://${root}` });
+  const manifestPath = relative(root, manifest);
   return { destination, manifestPath, manifest: await readManifest(destination, manifestPath), point: undefined };
 }

@@ -5,8 +5,8 @@ import { formatOfName, writeImageFile } from "../../converters/image-file.ts";
 import { defaultHardware } from "../../converters/machine/pack-machine.ts";
 import { writeOva } from "../../converters/machine/write-package.ts";
 import type { Destination } from "../../destinations/destination.ts";
-import type { Manifest, ManifestDisk } from "../../exports/manifest.ts";
-import { checkContent, openStoredDisk, restoreDisk } from "../../exports/restore.ts";
+import { isChunked, type Manifest, type ManifestDisk } from "../../exports/manifest.ts";
+import { checkContent, restoreDisk, storedDisks } from "../../exports/restore.ts";
 import { makeFolder } from "../../files/durable.ts";
 import { formatBytes } from "../../model/bytes.ts";
 import { HypersdkError } from "../../model/errors.ts";
@@ -28,12 +28,13 @@ export interface RestoreOptions extends PointSelection {
 export async function restore(id: string | undefined, options: RestoreOptions, io: Io): Promise<number> {
   const { destination, manifestPath, manifest } = await findPoint(id, options, io);
   if (isPackage(options)) return restorePackage(manifestPath, manifest, destination, options, io);
-  const targets = await targetsOf(manifest.disks, options, io.cwd);
+  const targets = await targetsOf(manifest, options, io.cwd);
   const interrupts = listenForInterrupts(io.err);
   const restored: object[] = [];
   try {
+    const open = await storedDisks(destination, manifestPath, manifest);
     for (const { disk, path, format } of targets) {
-      const source = await openStoredDisk(destination, manifestPath, disk);
+      const source = await open(disk);
       const progress = byteProgress(io, source.dataBytes);
       try {
         const { bytes } = await writeImageFile(
@@ -75,7 +76,8 @@ async function restorePackage(manifestPath: string, manifest: Manifest, destinat
   const interrupts = listenForInterrupts(io.err);
   const sources: BlockSource[] = [];
   try {
-    for (const disk of manifest.disks) sources.push(await openStoredDisk(destination, manifestPath, disk));
+    const open = await storedDisks(destination, manifestPath, manifest);
+    for (const disk of manifest.disks) sources.push(await open(disk));
     const progress = byteProgress(
       io,
       sources.reduce((sum, { dataBytes }) => sum + dataBytes, 0),
@@ -129,7 +131,7 @@ interface Target {
   readonly format: ImageFormat;
 }
 
-async function targetsOf(disks: readonly ManifestDisk[], { to, disk: number, format, overwrite }: RestoreOptions, cwd: string): Promise<Target[]> {
+async function targetsOf({ disks, repository }: Manifest, { to, disk: number, format, overwrite }: RestoreOptions, cwd: string): Promise<Target[]> {
   const target = resolve(cwd, to);
   const isFolder = to.endsWith("/") || (existsSync(target) && statSync(target).isDirectory());
   const chosen = number === undefined ? disks : disks.filter((disk) => disk.bootOrder === number);
@@ -142,7 +144,7 @@ async function targetsOf(disks: readonly ManifestDisk[], { to, disk: number, for
   }
   if (isFolder) await makeFolder(target);
   const targets = chosen.map((disk): Target => {
-    const chosenFormat = (format as ImageFormat | undefined) ?? (isFolder ? disk.format : formatOfName(to));
+    const chosenFormat = (format as ImageFormat | undefined) ?? (isFolder ? (isChunked(disk) ? repository?.restoreFormat : disk.format) : formatOfName(to));
     if (!chosenFormat)
       throw new HypersdkError("Usage", `the name ${JSON.stringify(to)} does not say which format to write`, {
         hint: `say --format ${exportFormats.join(" or --format ")}`,

@@ -6,6 +6,7 @@ import type { DestinationSpec, ProviderSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { nearestName } from "../../model/nearest.ts";
 import { parsePattern } from "../../model/pattern.ts";
+import { modeOf } from "../../plan/due.ts";
 import { membership } from "../../plan/membership.ts";
 import { withRenames } from "../../plan/planner.ts";
 import { State } from "../../state/state.ts";
@@ -71,12 +72,17 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
       throw new HypersdkError("NotFound", `schedule "${name}" has no VM${patterns.length > 0 ? " that matches --vm" : ""}`, {
         hint: "hypersdk get vms lists what the providers show",
       });
+    const { protections } = state.recorded(at);
     const destination = desired.destinations.find((each) => each.name === schedule.destination) as DestinationSpec;
     const work = members.map(
       (member): RunWork => ({
         schedule,
         sourceIdentity: member.vm?.sourceIdentity ?? member.identity,
         destination,
+        ...modeOf(
+          schedule,
+          protections.find((each) => each.schedule === name && each.provider === member.provider && each.identity === member.identity),
+        ),
         provider: desired.providers.find((each) => each.name === member.provider) as ProviderSpec,
         run: state.writeUnlocked(() =>
           state.runs.enqueue(

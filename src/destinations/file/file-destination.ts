@@ -4,13 +4,13 @@ import { dirname, join } from "node:path";
 import { type ByteFile, openByteFile } from "../../converters/byte-file.ts";
 import { makeFolder, partialEnding, partialName, publish, syncFolder, writeDurably } from "../../files/durable.ts";
 import { fileError, LocalFileSink } from "../../files/local-file-sink.ts";
-import type { DestinationSpec } from "../../model/desired.ts";
+import type { DestinationAddress } from "../../model/desired.ts";
 import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import type { Random } from "../../model/ports.ts";
 import type { Destination, StoredFile, Upload } from "../destination.ts";
 
 /** A folder of this machine, or one that is mounted. Files appear by rename, after they were synced. */
-export function fileDestination(spec: DestinationSpec, random: Random): Destination {
+export function fileDestination(spec: DestinationAddress, random: Random): Destination {
   const root = spec.url.slice("file://".length);
   const at = (path: string): string => {
     if (path === "" || path.startsWith("/") || path.split("/").some((part) => part === "" || part === "." || part === "..") || path.includes("\0")) {
@@ -117,6 +117,10 @@ function listInto(files: StoredFile[], root: string, prefix: string): void {
   for (const entry of entries) {
     const path = prefix === "" ? entry.name : `${prefix}/${entry.name}`;
     if (entry.isDirectory()) listInto(files, root, path);
-    else if (entry.isFile()) files.push({ path, bytes: statSync(join(root, path)).size, isPartial: entry.name.endsWith(partialEnding) });
+    else if (entry.isFile()) {
+      const stat = statSync(join(root, path), { throwIfNoEntry: false });
+      // one that was removed meanwhile is not there
+      if (stat) files.push({ path, bytes: stat.size, isPartial: entry.name.endsWith(partialEnding), modifiedMs: stat.mtimeMs });
+    }
   }
 }

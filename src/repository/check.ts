@@ -1,0 +1,178 @@
+import { ChunkIndex, type PackInfo } from "./chunk-index.ts";
+import { readPack } from "./chunk-reader.ts";
+import { entryAt, entryBytes, packsFolder, trailerBytes } from "./layout.ts";
+import { isDamage, isGone, type Present, type Repository, type StoredObject } from "./repository.ts";
+import { type PointDisks, readDirectory, readPoints, type Used, usedBy } from "./survey.ts";
+
+export interface CheckOptions {
+  /** How much of the packs is read, from 0 to 1; 0 looks at their structure only. */
+  readonly readData?: number;
+  readonly signal?: AbortSignal;
+  readonly onRead?: (bytes: number) => void;
+}
+
+export interface Problem {
+  /** The object that is damaged or gone. */
+  readonly path: string;
+  readonly message: string;
+}
+
+export interface CheckReport {
+  readonly points: number;
+  readonly packs: number;
+  readonly chunks: number;
+  readonly storedBytes: number;
+  readonly readBytes: number;
+  readonly problems: readonly Problem[];
+  /** Manifests of points that cannot be restored whole. */
+  readonly brokenPoints: readonly string[];
+  /** Bytes of packs and segments that no point uses: compact frees them. */
+  readonly unusedBytes: number;
+}
+
+/** A repository as it really is: what `check` reports and `repair` mends. */
+export interface Examination {
+  readonly problems: readonly Problem[];
+  readonly damagedIndexes: readonly string[];
+  /** Packs of which something is damaged or gone, with the part of their directory that still holds. */
+  readonly damagedPacks: ReadonlyMap<string, { readonly pack: PackInfo; readonly sound: Buffer }>;
+  /** All chunks that can be read, as far as was looked. */
+  readonly sound: ChunkIndex;
+  readonly present: Present;
+  readonly points: readonly PointDisks[];
+  readonly used: Used;
+  readonly brokenPoints: readonly string[];
+  readonly damagedSegments: readonly string[];
+  readonly readBytes: number;
+}
+
+/** Looks at every object of a repository, and, where it is asked to, at every byte. Changes nothing. */
+export async function checkRepository(repository: Repository, options: CheckOptions = {}): Promise<CheckReport> {
+  const { problems, sound, present, points, used, brokenPoints, readBytes } = await examine(repository, options);
+  const storedBytes = [...present.packs.values(), ...present.segments.values()].reduce((sum, { bytes }) => sum + bytes, 0);
+  return {
+    points: points.length,
+    packs: present.packs.size,
+    chunks: sound.chunks,
+    storedBytes,
+    readBytes,
+    problems,
+    brokenPoints,
+    unusedBytes: unusedBytes(sound, present, used),
+  };
+}
+
+export async function examine(repository: Repository, options: CheckOptions): Promise<Examination> {
+  const { readData = 0, signal, onRead } = options;
+  const problems: Problem[] = [];
+  const damagedIndexes: string[] = [];
+  const indexes = await repository.readIndexes((path, error) => {
+    damagedIndexes.push(path);
+    problems.push({ path, message: error.message });
+  });
+  const present = await repository.present();
+  const listed = new ChunkIndex();
+  for (const each of indexes.flatMap(({ directories }) => directories)) listed.add(each);
+
+  const damagedPacks = new Map<string, { readonly pack: PackInfo; readonly sound: Buffer }>();
+  const sound = new ChunkIndex();
+  const gone: string[] = [];
+  let readBytes = 0;
+  for (const pack of listed.packs) {
+    signal?.throwIfAborted();
+    const path = `${packsFolder}/${pack.name}`;
+    const there = present.packs.get(pack.name);
+    let directory = there ? pack.directory : Buffer.alloc(0);
+    const structure = there ? await structureOf(repository, pack, there) : undefined;
+    const damage = structure === undefined ? [] : [structure];
+    // an index may outlive a pack that two compactions took away at once: whether it is missed, the points will tell
+    if (!there) gone.push(path);
+    if (there && (structure !== undefined || isChosen(pack.name, readData))) {
+      const holds: Buffer[] = [];
+      for await (const { record, stored, problem } of readPack(repository, pack)) {
+        signal?.throwIfAborted();
+        onRead?.(stored.length);
+        if (problem) damage.push(problem.message);
+        else holds.push(record);
+      }
+      readBytes += there.bytes;
+      directory = Buffer.concat(holds);
+    }
+    for (const message of damage) problems.push({ path, message });
+    if (damage.length > 0 || !there) damagedPacks.set(pack.name, { pack, sound: directory });
+    sound.add({ name: pack.name, directory }, present.isUsable(pack.name));
+  }
+
+  const brokenPoints = new Set<string>();
+  const damagedSegments = new Set<string>();
+  const points = await readPoints(repository, (path, error) => {
+    brokenPoints.add(path);
+    problems.push({ path, message: error.message });
+  });
+  const said = new Set<string>();
+  const used = await usedBy(repository, sound, points, (point, error, segment) => {
+    brokenPoints.add(point.path);
+    if (segment !== undefined) damagedSegments.add(segment);
+    if (!said.has(error.message)) problems.push({ path: point.path, message: error.message });
+    said.add(error.message);
+  });
+  if (brokenPoints.size > 0) for (const path of gone) problems.push({ path, message: `${path}: it is gone` });
+  return {
+    problems,
+    damagedIndexes,
+    damagedPacks,
+    sound,
+    present,
+    points,
+    used,
+    brokenPoints: [...brokenPoints].sort(),
+    damagedSegments: [...damagedSegments],
+    readBytes,
+  };
+}
+
+/** What a pack is by its listing and its own directory; undefined when that is what the index says. */
+async function structureOf(repository: Repository, { name, directory }: PackInfo, { path, bytes }: StoredObject): Promise<string | undefined> {
+  let end = 0;
+  for (let at = 0; at < directory.length; at += entryBytes) {
+    const { offset, storedBytes } = entryAt(directory, at);
+    end = Math.max(end, offset + storedBytes);
+  }
+  const expected = end + directory.length + trailerBytes;
+  if (bytes !== expected) return `${path}: it has ${bytes} bytes, ${expected} were stored`;
+  try {
+    await readDirectory(repository, path, name);
+    return undefined;
+  } catch (error) {
+    if (!isDamage(error) && !isGone(error)) throw error;
+    return (error as Error).message;
+  }
+}
+
+/** The same packs for the same share, spread evenly: names are uniform. */
+function isChosen(name: string, share: number): boolean {
+  return Number.parseInt(name.slice(0, 8), 16) < share * 2 ** 32;
+}
+
+export function unusedBytes(index: ChunkIndex, present: Present, used: Used): number {
+  let bytes = 0;
+  for (const { name, bytes: segmentBytes } of present.segments.values()) if (!used.segments.has(name)) bytes += segmentBytes;
+  for (const { name, bytes: packBytes } of present.packs.values()) {
+    const pack = index.pack(name);
+    bytes += pack ? unusedOf(pack, index, used) : packBytes;
+  }
+  return bytes;
+}
+
+/** Bytes of the chunks of a pack that no point takes from it. */
+export function unusedOf(pack: PackInfo, index: ChunkIndex, used: Used): number {
+  let bytes = 0;
+  for (let at = 0; at < pack.directory.length; at += entryBytes) if (!isTaken(pack, at, index, used)) bytes += entryAt(pack.directory, at).storedBytes;
+  return bytes;
+}
+
+/** Whether some point uses the chunk, and takes it from this pack and not from another that has it too. */
+export function isTaken(pack: PackInfo, at: number, index: ChunkIndex, used: Used): boolean {
+  const number = index.numberOf(pack.directory, at);
+  return number !== undefined && used.chunks[number] === 1 && index.packOf(number) === pack;
+}

@@ -1,0 +1,171 @@
+import { promisify } from "node:util";
+import { zstdDecompress } from "node:zlib";
+import type { ByteFile } from "../converters/byte-file.ts";
+import type { HypersdkError } from "../model/errors.ts";
+import type { ChunkIndex, ChunkPlace, PackInfo } from "./chunk-index.ts";
+import { type ChunkEntry, damaged, entryAt, entryBytes, idBytes, maxPackBytes, methods, packsFolder } from "./layout.ts";
+import { isDamage, isGone, type Repository } from "./repository.ts";
+import { sha256 } from "./sha256.ts";
+
+const decompress = promisify(zstdDecompress);
+
+/** Pack files that stay open. */
+const openAtOnce = 16;
+/** Neighbours in a pack are read in one go, up to this much, over gaps up to this much. */
+const readBytes = 4 * 2 ** 20;
+const gapBytes = 64 * 1024;
+
+/** Reads chunks by id, each checked against its id. */
+export class ChunkReader {
+  readonly #repository: Repository;
+  readonly #index: ChunkIndex;
+  /** Most recently used last. */
+  readonly #files = new Map<string, OpenPack>();
+
+  constructor(repository: Repository, index: ChunkIndex) {
+    this.#repository = repository;
+    this.#index = index;
+  }
+
+  /**
+   * The chunks whose ids stand at the given places, in that order. Those that lie beside one another in a pack are read together.
+   * @throws ArtifactDamaged for a chunk that is missing or is not what its id says
+   */
+  async read(ids: Buffer, places: readonly number[]): Promise<Buffer[]> {
+    const wanted = places.map((at) => ({ id: ids.subarray(at, at + idBytes), place: this.#placeOf(ids, at) }));
+    const raw: Promise<Buffer>[] = [];
+    for (let first = 0; first < wanted.length; ) {
+      const start = (wanted[first] as (typeof wanted)[number]).place;
+      let [last, end] = [first, start.offset + start.storedBytes];
+      for (let i = first + 1; i < wanted.length; i++) {
+        const { place } = wanted[i] as (typeof wanted)[number];
+        if (place.pack !== start.pack || place.offset < end || place.offset > end + gapBytes || place.offset + place.storedBytes - start.offset > readBytes)
+          break;
+        [last, end] = [i, place.offset + place.storedBytes];
+      }
+      const run = this.#readRange(start, end - start.offset);
+      run.catch(() => {});
+      for (let i = first; i <= last; i++) {
+        const { id, place } = wanted[i] as (typeof wanted)[number];
+        raw.push(run.then((bytes) => unpack(place, id, bytes.subarray(place.offset - start.offset, place.offset - start.offset + place.storedBytes))));
+      }
+      first = last + 1;
+    }
+    const all = await Promise.allSettled(raw);
+    return all.map((result) => {
+      if (result.status === "rejected") throw result.reason;
+      return result.value;
+    });
+  }
+
+  async close(): Promise<void> {
+    const files = [...this.#files.values()];
+    this.#files.clear();
+    await Promise.all(files.map(closeWhenRead));
+  }
+
+  #placeOf(ids: Buffer, at: number): ChunkPlace {
+    const place = this.#index.find(ids, at);
+    if (!place) throw damaged(`chunk ${ids.toString("hex", at, at + idBytes)}`, "no pack holds it");
+    return place;
+  }
+
+  #readRange({ pack, offset }: ChunkPlace, length: number): Promise<Buffer> {
+    const path = `${packsFolder}/${pack.name}`;
+    const open = this.#open(path);
+    const reading = open.file.then(async (file) => {
+      if (offset + length > file.sizeBytes) throw damaged(path, `it has ${file.sizeBytes} bytes, its chunks go to ${offset + length}`);
+      const bytes = Buffer.allocUnsafeSlow(length);
+      await file.read(offset, bytes);
+      return bytes;
+    });
+    open.reads.add(reading);
+    reading.finally(() => open.reads.delete(reading)).catch(() => {});
+    return reading;
+  }
+
+  #open(path: string): OpenPack {
+    const known = this.#files.get(path);
+    const open: OpenPack = known ?? {
+      reads: new Set(),
+      file: this.#repository.destination.open(path).catch((error: unknown) => {
+        this.#files.delete(path);
+        throw isGone(error) ? damaged(path, "it is gone") : error;
+      }),
+    };
+    this.#files.delete(path);
+    this.#files.set(path, open);
+    if (this.#files.size > openAtOnce) {
+      const [oldest] = this.#files as Iterable<[string, OpenPack]>;
+      if (oldest) {
+        this.#files.delete(oldest[0]);
+        void closeWhenRead(oldest[1]);
+      }
+    }
+    return open;
+  }
+}
+
+interface OpenPack {
+  readonly file: Promise<ByteFile>;
+  readonly reads: Set<Promise<unknown>>;
+}
+
+async function closeWhenRead({ file, reads }: OpenPack): Promise<void> {
+  await Promise.allSettled(reads);
+  await file.then(
+    (open) => open.close(),
+    () => {},
+  );
+}
+
+async function unpack({ pack, rawBytes, method, offset }: ChunkPlace, id: Buffer, stored: Buffer): Promise<Buffer> {
+  const raw = method === methods.zstd ? await decompress(stored, { maxOutputLength: rawBytes }).catch(() => undefined) : stored;
+  if (!raw || raw.length !== rawBytes || !(await sha256(raw)).equals(id))
+    throw damaged(`${packsFolder}/${pack.name}`, `the chunk at ${offset} is not ${id.toString("hex")}`);
+  return raw;
+}
+
+/** A chunk of one pack as it was read from it. */
+export interface ReadChunk {
+  readonly entry: ChunkEntry;
+  /** The bytes of the directory that name it. */
+  readonly record: Buffer;
+  readonly stored: Buffer;
+  /** What is wrong with it; undefined for a sound one. */
+  readonly problem: HypersdkError | undefined;
+}
+
+/** Every chunk of one pack, in the order of its directory, each checked against its id. */
+export async function* readPack(repository: Repository, pack: PackInfo): AsyncGenerator<ReadChunk> {
+  const path = `${packsFolder}/${pack.name}`;
+  const file = await repository.destination.open(path);
+  let bytes: Buffer;
+  try {
+    bytes = Buffer.allocUnsafeSlow(Math.min(file.sizeBytes, maxPackBytes));
+    await file.read(0, bytes);
+  } finally {
+    await file.close();
+  }
+  const checking: Promise<ReadChunk>[] = [];
+  for (let at = 0; at < pack.directory.length; at += entryBytes) {
+    const entry = entryAt(pack.directory, at);
+    const record = pack.directory.subarray(at, at + entryBytes);
+    const stored = bytes.subarray(entry.offset, entry.offset + entry.storedBytes);
+    const isThere = stored.length === entry.storedBytes;
+    const raw = isThere ? unpack({ ...entry, pack }, entry.id, stored) : Promise.reject(damaged(path, `it ends before the chunk at ${entry.offset}`));
+    checking.push(
+      raw.then(
+        () => ({ entry, record, stored, problem: undefined }),
+        (problem: unknown) => {
+          if (!isDamage(problem)) throw problem;
+          return { entry, record, stored, problem };
+        },
+      ),
+    );
+    if (checking.length >= checkedAtOnce) yield (await checking.shift()) as ReadChunk;
+  }
+  for (const each of checking) yield await each;
+}
+
+const checkedAtOnce = 16;

@@ -1,0 +1,166 @@
+import { createHash } from "node:crypto";
+import { constants, zstdCompress } from "node:zlib";
+import type { DiskSink } from "../converters/disk-sink.ts";
+import { zeroPieceHash } from "../model/tree-hash.ts";
+import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
+import { idBytes, methods, segmentBytes } from "./layout.ts";
+import { type PackedChunk, PackWriter } from "./pack-writer.ts";
+import type { IsCondemned, Repository } from "./repository.ts";
+import { sha256 } from "./sha256.ts";
+
+/** Chunks that are hashed and compressed at once, on the threads of the pool. */
+const chunksAtOnce = 12;
+
+/** A disk as a repository holds it. */
+export interface StoredDisk {
+  readonly chunkBytes: number;
+  /** The segments of 1 GiB in order; null where one is all zeros. */
+  readonly segments: readonly (string | null)[];
+  readonly contentHash: string;
+  /** Bytes of the chunks that are not zero, and of those that were not there. */
+  readonly dataBytes: number;
+  readonly newBytes: number;
+}
+
+/** What several disks of one export share: what is there, and what is sent. */
+export class ChunkSession {
+  readonly repository: Repository;
+  readonly index: ChunkIndex;
+  readonly writer: PackWriter;
+  /** Packs that hold chunks of this export: they must still be there when it is published. */
+  readonly used: Set<PackInfo> = new Set();
+  readonly segments: Set<string> = new Set();
+  /** Chunks that are on their way to the store. */
+  readonly pending: Set<string> = new Set();
+  readonly compresses: boolean;
+  segmentBytes = 0;
+
+  readonly isCondemned: IsCondemned;
+
+  private constructor(repository: Repository, index: ChunkIndex, isCondemned: IsCondemned, compresses: boolean) {
+    this.repository = repository;
+    this.index = index;
+    this.isCondemned = isCondemned;
+    this.writer = new PackWriter(repository, index, { isCondemned });
+    this.compresses = compresses;
+  }
+
+  static async begin(repository: Repository, compresses: boolean): Promise<ChunkSession> {
+    const { index, present } = await repository.loadIndex();
+    return new ChunkSession(repository, index, present.isCondemned, compresses);
+  }
+
+  /** Everything is at the store and can be found. */
+  async finish(): Promise<void> {
+    await this.writer.finish();
+    for (const pack of this.writer.packs) this.used.add(pack);
+  }
+}
+
+/** Stores a disk chunk by chunk: what the repository has is not sent again, what is zero is not stored at all. */
+export function chunkSink(session: ChunkSession, sizeBytes: number): DiskSink & { stored(): StoredDisk } {
+  const { repository, index, writer, used, pending } = session;
+  const { chunkBytes } = repository.config;
+  const chunks = Math.ceil(sizeBytes / chunkBytes);
+  const perSegment = segmentBytes / chunkBytes;
+  const segments: (string | null)[] = [];
+  const content = createHash("sha256");
+  const placing: Promise<void>[] = [];
+  const packing: Promise<PackedChunk>[] = [];
+  /** Chunks are hashed side by side and placed one after the other, in the order of the disk. */
+  let placed: Promise<void> = Promise.resolve();
+  let ids = Buffer.alloc(0);
+  let next = 0;
+  let [dataBytes, newBytes] = [0, 0];
+
+  /** All chunks before `chunk` that were not written are zeros; a segment that is full is stored. */
+  async function passTo(chunk: number): Promise<void> {
+    while (next < chunk) {
+      const end = Math.min(chunk, (segments.length + 1) * perSegment);
+      const isCut = end === chunks && sizeBytes % chunkBytes !== 0;
+      content.update(zeroHashes(chunkBytes).subarray(0, (end - next - (isCut ? 1 : 0)) * idBytes));
+      if (isCut) content.update(zeroPieceHash(sizeBytes % chunkBytes));
+      next = end;
+      if (next === (segments.length + 1) * perSegment || next === chunks) await endSegment();
+    }
+  }
+  async function endSegment(): Promise<void> {
+    if (ids.length === 0) segments.push(null);
+    else {
+      const { name, bytes } = await repository.saveSegment(chunkBytes, ids, session.isCondemned);
+      session.segments.add(name);
+      session.segmentBytes += bytes;
+      segments.push(name);
+    }
+    ids = Buffer.alloc(0);
+  }
+  async function place(chunk: number, data: Buffer, hashed: Promise<Buffer>): Promise<void> {
+    const id = await hashed;
+    await passTo(chunk);
+    content.update(id);
+    if (ids.length === 0) ids = Buffer.alloc(Math.min(perSegment, chunks - segments.length * perSegment) * idBytes);
+    id.copy(ids, (chunk % perSegment) * idBytes);
+    dataBytes += data.length;
+    next = chunk + 1;
+    const there = index.find(id);
+    if (there?.pack.usable) used.add(there.pack);
+    else if (!pending.has(id.toString("latin1"))) {
+      pending.add(id.toString("latin1"));
+      newBytes += data.length;
+      const packed = pack(id, data, session.compresses);
+      packed.catch(() => {});
+      packing.push(packed);
+      await send(chunksAtOnce);
+    }
+    if (next === (segments.length + 1) * perSegment || next === chunks) await endSegment();
+  }
+  async function send(atMost: number): Promise<void> {
+    while (packing.length > atMost) await writer.add((await packing.shift()) as PackedChunk);
+  }
+
+  return {
+    blockBytes: chunkBytes,
+    async write(offset, data) {
+      for (let at = 0; at < data.length; at += chunkBytes) {
+        const chunk = data.subarray(at, Math.min(data.length, at + chunkBytes));
+        const id = sha256(chunk);
+        id.catch(() => {});
+        placed = placed.then(() => place((offset + at) / chunkBytes, chunk, id));
+        placed.catch(() => {});
+        placing.push(placed);
+        if (placing.length > chunksAtOnce) await placing.shift();
+      }
+    },
+    async settled() {
+      await placed;
+      await Promise.all(packing);
+    },
+    async finish() {
+      await placed;
+      await passTo(chunks);
+      await send(0);
+    },
+    stored: () => ({ chunkBytes, segments, contentHash: content.digest("hex"), dataBytes, newBytes }),
+  };
+}
+
+const slabs = new Map<number, Buffer>();
+
+/** The hashes of as many zero chunks as a segment has. */
+function zeroHashes(chunkBytes: number): Buffer {
+  let slab = slabs.get(chunkBytes);
+  if (!slab) slabs.set(chunkBytes, (slab = Buffer.concat(Array<Buffer>(segmentBytes / chunkBytes).fill(zeroPieceHash(chunkBytes)))));
+  return slab;
+}
+
+/** On a thread of the pool. A chunk that does not shrink is stored as it is. */
+function pack(id: Buffer, data: Buffer, compresses: boolean): Promise<PackedChunk> {
+  const asIs = (): PackedChunk => ({ id, stored: Buffer.from(data), rawBytes: data.length, method: methods.stored });
+  if (!compresses) return Promise.resolve(asIs());
+  return new Promise((resolve, reject) => {
+    zstdCompress(data, { params: { [constants.ZSTD_c_compressionLevel]: 1 } }, (error, stored) => {
+      if (error) reject(error);
+      else resolve(stored.length < data.length ? { id, stored, rawBytes: data.length, method: methods.zstd } : asIs());
+    });
+  });
+}

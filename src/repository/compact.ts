@@ -1,0 +1,201 @@
+import { HypersdkError } from "../model/errors.ts";
+import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
+import { isTaken, unusedOf } from "./check.ts";
+import { ChunkIndex } from "./chunk-index.ts";
+import { readPack } from "./chunk-reader.ts";
+import { condemnedFolder, entryBytes, idBytes, type PackDirectory, packsFolder } from "./layout.ts";
+import { oldestExport } from "./locks.ts";
+import { PackWriter } from "./pack-writer.ts";
+import type { Condemnation, Present, Repository, StoredObject } from "./repository.ts";
+import { readDirectory, readPoints, type Used, usedBy } from "./survey.ts";
+
+export interface CompactOptions {
+  readonly now: Instant;
+  /** Names the condemnation. */
+  readonly id: string;
+  /** How long what is condemned stays, for restores that are under way. */
+  readonly graceMs: number;
+  /** A pack of which a larger share is unused is rewritten; from 0 to 1. */
+  readonly maxUnused: number;
+  /** Look only. */
+  readonly dryRun?: boolean;
+  readonly signal?: AbortSignal;
+  readonly onRewrite?: (bytes: number) => void;
+}
+
+export interface CompactReport {
+  /** Condemned before, and gone now. */
+  readonly freedBytes: number;
+  /** Condemned before, and in use again. */
+  readonly sparedBytes: number;
+  /** Condemned now: free from `freeAt` on, when compact runs again. */
+  readonly condemnedBytes: number;
+  readonly freeAt: Instant | null;
+  /** Bytes of chunks in use that were moved into new packs. */
+  readonly rewrittenBytes: number;
+}
+
+/** An export writes its clock, the store its own; nothing but a needless retry depends on this. */
+const clockSlackMs = 15 * 60_000;
+/** So many index objects are joined into one. */
+const manyIndexes = 32;
+
+/**
+ * Frees what no point uses, beside exports, expiries and other compactions, and takes no lock: it condemns visibly, and what is condemned
+ * for long enough and still unused then is deleted. docs/formats/repository.md says why nothing that is needed can go.
+ */
+export async function compactRepository(repository: Repository, options: CompactOptions): Promise<CompactReport> {
+  const nowMs = epochMsOf(options.now);
+  const before = await settle(repository, nowMs - options.graceMs, options);
+  const { condemnedBytes, rewrittenBytes } = await condemn(repository, options);
+  const after = options.graceMs === 0 && condemnedBytes > 0 ? await settle(repository, nowMs, options) : { freedBytes: 0, sparedBytes: 0 };
+  return {
+    freedBytes: before.freedBytes + after.freedBytes,
+    sparedBytes: before.sparedBytes + after.sparedBytes,
+    condemnedBytes: condemnedBytes - after.freedBytes,
+    freeAt: condemnedBytes - after.freedBytes > 0 ? instantOf(nowMs + options.graceMs) : null,
+    rewrittenBytes,
+  };
+}
+
+interface State {
+  readonly index: ChunkIndex;
+  readonly indexPaths: readonly string[];
+  readonly present: Present;
+  readonly used: Used;
+}
+
+/** Everything a decision needs. Chunks count for the packs that may be built on, where those have them. */
+async function look(repository: Repository): Promise<State> {
+  const indexes = await repository.readIndexes();
+  const present = await repository.present();
+  const index = new ChunkIndex();
+  const directories = indexes.flatMap((each) => each.directories).filter(({ name }) => present.packs.has(name));
+  for (const each of directories) if (present.isUsable(each.name)) index.add(each);
+  for (const each of directories) index.add(each, false);
+  // a compaction that was cut off may have forgotten a pack that it then could not delete
+  for (const name of present.condemned.flatMap(({ packs }) => packs)) {
+    const there = present.packs.get(name);
+    if (there && !index.pack(name)) index.add({ name, directory: await readDirectory(repository, there.path, name) }, false);
+  }
+  const points = await readPoints(repository);
+  return { index, indexPaths: indexes.map(({ path }) => path), present, used: await usedBy(repository, index, points) };
+}
+
+/** Deletes what was condemned before `untilMs` and is still unused; what is used again is spared. */
+async function settle(
+  repository: Repository,
+  untilMs: number,
+  { dryRun, signal }: CompactOptions,
+): Promise<{ readonly freedBytes: number; readonly sparedBytes: number }> {
+  const due = (await repository.condemnations()).filter(({ at }) => epochMsOf(at) <= untilMs);
+  if (due.length === 0) return { freedBytes: 0, sparedBytes: 0 };
+  const state = await look(repository);
+  const { index, indexPaths, present, used } = state;
+  const there = (names: readonly string[], objects: ReadonlyMap<string, StoredObject>): StoredObject[] =>
+    [...new Set(names)].flatMap((name) => objects.get(name) ?? []);
+  const packs = there(
+    due.flatMap((each) => each.packs),
+    present.packs,
+  );
+  const segments = there(
+    due.flatMap((each) => each.segments),
+    present.segments,
+  );
+  const goingPacks = packs.filter(({ name }) => {
+    const pack = index.pack(name);
+    return pack !== undefined && takenChunks(pack, state).length === 0;
+  });
+  const goingSegments = segments.filter(({ name }) => !used.segments.has(name));
+  const going = [...goingPacks, ...goingSegments];
+  const sum = (objects: readonly StoredObject[]): number => objects.reduce((total, { bytes }) => total + bytes, 0);
+  const report = { freedBytes: sum(going), sparedBytes: sum(packs) + sum(segments) - sum(going) };
+  if (dryRun) return report;
+  signal?.throwIfAborted();
+  // forgotten first, deleted then: an index never promises what is not there
+  const goingNames = new Set(goingPacks.map(({ name }) => name));
+  const staying: PackDirectory[] = [...index.packs].filter(({ name }) => !goingNames.has(name)).map(({ name, directory }) => ({ name, directory }));
+  if (goingPacks.length > 0 || indexPaths.length > manyIndexes) await replaceIndexes(repository, indexPaths, staying);
+  for (const { path } of going) await repository.destination.remove(path);
+  for (const { id } of due) await repository.destination.remove(`${condemnedFolder}/${id}.json`);
+  return report;
+}
+
+/** Writes one index for all packs in the place of those that were read; those that others write meanwhile stay. */
+export async function replaceIndexes(repository: Repository, old: readonly string[], packs: readonly PackDirectory[]): Promise<void> {
+  const path = packs.length > 0 ? await repository.saveIndex(packs) : undefined;
+  for (const each of old) if (each !== path) await repository.destination.remove(each);
+}
+
+function takenChunks(pack: NonNullable<ReturnType<ChunkIndex["pack"]>>, { index, used }: State): number[] {
+  const taken: number[] = [];
+  for (let at = 0; at < pack.directory.length; at += entryBytes) if (isTaken(pack, at, index, used)) taken.push(at);
+  return taken;
+}
+
+/** Condemns what no point uses; of packs that are used too little, what is used is moved into new ones first. */
+async function condemn(repository: Repository, options: CompactOptions): Promise<{ readonly condemnedBytes: number; readonly rewrittenBytes: number }> {
+  const state = await look(repository);
+  const { index, present, used } = state;
+  const exportMs = await oldestExport(repository, options.now);
+  // what an export that is under way may have sent, and no manifest names yet
+  const isOld = ({ modifiedMs }: StoredObject): boolean => exportMs === undefined || modifiedMs < exportMs - clockSlackMs;
+  const packs: StoredObject[] = [];
+  const rewritten: StoredObject[] = [];
+  for (const object of present.packs.values()) {
+    if (!present.isUsable(object.name) || !isOld(object)) continue;
+    const pack = index.pack(object.name);
+    const unused = pack ? unusedOf(pack, index, used) : object.bytes;
+    const isWhollyUnused = !pack || takenChunks(pack, state).length === 0;
+    if (isWhollyUnused) packs.push(object);
+    else if (unused > object.bytes * options.maxUnused) rewritten.push(object);
+  }
+  const segments = [...present.segments.values()].filter((object) => present.isUsable(object.name) && isOld(object) && !used.segments.has(object.name));
+  const condemned = [...packs, ...rewritten, ...segments];
+  const condemnedBytes = condemned.reduce((sum, { bytes }) => sum + bytes, 0);
+  if (condemned.length === 0) return { condemnedBytes: 0, rewrittenBytes: 0 };
+  const rewrittenBytes = await rewrite(repository, state, rewritten, options);
+  if (!options.dryRun) {
+    const names = (objects: readonly StoredObject[]): string[] => objects.map(({ name }) => name);
+    const condemnation: Condemnation = { id: options.id, at: options.now, packs: names([...packs, ...rewritten]), segments: names(segments) };
+    await repository.destination.put(`${condemnedFolder}/${options.id}.json`, `${JSON.stringify(condemnation, null, 2)}\n`, { exclusive: true });
+  }
+  return { condemnedBytes, rewrittenBytes };
+}
+
+/** Moves the chunks that are used into new packs, as they are stored, each checked on the way. @returns their bytes */
+async function rewrite(repository: Repository, state: State, packs: readonly StoredObject[], { dryRun, signal, onRewrite }: CompactOptions): Promise<number> {
+  const { index } = state;
+  let bytes = 0;
+  if (dryRun) {
+    for (const { name } of packs) {
+      const pack = index.pack(name);
+      if (pack) for (const at of takenChunks(pack, state)) bytes += pack.directory.readUInt32LE(at + 36);
+    }
+    return bytes;
+  }
+  const writer = new PackWriter(repository, index, { isCondemned: state.present.isCondemned });
+  try {
+    for (const { name } of packs) {
+      const pack = index.pack(name);
+      if (!pack) continue;
+      const taken = new Set(takenChunks(pack, state).map((at) => pack.directory.toString("latin1", at, at + idBytes)));
+      pack.usable = false;
+      for await (const { entry, stored, problem } of readPack(repository, pack)) {
+        signal?.throwIfAborted();
+        if (!taken.has(entry.id.toString("latin1"))) continue;
+        if (problem)
+          throw new HypersdkError("ArtifactDamaged", `${packsFolder}/${name} is damaged: ${problem.message}`, {
+            hint: "hypersdk check --read-data says what else is; hypersdk repair drops it",
+          });
+        await writer.add({ id: entry.id, stored: Buffer.from(stored), rawBytes: entry.rawBytes, method: entry.method });
+        bytes += stored.length;
+        onRewrite?.(stored.length);
+      }
+    }
+    await writer.finish();
+    return bytes;
+  } finally {
+    await writer.abandon();
+  }
+}

@@ -1,0 +1,192 @@
+import { createHash } from "node:crypto";
+import { type BlockSource, type ByteRange, clip, type Extent, joined, type Piece } from "../converters/block-source.ts";
+import { zeroPieceHash } from "../model/tree-hash.ts";
+import type { ChunkIndex } from "./chunk-index.ts";
+import { ChunkReader } from "./chunk-reader.ts";
+import { damaged, idBytes, isZeroId, maxChunkBytes, minChunkBytes, segmentBytes } from "./layout.ts";
+import type { Repository } from "./repository.ts";
+
+/** A disk as a manifest names it. */
+export interface ChunkedDisk {
+  readonly virtualBytes: number;
+  /** Bytes of the chunks that are not zero. */
+  readonly dataBytes: number;
+  readonly chunkBytes: number;
+  readonly segments: readonly (string | null)[];
+}
+
+/** Chunks that are read and unpacked in one go, and as many again while these are used. */
+const chunksAtOnce = 16;
+/** Chunks and segments kept for readers that ask for a part of one after the other. */
+const chunksKept = 64;
+const segmentsKept = 4;
+
+/** The disk of a restore point, each chunk of it checked against its id as it is read. */
+export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk: ChunkedDisk): BlockSource {
+  const { virtualBytes, dataBytes, chunkBytes } = disk;
+  const segments = segmentsOf(repository, disk);
+  const chunks = Math.ceil(virtualBytes / chunkBytes);
+  const reader = new ChunkReader(repository, index);
+  const keptIds = new Recent<number, Promise<Buffer>>(segmentsKept);
+  const keptChunks = new Recent<number, Promise<Buffer>>(chunksKept);
+  const lengthOf = (chunk: number): number => Math.min(chunkBytes, virtualBytes - chunk * chunkBytes);
+
+  async function segmentOf(chunk: number): Promise<{ readonly ids: Buffer; readonly at: number }> {
+    const segment = Math.floor(chunk / segments.chunksEach);
+    const ids = await keptIds.get(segment, () => segments.load(segment));
+    return { ids, at: (chunk - segment * segments.chunksEach) * idBytes };
+  }
+  /** Chunks of one segment that hold data. */
+  async function read(wanted: readonly number[]): Promise<Buffer[]> {
+    if (wanted.length === 0) return [];
+    const { ids } = await segmentOf(wanted[0] as number);
+    const places = wanted.map((chunk) => (chunk % segments.chunksEach) * idBytes);
+    const all = await reader.read(ids, places);
+    for (const [i, chunk] of wanted.entries()) {
+      const { length } = all[i] as Buffer;
+      if (length !== lengthOf(chunk)) throw damaged(`chunk ${chunk} of the disk`, `it has ${length} bytes, not ${lengthOf(chunk)}`);
+    }
+    return all;
+  }
+  const oneChunk = (chunk: number): Promise<Buffer> => keptChunks.get(chunk, () => read([chunk]).then(([only]) => only as Buffer));
+
+  async function* extents(range?: ByteRange): AsyncGenerator<Extent> {
+    const first = range ? Math.floor(range.offset / chunkBytes) : 0;
+    const end = range ? Math.min(chunks, Math.ceil((range.offset + range.length) / chunkBytes)) : chunks;
+    for (let chunk = first; chunk < end; ) {
+      const segment = Math.floor(chunk / segments.chunksEach);
+      const last = Math.min(end, (segment + 1) * segments.chunksEach);
+      if (segments.isEmpty(segment)) {
+        const extent = clip({ offset: chunk * chunkBytes, length: Math.min(virtualBytes, last * chunkBytes) - chunk * chunkBytes, kind: "zero" }, range);
+        if (extent) yield extent;
+        chunk = last;
+        continue;
+      }
+      for (; chunk < last; chunk++) {
+        const { ids, at } = await segmentOf(chunk);
+        const extent = clip({ offset: chunk * chunkBytes, length: lengthOf(chunk), kind: isZeroId(ids, at) ? "zero" : "data" }, range);
+        if (extent) yield extent;
+      }
+    }
+  }
+  /** The chunks that hold data, in groups that lie in one segment. */
+  async function* groups(): AsyncGenerator<readonly number[]> {
+    for (let segment = 0; segment < segments.count; segment++) {
+      if (segments.isEmpty(segment)) continue;
+      const first = segment * segments.chunksEach;
+      const { ids } = await segmentOf(first);
+      let group: number[] = [];
+      for (let at = 0; at < ids.length; at += idBytes) {
+        if (isZeroId(ids, at)) continue;
+        group.push(first + at / idBytes);
+        if (group.length < chunksAtOnce) continue;
+        yield group;
+        group = [];
+      }
+      if (group.length > 0) yield group;
+    }
+  }
+
+  return {
+    sizeBytes: virtualBytes,
+    dataBytes,
+    extents: (range) => joined(extents(range)),
+    async read(offset, into) {
+      for (let done = 0; done < into.length; ) {
+        const chunk = Math.floor((offset + done) / chunkBytes);
+        const within = offset + done - chunk * chunkBytes;
+        const length = Math.min(into.length - done, lengthOf(chunk) - within);
+        const { ids, at } = await segmentOf(chunk);
+        if (isZeroId(ids, at)) into.fill(0, done, done + length);
+        else (await oneChunk(chunk)).copy(into, done, within, within + length);
+        done += length;
+      }
+    },
+    async *pieces(signal?: AbortSignal): AsyncGenerator<Piece> {
+      let before: { readonly group: readonly number[]; readonly data: Promise<Buffer[]> } | undefined;
+      const piecesOf = async function* ({ group, data }: NonNullable<typeof before>): AsyncGenerator<Piece> {
+        for (const [i, bytes] of (await data).entries()) yield { offset: (group[i] as number) * chunkBytes, data: bytes };
+      };
+      for await (const group of groups()) {
+        signal?.throwIfAborted();
+        const data = read(group);
+        data.catch(() => {});
+        if (before) yield* piecesOf(before);
+        before = { group, data };
+      }
+      if (before) yield* piecesOf(before);
+    },
+    close: () => reader.close(),
+  };
+}
+
+/** The lists of chunk ids that a disk is made of. */
+export interface Segments {
+  readonly count: number;
+  /** Chunks in each but the last. */
+  readonly chunksEach: number;
+  isEmpty(segment: number): boolean;
+  /** 32 bytes for each chunk; zeros for a chunk of zeros. */
+  load(segment: number): Promise<Buffer>;
+}
+
+export function segmentsOf(repository: Repository, { virtualBytes, chunkBytes, segments }: Omit<ChunkedDisk, "dataBytes">): Segments {
+  if (chunkBytes < minChunkBytes || chunkBytes > maxChunkBytes || (chunkBytes & (chunkBytes - 1)) !== 0)
+    throw damaged("the manifest", `chunks of ${chunkBytes} bytes are not of this version`);
+  const chunks = Math.ceil(virtualBytes / chunkBytes);
+  const chunksEach = segmentBytes / chunkBytes;
+  const count = Math.ceil(chunks / chunksEach);
+  if (segments.length !== count) throw damaged("the manifest", `a disk of ${virtualBytes} bytes has ${count} segments, ${segments.length} are named`);
+  return {
+    count,
+    chunksEach,
+    isEmpty: (segment) => segments[segment] === null,
+    async load(segment) {
+      const inSegment = Math.min(chunksEach, chunks - segment * chunksEach);
+      const name = segments[segment];
+      return name ? repository.loadSegment(name, chunkBytes, inSegment) : Buffer.alloc(inSegment * idBytes);
+    },
+  };
+}
+
+/** The content hash of a disk, as the ids of its chunks give it: SHA-256 over the hashes of its pieces. */
+export async function contentHashOf(repository: Repository, disk: Omit<ChunkedDisk, "dataBytes">): Promise<string> {
+  const { virtualBytes, chunkBytes } = disk;
+  const segments = segmentsOf(repository, disk);
+  const chunks = Math.ceil(virtualBytes / chunkBytes);
+  const zero = zeroPieceHash(chunkBytes);
+  const hash = createHash("sha256");
+  for (let segment = 0; segment < segments.count; segment++) {
+    const ids = Buffer.from(await segments.load(segment));
+    const first = segment * segments.chunksEach;
+    for (let at = 0; at < ids.length; at += idBytes) {
+      if (!isZeroId(ids, at)) continue;
+      const isCut = first + at / idBytes === chunks - 1 && virtualBytes % chunkBytes !== 0;
+      (isCut ? zeroPieceHash(virtualBytes % chunkBytes) : zero).copy(ids, at);
+    }
+    hash.update(ids);
+  }
+  return hash.digest("hex");
+}
+
+/** The results that were asked for last; a failed one is not kept. */
+class Recent<K, V extends Promise<unknown>> {
+  readonly #values = new Map<K, V>();
+  readonly #most: number;
+
+  constructor(most: number) {
+    this.#most = most;
+  }
+
+  get(key: K, make: () => V): V {
+    let value = this.#values.get(key);
+    this.#values.delete(key);
+    if (!value) {
+      value = make();
+      value.catch(() => this.#values.delete(key));
+    }
+    this.#values.set(key, value);
+    if (this.#values.size > this.#most) this.#values.delete(this.#values.keys().next().value as K);
+    return value;
+  }
+}

@@ -1,0 +1,177 @@
+import { createHash } from "node:crypto";
+import { HypersdkError } from "../model/errors.ts";
+
+/**
+ * The objects of a repository, version 1. All numbers are little-endian; `docs/formats/repository.md` says the same in words.
+ *
+ *     pack      chunks, one behind the other · directory: an entry for each · trailer
+ *     entry     0 id (32) · 32 offset u32 · 36 stored bytes u32 · 40 raw bytes u32 · 44 method u8 · 45 zero (3)
+ *     trailer   0 "HSPACK\0\1" · 8 entries u32 · 12 salt u32
+ *     index     0 "HSINDX\0\1" · 8 packs u32 · 12 zero u32 · then for each: name (32) · entries u32 · zero u32 · its directory
+ *     segment   zstd over: 0 "HSSEGM\0\1" · 8 chunk bytes u32 · 12 chunks u32 · 16 salt u32 · an id (32) for each, zeros for a chunk of zeros
+ *
+ * A pack is named by the SHA-256 of its directory and trailer, which name its chunks by theirs; an index by that of its bytes; a segment
+ * by that of its bytes before zstd. The salt is 0, but where an object of the same content is condemned: then it makes another name.
+ */
+export const repositoryVersion = 1;
+
+export const idBytes = 32;
+export const entryBytes = 48;
+export const trailerBytes = 16;
+export const methods = { stored: 0, zstd: 1 } as const;
+
+/** Chunks of a disk: 64 KiB to 4 MiB, a power of two. */
+export const minChunkBytes: number = 64 * 1024;
+export const maxChunkBytes: number = 4 * 2 ** 20;
+export const defaultChunkBytes: number = 256 * 1024;
+/** What a segment covers of a disk. */
+export const segmentBytes: number = 2 ** 30;
+/** A pack is closed when it holds this much; offsets in it are 32 bits. */
+export const packBytes: number = 16 * 2 ** 20;
+export const maxPackBytes: number = 64 * 2 ** 20;
+const maxIndexBytes = 512 * 2 ** 20;
+
+export const packsFolder = "packs";
+export const indexFolder = "index";
+export const segmentsFolder = "segments";
+export const pointsFolder = "points";
+export const condemnedFolder = "condemned";
+export const locksFolder = "locks";
+
+const magics = { pack: Buffer.from("HSPACK\0\x01", "latin1"), index: Buffer.from("HSINDX\0\x01", "latin1"), segment: Buffer.from("HSSEGM\0\x01", "latin1") };
+
+export interface ChunkEntry {
+  readonly id: Buffer;
+  readonly offset: number;
+  readonly storedBytes: number;
+  readonly rawBytes: number;
+  readonly method: number;
+}
+
+export function nameOf(...parts: readonly Uint8Array[]): string {
+  const hash = createHash("sha256");
+  for (const part of parts) hash.update(part);
+  return hash.digest("hex");
+}
+
+export function encodeEntry({ id, offset, storedBytes, rawBytes, method }: ChunkEntry): Buffer {
+  const entry = Buffer.alloc(entryBytes);
+  id.copy(entry);
+  entry.writeUInt32LE(offset, 32);
+  entry.writeUInt32LE(storedBytes, 36);
+  entry.writeUInt32LE(rawBytes, 40);
+  entry.writeUInt8(method, 44);
+  return entry;
+}
+
+/** The entry at `at` of a directory that {@link checkDirectory} has seen. */
+export function entryAt(directory: Buffer, at: number): ChunkEntry {
+  return {
+    id: directory.subarray(at, at + idBytes),
+    offset: directory.readUInt32LE(at + 32),
+    storedBytes: directory.readUInt32LE(at + 36),
+    rawBytes: directory.readUInt32LE(at + 40),
+    method: directory.readUInt8(at + 44),
+  };
+}
+
+export function packTrailer(entries: number, salt: number): Buffer {
+  const trailer = Buffer.alloc(trailerBytes);
+  magics.pack.copy(trailer);
+  trailer.writeUInt32LE(entries, 8);
+  trailer.writeUInt32LE(salt, 12);
+  return trailer;
+}
+
+/** @returns how many bytes of directory stand in front of the trailer */
+export function decodeTrailer(path: string, trailer: Buffer, fileBytes: number): number {
+  if (!trailer.subarray(0, 8).equals(magics.pack)) throw damaged(path, "it does not end as a pack of version 1");
+  const bytes = trailer.readUInt32LE(8) * entryBytes;
+  if (fileBytes > maxPackBytes || bytes + trailerBytes > fileBytes)
+    throw damaged(path, `its trailer counts ${bytes / entryBytes} chunks in ${fileBytes} bytes`);
+  return bytes;
+}
+
+/** Every field of every entry, so that whoever looks one up may trust it. */
+export function checkDirectory(path: string, directory: Buffer): void {
+  for (let at = 0; at < directory.length; at += entryBytes) {
+    const { offset, storedBytes, rawBytes, method } = entryAt(directory, at);
+    if (offset + storedBytes > maxPackBytes || rawBytes === 0 || rawBytes > maxChunkBytes || storedBytes > maxChunkBytes)
+      throw damaged(path, `its entry ${at / entryBytes} says ${storedBytes} bytes at ${offset} for ${rawBytes}`);
+    if (method !== methods.zstd && !(method === methods.stored && storedBytes === rawBytes))
+      throw damaged(path, `its entry ${at / entryBytes} has the method ${method}`);
+  }
+}
+
+/** The directory of one pack, as an index holds it. */
+export interface PackDirectory {
+  readonly name: string;
+  readonly directory: Buffer;
+}
+
+export function encodeIndex(packs: readonly PackDirectory[]): Buffer {
+  const head = Buffer.alloc(16);
+  magics.index.copy(head);
+  head.writeUInt32LE(packs.length, 8);
+  return Buffer.concat([
+    head,
+    ...packs.flatMap(({ name, directory }) => {
+      const lead = Buffer.alloc(40);
+      lead.write(name, 0, "hex");
+      lead.writeUInt32LE(directory.length / entryBytes, 32);
+      return [lead, directory];
+    }),
+  ]);
+}
+
+export function decodeIndex(path: string, bytes: Buffer): PackDirectory[] {
+  if (bytes.length < 16 || !bytes.subarray(0, 8).equals(magics.index)) throw damaged(path, "it does not begin as an index of version 1");
+  const packs: PackDirectory[] = [];
+  let at = 16;
+  for (let left = bytes.readUInt32LE(8); left > 0; left--) {
+    const directoryAt = at + 40;
+    const end = directoryAt + (directoryAt <= bytes.length ? bytes.readUInt32LE(at + 32) * entryBytes : 0);
+    if (end > bytes.length || directoryAt > bytes.length) throw damaged(path, `it ends at ${bytes.length}, in its pack ${packs.length}`);
+    const directory = bytes.subarray(directoryAt, end);
+    checkDirectory(path, directory);
+    packs.push({ name: bytes.toString("hex", at, at + idBytes), directory });
+    at = end;
+  }
+  if (at !== bytes.length) throw damaged(path, `${bytes.length - at} bytes follow its last pack`);
+  return packs;
+}
+
+export const maxObjectBytes: { readonly index: number; readonly segment: number } = {
+  index: maxIndexBytes,
+  segment: 2 * (segmentBytes / minChunkBytes) * idBytes,
+};
+
+/** @param ids 32 bytes for each chunk */
+export function encodeSegment(chunkBytes: number, ids: Buffer, salt: number): Buffer {
+  const head = Buffer.alloc(segmentHeadBytes);
+  magics.segment.copy(head);
+  head.writeUInt32LE(chunkBytes, 8);
+  head.writeUInt32LE(ids.length / idBytes, 12);
+  head.writeUInt32LE(salt, 16);
+  return Buffer.concat([head, ids]);
+}
+
+/** @returns 32 bytes for each chunk */
+export function decodeSegment(path: string, bytes: Buffer, chunkBytes: number, chunks: number): Buffer {
+  if (bytes.length < segmentHeadBytes || !bytes.subarray(0, 8).equals(magics.segment)) throw damaged(path, "it does not begin as a segment of version 1");
+  if (bytes.readUInt32LE(8) !== chunkBytes || bytes.readUInt32LE(12) !== chunks || bytes.length !== segmentHeadBytes + chunks * idBytes)
+    throw damaged(path, `it lists ${bytes.readUInt32LE(12)} chunks of ${bytes.readUInt32LE(8)} bytes, wanted are ${chunks} of ${chunkBytes}`);
+  return bytes.subarray(segmentHeadBytes);
+}
+
+const segmentHeadBytes = 20;
+
+export function isZeroId(ids: Buffer, at: number): boolean {
+  return ids.readUInt32LE(at) === 0 && zeroId.equals(ids.subarray(at, at + idBytes));
+}
+
+const zeroId = Buffer.alloc(idBytes);
+
+export function damaged(path: string, why: string): HypersdkError {
+  return new HypersdkError("ArtifactDamaged", `${path}: ${why}`);
+}

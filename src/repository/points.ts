@@ -1,0 +1,71 @@
+import { createHash } from "node:crypto";
+import type { Destination } from "../destinations/destination.ts";
+import { HypersdkError } from "../model/errors.ts";
+import { compactInstant, type Instant } from "../model/instant.ts";
+import type { ChunkSession } from "./chunk-sink.ts";
+import { pointsFolder } from "./layout.ts";
+
+const listedEnding = ".json";
+/** A manifest on its way: compaction counts it, nobody lists it. */
+const pendingEnding = ".pending";
+
+/** `points/<VM>/<time>-<run>.json`: the VM is a hash of what it is called at its provider. */
+export function pointPath(provider: string, identity: string, instant: Instant, run: string): string {
+  const vm = createHash("sha256")
+    .update(JSON.stringify([provider, identity]))
+    .digest("hex")
+    .slice(0, 32);
+  return `${pointsFolder}/${vm}/${compactInstant(instant)}-${run.slice(0, 8)}${listedEnding}`;
+}
+
+/** Whether a manifest's path is that of a repository's point, not of a folder of images. */
+export function isRepositoryPoint(manifestPath: string): boolean {
+  return manifestPath.startsWith(`${pointsFolder}/`) && /^[0-9a-f]{32}\/[^/]+\.json$/.test(manifestPath.slice(pointsFolder.length + 1));
+}
+
+/** Every manifest, and, for those who must not lose anything, every one on its way. */
+export async function listPoints(
+  destination: Destination,
+  options: { readonly withPending?: boolean } = {},
+): Promise<{ readonly path: string; readonly bytes: number }[]> {
+  const files = (await destination.list(pointsFolder)).filter(({ isPartial }) => !isPartial);
+  const listed = files.filter(({ path }) => isRepositoryPoint(path));
+  return options.withPending ? [...listed, ...files.filter(({ path }) => path.endsWith(pendingEnding))] : listed;
+}
+
+export function pendingPath(path: string): string {
+  return path.slice(0, -listedEnding.length) + pendingEnding;
+}
+
+/**
+ * Publishes a manifest, so that no compaction takes away what it names. A compaction condemns, then reads all manifests, pending ones too,
+ * then deletes; this writes the manifest as pending, then looks at what is condemned and what is there, then gives it its name. Whichever
+ * order the two meet in, one of them sees the other, with no clock in it: docs/formats/repository.md has the argument.
+ * @throws DestinationChanged when something that the point uses was condemned meanwhile
+ */
+export async function publishPoint({ repository, used, segments }: ChunkSession, path: string, manifest: string): Promise<void> {
+  const { destination } = repository;
+  const pending = pendingPath(path);
+  const refuseCondemned = async (): Promise<void> => {
+    const { isUsable } = await repository.present();
+    for (const name of [...[...used].map((pack) => pack.name), ...segments])
+      if (!isUsable(name))
+        throw new HypersdkError("DestinationChanged", `a compaction of ${destination.spec.name} takes away what this export was built on`, {
+          hint: "the next attempt sends it again",
+        });
+  };
+  try {
+    await destination.put(pending, manifest);
+    await refuseCondemned();
+    await destination.put(path, manifest);
+  } finally {
+    await destination.remove(pending).catch(() => {});
+  }
+  try {
+    // a process that was stopped for days between the two may have lost its pending manifest
+    await refuseCondemned();
+  } catch (error) {
+    await destination.remove(path);
+    throw error;
+  }
+}

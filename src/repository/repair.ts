@@ -1,0 +1,86 @@
+import { type CheckOptions, examine, type Problem } from "./check.ts";
+import { ChunkIndex } from "./chunk-index.ts";
+import { readPack } from "./chunk-reader.ts";
+import { replaceIndexes } from "./compact.ts";
+import { type PackDirectory, packsFolder, segmentsFolder } from "./layout.ts";
+import { PackWriter } from "./pack-writer.ts";
+import { isDamage, type Repository } from "./repository.ts";
+import { readDirectory, usedBy } from "./survey.ts";
+
+export interface RepairReport {
+  /** What was damaged. */
+  readonly problems: readonly Problem[];
+  /** Objects that were removed, once what is sound of them had been moved. */
+  readonly dropped: readonly string[];
+  readonly salvagedChunks: number;
+  /** Packs that no index named and that are found again. */
+  readonly foundPacks: number;
+  /** Manifests of points that have lost data for good, unless an export sends it again. */
+  readonly brokenPoints: readonly string[];
+}
+
+/**
+ * Drops what is provably damaged, after every byte was read, and keeps everything that is sound. A point that loses data stays, and is
+ * named: the next export of its VM sends what the source still has, and with that it may be whole again.
+ */
+export async function repairRepository(repository: Repository, options: Omit<CheckOptions, "readData">): Promise<RepairReport> {
+  const seen = await examine(repository, { ...options, readData: 1 });
+  const { present, damagedPacks, damagedSegments, damagedIndexes } = seen;
+  const index = new ChunkIndex();
+  const sound: PackDirectory[] = [];
+  const dropped: string[] = [];
+  let foundPacks = 0;
+  for (const { path, name } of present.packs.values()) {
+    if (damagedPacks.has(name)) {
+      dropped.push(path);
+      continue;
+    }
+    let directory = seen.sound.pack(name)?.directory;
+    if (!directory) {
+      try {
+        directory = await readDirectory(repository, path, name);
+        foundPacks++;
+      } catch (error) {
+        if (!isDamage(error)) throw error;
+        dropped.push(path);
+        continue;
+      }
+    }
+    sound.push({ name, directory });
+    index.add({ name, directory }, present.isUsable(name));
+  }
+  const writer = new PackWriter(repository, index, { isCondemned: present.isCondemned, replaces: true });
+  let salvagedChunks = 0;
+  try {
+    for (const { pack } of damagedPacks.values()) {
+      if (!present.packs.has(pack.name)) continue;
+      for await (const { entry, stored, problem } of readPack(repository, pack)) {
+        if (problem || index.find(entry.id)) continue;
+        await writer.add({ id: entry.id, stored: Buffer.from(stored), rawBytes: entry.rawBytes, method: entry.method });
+        salvagedChunks++;
+      }
+    }
+    await writer.finish();
+  } finally {
+    await writer.abandon();
+  }
+  const isChanged = dropped.length + damagedIndexes.length + foundPacks + damagedPacks.size > 0;
+  if (isChanged) {
+    // a damaged one may have the very name that the sound one will have
+    for (const path of damagedIndexes) await repository.destination.remove(path);
+    const old = (await repository.readIndexes(() => {})).map(({ path }) => path);
+    await replaceIndexes(repository, old, [...sound, ...writer.packs.map(({ name, directory }) => ({ name, directory }))]);
+  }
+  for (const name of damagedSegments) dropped.push(`${segmentsFolder}/${name}`);
+  const rewritten = new Set(writer.packs.map(({ name }) => `${packsFolder}/${name}`));
+  for (const path of dropped) if (!rewritten.has(path)) await repository.destination.remove(path);
+  const brokenPoints = new Set(seen.points.length === 0 ? [] : seen.brokenPoints.filter((path) => !seen.points.some((point) => point.path === path)));
+  await usedBy(repository, index, seen.points, (point) => void brokenPoints.add(point.path));
+  return {
+    problems: seen.problems,
+    dropped: [...dropped, ...damagedIndexes, ...[...damagedPacks.keys()].filter((name) => !present.packs.has(name)).map((name) => `${packsFolder}/${name}`)],
+    salvagedChunks,
+    foundPacks,
+    brokenPoints: [...brokenPoints].sort(),
+  };
+}

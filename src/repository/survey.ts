@@ -1,0 +1,139 @@
+import { type ByteFile, readBytes } from "../converters/byte-file.ts";
+import { HypersdkError } from "../model/errors.ts";
+import type { ChunkIndex } from "./chunk-index.ts";
+import { type ChunkedDisk, type Segments, segmentsOf } from "./disk-source.ts";
+import { checkDirectory, damaged, decodeTrailer, idBytes, isZeroId, nameOf, trailerBytes } from "./layout.ts";
+import { listPoints } from "./points.ts";
+import { isDamage, isGone, type NoteProblem, type Repository } from "./repository.ts";
+
+/** A restore point as the care of a repository sees it: what its disks are made of. */
+export interface PointDisks {
+  readonly path: string;
+  readonly disks: readonly ChunkedDisk[];
+}
+
+const maxManifestBytes = 32 * 2 ** 20;
+
+/** Every point, and those on their way; listed again when one goes meanwhile. */
+export async function readPoints(repository: Repository, problem?: NoteProblem): Promise<PointDisks[]> {
+  const { destination } = repository;
+  for (let attempt = 0; ; attempt++) {
+    try {
+      const points: PointDisks[] = [];
+      for (const { path } of await listPoints(destination, { withPending: true })) {
+        try {
+          points.push({ path, disks: disksOf(path, await destination.get(path, maxManifestBytes)) });
+        } catch (error) {
+          if (!problem || !isDamage(error)) throw error;
+          problem(path, error);
+        }
+      }
+      return points;
+    } catch (error) {
+      if (!isGone(error) || attempt === 10) throw error;
+    }
+  }
+}
+
+function disksOf(path: string, bytes: Buffer): ChunkedDisk[] {
+  let value: { disks?: unknown };
+  try {
+    value = JSON.parse(bytes.toString("utf8")) as { disks?: unknown };
+  } catch (error) {
+    throw new HypersdkError("ArtifactDamaged", `${path} is no JSON`, { cause: error });
+  }
+  if (!Array.isArray(value.disks) || value.disks.length === 0) throw damaged(path, "it names no disks");
+  return value.disks.map((disk: Partial<ChunkedDisk>): ChunkedDisk => {
+    const isName = (each: unknown): boolean => each === null || (typeof each === "string" && /^[0-9a-f]{64}$/.test(each));
+    if (!Number.isSafeInteger(disk.virtualBytes) || !Number.isSafeInteger(disk.chunkBytes) || !Array.isArray(disk.segments) || !disk.segments.every(isName))
+      throw damaged(path, "a disk of it has no size, no chunk size or no segments");
+    return disk as ChunkedDisk;
+  });
+}
+
+/** What points use: chunks by their number in the index, and segments. */
+export interface Used {
+  readonly chunks: Uint8Array;
+  readonly segments: ReadonlySet<string>;
+}
+
+/**
+ * Walks the chunks of all points. Each segment is read once, however many points name it.
+ * @param missing called for what is used and not there: without it, that throws
+ */
+export async function usedBy(
+  repository: Repository,
+  index: ChunkIndex,
+  points: readonly PointDisks[],
+  missing?: (point: PointDisks, error: HypersdkError, segment?: string) => void,
+): Promise<Used> {
+  const chunks = new Uint8Array(index.chunks);
+  const seen = new Map<string, WalkProblem | undefined>();
+  const complain = (point: PointDisks, error: unknown, segment?: string): void => {
+    if (!missing || !isDamage(error)) throw error;
+    missing(point, error, segment);
+  };
+  for (const point of points) {
+    for (const disk of point.disks) {
+      let segments: Segments;
+      try {
+        segments = segmentsOf(repository, disk);
+      } catch (error) {
+        complain(point, error);
+        continue;
+      }
+      for (const [i, name] of disk.segments.entries()) {
+        if (name === null) continue;
+        if (!seen.has(name)) seen.set(name, await walk(segments.load(i), index, chunks));
+        const problem = seen.get(name);
+        if (problem) complain(point, problem.error, problem.isSegment ? name : undefined);
+      }
+    }
+  }
+  return { chunks, segments: new Set(seen.keys()) };
+}
+
+interface WalkProblem {
+  readonly error: HypersdkError;
+  /** The segment itself is damaged, not only a chunk that it names. */
+  readonly isSegment: boolean;
+}
+
+async function walk(loading: Promise<Buffer>, index: ChunkIndex, chunks: Uint8Array): Promise<WalkProblem | undefined> {
+  let problem: WalkProblem | undefined;
+  let ids: Buffer;
+  try {
+    ids = await loading;
+  } catch (error) {
+    if (isDamage(error)) return { error, isSegment: true };
+    throw error;
+  }
+  for (let at = 0; at < ids.length; at += idBytes) {
+    if (isZeroId(ids, at)) continue;
+    const number = index.numberOf(ids, at);
+    if (number === undefined) problem ??= { error: damaged(`chunk ${ids.toString("hex", at, at + idBytes)}`, "no pack holds it"), isSegment: false };
+    else chunks[number] = 1;
+  }
+  return problem;
+}
+
+/** The directory at the end of a pack, which need not be in any index. @throws ArtifactDamaged when it is not what the pack's name says */
+export async function readDirectory(repository: Repository, path: string, name: string): Promise<Buffer> {
+  let file: ByteFile;
+  try {
+    file = await repository.destination.open(path);
+  } catch (error) {
+    throw isGone(error) ? damaged(path, "it is gone") : error;
+  }
+  try {
+    if (file.sizeBytes < trailerBytes) throw damaged(path, `it has ${file.sizeBytes} bytes`);
+    const trailer = await readBytes(file, file.sizeBytes - trailerBytes, trailerBytes);
+    const bytes = decodeTrailer(path, trailer, file.sizeBytes);
+    const directory = await readBytes(file, file.sizeBytes - trailerBytes - bytes, bytes);
+    if (nameOf(directory, trailer) !== name) throw damaged(path, "its directory is not what its name says");
+    checkDirectory(path, directory);
+    return directory;
+  } finally {
+    await file.close();
+  }
+}

@@ -1,0 +1,142 @@
+import { closeSync, copyFileSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync, writeSync } from "node:fs";
+import { join } from "node:path";
+import { expect, it } from "vitest";
+import type { Manifest } from "../../src/exports/manifest.ts";
+import { hypersdk, workTree } from "../support/cli.ts";
+import { bytes, KiB, MiB, writeRaw } from "../support/disks.ts";
+import { conforms } from "../support/schemas.ts";
+
+const yaml = (more = ""): string =>
+  `version: v2\nschedules:\n  - {name: nightly, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/*"], destination: "file:./backups", incremental: true, concurrency: 1, verify: stored${more}}\n`;
+
+/** Two machines with a disk of 48 MiB each, most of it the same in both. */
+function fleet(more = ""): { readonly folder: string; readonly disk: (vm: string) => string } {
+  const folder = workTree(yaml(more));
+  for (const [i, vm] of ["db", "web"].entries()) {
+    mkdirSync(join(folder, "machines", vm), { recursive: true });
+    const path = join(folder, "machines", vm, "disk.raw");
+    writeRaw(path, { sizeBytes: 48 * MiB + 512, islands: [{ offset: 0, length: 12 * MiB }] });
+    overwrite(path, 40 * MiB, bytes(MiB, 100 + i));
+  }
+  return { folder, disk: (vm) => join(folder, "machines", vm, "disk.raw") };
+}
+
+function overwrite(path: string, offset: number, data: Buffer): void {
+  const file = openSync(path, "r+");
+  writeSync(file, data, 0, data.length, offset);
+  closeSync(file);
+}
+
+const objects = (folder: string, kind: string): string[] => {
+  try {
+    return readdirSync(join(folder, "backups", kind), { recursive: true, encoding: "utf8" }).filter((name) =>
+      statSync(join(folder, "backups", kind, name)).isFile(),
+    );
+  } catch {
+    return [];
+  }
+};
+const stored = (folder: string): number => objects(folder, "packs").reduce((sum, name) => sum + statSync(join(folder, "backups/packs", name)).size, 0);
+const manifestsOf = (folder: string): Manifest[] =>
+  objects(folder, "points")
+    .sort()
+    .map((name) => conforms<Manifest>("manifest", JSON.parse(readFileSync(join(folder, "backups/points", name), "utf8"))));
+
+async function ok(folder: string, args: readonly string[]): Promise<string> {
+  const { code, stdout, stderr } = await hypersdk(folder, args);
+  expect([args.join(" "), code, stderr]).toEqual([args.join(" "), 0, expect.any(String) as string]);
+  return stdout;
+}
+
+it("an incremental schedule stores what is new once, restores every point byte for byte, and gives space back", { timeout: 120_000 }, async () => {
+  const { folder, disk } = fleet();
+  const plan = await ok(folder, ["plan"]);
+  expect(plan).toContain("the first export of this VM");
+  await ok(folder, ["apply", "--auto-approve"]);
+  const [first, second] = manifestsOf(folder);
+  // the second VM brings only the MiB that the first has not: 4 chunks of 256 KiB
+  expect([first, second].map((each) => each?.disks.map((one) => ("newBytes" in one ? one.newBytes : -1))).sort()).toEqual([[13 * MiB], [MiB]].sort());
+  expect(objects(folder, "locks")).toEqual([]);
+
+  copyFileSync(disk("web"), join(folder, "web-0.raw"));
+  overwrite(disk("web"), 3 * MiB + 5, Buffer.from("changed"));
+  overwrite(disk("web"), 47 * MiB, bytes(64 * KiB, 7));
+  const before = stored(folder);
+  await ok(folder, ["run", "nightly", "--vm", "/datacenter/vm/web"]);
+  const newest = manifestsOf(folder).find(({ source }) => source.kind === "manual");
+  expect(newest?.disks[0]).toMatchObject({ mode: "incremental", newBytes: 512 * KiB, reason: expect.stringContaining("tracks no changes") as string });
+  expect(stored(folder) - before).toBeLessThan(520 * KiB);
+
+  await ok(folder, ["verify"]);
+  await ok(folder, ["verify", "--level", "checksum"]);
+  expect(await ok(folder, ["check", "--read-data"])).toContain("sound");
+  await ok(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "now.raw"]);
+  expect(readFileSync(join(folder, "now.raw")).equals(readFileSync(disk("web")))).toBe(true);
+  const oldest = JSON.parse(await ok(folder, ["get", "artifacts", "--json"])) as { items: { id: string; vm: string }[] };
+  const old = oldest.items.find(({ vm }) => vm === "/datacenter/vm/web") as { id: string };
+  await ok(folder, ["restore", old.id, "--to", "old.raw"]);
+  expect(readFileSync(join(folder, "old.raw")).equals(readFileSync(join(folder, "web-0.raw")))).toBe(true);
+  // by the manifest alone, without state or files of the work tree
+  const path = join("backups/points", objects(folder, "points").sort()[0] as string);
+  await ok(folder, ["restore", path, "--to", "alone.qcow2"]);
+
+  // nothing to compact while every chunk is used
+  expect(await ok(folder, ["compact", "--grace", "0s", "--max-unused", "0%"])).toContain("0 B freed");
+  // a held point stays; what is let go is freed by compact, not before
+  await ok(folder, ["hold", old.id, "--reason", "audit"]);
+  writeFileSync(join(folder, "infrastructure.yaml"), yaml().replace("nightly", "other"));
+  await ok(folder, ["apply", "--auto-approve", "--no-exports"]);
+  expect(await ok(folder, ["expire", "--schedule", "nightly", "--auto-approve"])).toContain("2 restore points removed");
+  const full = stored(folder);
+  expect(full).toBeGreaterThan(0);
+  expect(await ok(folder, ["compact", "--grace", "0s", "--max-unused", "0%"])).toContain("moved into new packs");
+  expect(stored(folder)).toBeLessThan(full);
+  expect(await ok(folder, ["check", "--read-data"])).toContain("sound");
+  await ok(folder, ["restore", old.id, "--to", "kept.raw"]);
+  expect(readFileSync(join(folder, "kept.raw")).equals(readFileSync(join(folder, "web-0.raw")))).toBe(true);
+  await ok(folder, ["unhold", old.id]);
+  await ok(folder, ["expire", "--schedule", "nightly", "--auto-approve"]);
+  await ok(folder, ["compact", "--grace", "0s"]);
+  expect([objects(folder, "packs"), objects(folder, "segments"), objects(folder, "condemned"), objects(folder, "points")]).toEqual([[], [], [], []]);
+});
+
+it("what is damaged in a repository is found, named and mended as far as the source still has it", { timeout: 120_000 }, async () => {
+  const { folder, disk } = fleet();
+  await ok(folder, ["apply", "--auto-approve"]);
+  const pack = join(folder, "backups/packs", objects(folder, "packs").sort()[0] as string);
+  const content = readFileSync(pack);
+  content[1000] = (content[1000] as number) ^ 1;
+  writeFileSync(pack, content);
+  // the structure holds, the data does not
+  expect(await hypersdk(folder, ["check"])).toMatchObject({ code: 0 });
+  expect(await hypersdk(folder, ["check", "--read-data"])).toMatchObject({ code: 11, stdout: expect.stringContaining("cannot be restored whole") as string });
+  const restored = await hypersdk(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"]);
+  expect(restored).toMatchObject({ code: 11, stderr: expect.stringContaining("packs/") as string });
+  expect(readdirSync(folder).filter((name) => name.includes("web.raw"))).toEqual([]);
+  expect(await hypersdk(folder, ["repair"])).toMatchObject({ code: 8 });
+  expect(await hypersdk(folder, ["repair", "--auto-approve"])).toMatchObject({ code: 11, stdout: expect.stringContaining("has lost data") as string });
+  await ok(folder, ["run", "nightly"]);
+  expect(await ok(folder, ["check", "--read-data"])).toContain("sound");
+  await ok(folder, ["verify"]);
+  await ok(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"]);
+  expect(readFileSync(join(folder, "web.raw")).equals(readFileSync(disk("web")))).toBe(true);
+
+  // every index gone: the packs know themselves
+  for (const name of objects(folder, "index")) rmSync(join(folder, "backups/index", name));
+  expect(await hypersdk(folder, ["check"])).toMatchObject({ code: 11 });
+  expect(await ok(folder, ["repair", "--auto-approve"])).toContain("0 restore points with lost data");
+  expect(await ok(folder, ["check", "--read-data"])).toContain("sound");
+});
+
+it("a destination keeps its layout, and an image destination takes no increments", { timeout: 60_000 }, async () => {
+  const { folder } = fleet();
+  await ok(folder, ["apply", "--auto-approve"]);
+  writeFileSync(join(folder, "infrastructure.yaml"), yaml().replace("incremental: true, ", ""));
+  await ok(folder, ["apply", "--auto-approve"]);
+  expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 7, stderr: expect.stringContaining("holds the layout repository") as string });
+  writeFileSync(
+    join(folder, "infrastructure.yaml"),
+    `version: v2\ndestinations:\n  - {name: cellar, url: "file:./cellar", layout: image}\nschedules:\n  - {name: nightly, cron: "0 2 * * *", vms: ["/datacenter/vm/*"], destination: cellar, incremental: true}\n`,
+  );
+  expect(await hypersdk(folder, ["validate"])).toMatchObject({ code: 3, stdout: expect.stringContaining("HSE026") as string });
+});
