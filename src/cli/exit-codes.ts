@@ -17,6 +17,7 @@ export const exitCodes = {
   usage: 64,
   bug: 70,
   interrupted: 130,
+  hungUp: 129,
   terminated: 143,
 } as const;
 
@@ -33,7 +34,8 @@ export const exitCodeHelp = `Exit codes:
   9  a time limit passed
  10  the source cannot be had: fetch, authentication, signature
  11  an image or an artifact is damaged
- 64  wrong usage        70  a bug        130 interrupted        143 terminated`;
+ 64  wrong usage        70  a bug
+129  the terminal was closed        130  interrupted        143  terminated`;
 
 const byError: Readonly<Record<ErrorCode, number>> = {
   ConfigInvalid: exitCodes.configInvalid,

@@ -3,7 +3,7 @@ import { exitCodes } from "./exit-codes.ts";
 /** The first interrupt asks to stop, the second leaves at once: the journal holds what is needed to go on. */
 export interface Interrupts {
   readonly signal: AbortSignal;
-  /** 130 or 143 once one came. */
+  /** 130, 143 or, when the terminal went away, 129, once one came. */
   readonly exitCode: number | undefined;
   dispose(): void;
 }
@@ -17,13 +17,13 @@ export function listenForInterrupts(tell: (text: string) => void): Interrupts {
     tell("stopping: nothing new is started; once more to leave at once\n");
     controller.abort(new Error("interrupted"));
   };
-  const [onInt, onTerm] = [on(exitCodes.interrupted), on(exitCodes.terminated)];
-  process.on("SIGINT", onInt).on("SIGTERM", onTerm);
+  const [onInt, onTerm, onHup] = [on(exitCodes.interrupted), on(exitCodes.terminated), on(exitCodes.hungUp)];
+  process.on("SIGINT", onInt).on("SIGTERM", onTerm).on("SIGHUP", onHup);
   return {
     signal: controller.signal,
     get exitCode() {
       return exitCode;
     },
-    dispose: () => void process.off("SIGINT", onInt).off("SIGTERM", onTerm),
+    dispose: () => void process.off("SIGINT", onInt).off("SIGTERM", onTerm).off("SIGHUP", onHup),
   };
 }

@@ -1,4 +1,4 @@
-import { mkdtempSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, writeFileSync } from "node:fs";
 import { enableCompileCache } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -9,9 +9,9 @@ import { type GlobalOptions, type Io, makeIo } from "./io.ts";
 import { makeProgram } from "./program.ts";
 
 /** Flags whose value may be left out: what follows them is their value only when it can be one. */
-const optionalValues: Readonly<Record<string, { readonly values: readonly string[]; readonly alone: string }>> = {
+const optionalValues: Readonly<Record<string, { readonly values: readonly string[]; readonly alone: string; readonly refusesOthers?: true }>> = {
   "apply --auto-approve": { values: ["all", "safe"], alone: "all" },
-  "convert --compress": { values: ["zlib", "zstd"], alone: "zlib" },
+  "convert --compress": { values: ["zlib", "zstd"], alone: "zlib", refusesOthers: true },
 };
 
 enableCompileCache();
@@ -58,7 +58,10 @@ function withEnvironmentArgs(argv: readonly string[], env: NodeJS.ProcessEnv): s
   const args = [...argv.slice(0, last + 1), ...words(env["HYPERSDK_ARGS"]), ...words(env[`HYPERSDK_ARGS_${command}`]), ...argv.slice(last + 1)];
   return args.map((word, i) => {
     const flag = optionalValues[`${command} ${word}`];
-    return flag && !flag.values.includes(args[i + 1] ?? "") ? `${word}=${flag.alone}` : word;
+    const next = args[i + 1] ?? "";
+    // a word without a dot or a slash is meant as a value, and refused by name when it is none
+    const isValue = flag?.values.includes(next) || (flag?.refusesOthers && /^[a-z0-9]+$/.test(next) && !existsSync(next));
+    return flag && !isValue ? `${word}=${flag.alone}` : word;
   });
 }
 

@@ -1,7 +1,11 @@
 import { Argument, Command, InvalidArgumentError, Option } from "commander";
+import { subformats } from "../converters/write-image.ts";
 import { exportFormats, imageFormats } from "../model/image-formats.ts";
 import { exitCodeHelp } from "./exit-codes.ts";
 import type { GlobalOptions, Io } from "./io.ts";
+
+/** Commands whose work can be followed by a program. */
+const tellsEvents: readonly string[] = ["apply", "run"];
 
 /** Runs one command: gets what the person said and gives the exit code. */
 type Run = (args: readonly string[], options: never, io: Io) => Promise<number>;
@@ -33,6 +37,8 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
       const self = given.at(-1) as Command;
       const args = given.slice(0, -2).flat() as string[];
       const options = self.optsWithGlobals() as GlobalOptions;
+      if (options.events !== undefined && !tellsEvents.includes(self.name()))
+        self.error(`error: ${self.name()} tells no events: --events is for ${tellsEvents.join(" and ")}`);
       ran.exitCode = await run(args, options as never, makeIo(options));
     });
     return command;
@@ -249,19 +255,24 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     .addOption(new Option("--from <format>", "what IN is, where its content may lie").choices(imageFormats))
     .addOption(new Option("--to <format>", "what to write; by the name of OUT otherwise").choices(imageFormats))
     .addOption(new Option("--compress [algorithm]", "compress inside the image: qcow2 either way, vmdk with zlib").choices(["zlib", "zstd"]).preset("zlib"))
-    .option("--subformat <kind>", "vmdk: monolithicSparse, streamOptimized; vhd and vhdx: dynamic, fixed")
+    .addOption(
+      new Option("--subformat <kind>", "vmdk: monolithicSparse, streamOptimized; vhd and vhdx: dynamic, fixed").choices([
+        ...new Set(Object.values(subformats).flat()),
+      ]),
+    )
     .option("--preallocate", "write holes as zeros (raw, fixed vhd and vhdx)")
     .addOption(backing())
     .option("--max-virtual-size <size>", "refuse larger disks, such as 2TiB; none over 64TiB is read")
     .option("--parallelism <n>", "images at once; 2 otherwise", positive)
+    .option("--force-share", "read images that another process has locked, such as a running VM's: what is read may be half-written")
     .option("--overwrite", "replace OUT");
   const image = group("image", "look at disk images", ["hypersdk image info disk.vmdk", "hypersdk image compare disk.vmdk disk.qcow2"]);
   const from = (): Option => new Option("--from <format>", "what it is, where its content may lie").choices(imageFormats);
   define(
     image,
     "info <file>",
-    "what an image is",
-    ["hypersdk image info disk.vmdk", "hypersdk image info disk.img --from raw --json"],
+    "what an image is, or a VM (.ova, .ovf, .vmx)",
+    ["hypersdk image info disk.vmdk", "hypersdk image info web.ova --json"],
     async ([file], options, io) => (await import("./commands/image.ts")).info(file as string, options, io),
   )
     .addOption(from())
@@ -288,10 +299,12 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     image,
     "compare <left> <right>",
     "whether two images hold the same disk",
-    ["hypersdk image compare disk.vmdk disk.qcow2", "hypersdk image compare a.raw b.qcow2 --json"],
+    ["hypersdk image compare disk.vmdk disk.qcow2", "hypersdk image compare a.raw b.qcow2 --from raw --json"],
     async ([left, right], options, io) => (await import("./commands/image.ts")).compare(left as string, right as string, options, io),
   )
-    .addOption(from())
+    .addOption(new Option("--from <format>", "what LEFT is, where its content may lie").choices(imageFormats))
+    .addOption(new Option("--right-from <format>", "what RIGHT is, where its content may lie").choices(imageFormats))
+    .option("--strict", "disks of different sizes differ, also when the rest is zeros")
     .addOption(backing());
   const schedule = group("schedule", "look at a schedule's times", ["hypersdk schedule preview nightly", "hypersdk schedule preview nightly --count 30"]);
   source(

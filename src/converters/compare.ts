@@ -2,16 +2,35 @@ import { type BlockSource, isZero, type Piece, piecesOf } from "./block-source.t
 
 export type Difference = { readonly kind: "size"; readonly left: number; readonly right: number } | { readonly kind: "content"; readonly offset: number };
 
-/** Whether two sources hold the same disk. A hole and written zeros are the same content. */
-export async function compareDisks(left: BlockSource, right: BlockSource, onRead: (bytes: number) => void = () => {}): Promise<Difference | undefined> {
-  if (left.sizeBytes !== right.sizeBytes) return { kind: "size", left: left.sizeBytes, right: right.sizeBytes };
+export interface CompareOptions {
+  readonly onRead?: (bytes: number) => void;
+  /** Where one disk ends and the other goes on with zeros, they are the same. */
+  readonly maySizesDiffer?: boolean;
+}
+
+/**
+ * Whether two sources hold the same disk. A hole and written zeros are the same content. Of disks of two sizes, a difference of content is
+ * told where there is one.
+ */
+export async function compareDisks(
+  left: BlockSource,
+  right: BlockSource,
+  { onRead = () => {}, maySizesDiffer = false }: CompareOptions = {},
+): Promise<Difference | undefined> {
+  const content = await compareContent(left, right, onRead);
+  if (content || left.sizeBytes === right.sizeBytes || maySizesDiffer) return content;
+  return { kind: "size", left: left.sizeBytes, right: right.sizeBytes };
+}
+
+async function compareContent(left: BlockSource, right: BlockSource, onRead: (bytes: number) => void): Promise<Difference | undefined> {
+  const sizeBytes = Math.max(left.sizeBytes, right.sizeBytes);
   const a = new Cursor(left, onRead);
   const b = new Cursor(right, onRead);
   try {
-    for (let at = 0; at < left.sizeBytes; ) {
+    for (let at = 0; at < sizeBytes; ) {
       await a.reach(at);
       await b.reach(at);
-      const next = Math.min(a.runEnd(at, left.sizeBytes), b.runEnd(at, left.sizeBytes));
+      const next = Math.min(a.runEnd(at, sizeBytes), b.runEnd(at, sizeBytes));
       const [x, y] = [a.bytes(at, next), b.bytes(at, next)];
       if (x && y) {
         if (!x.equals(y)) return { kind: "content", offset: at + firstDifference(x, y) };

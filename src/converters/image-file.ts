@@ -1,7 +1,8 @@
 import { randomUUID } from "node:crypto";
-import { existsSync, statSync } from "node:fs";
+import { lstatSync, statSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { basename, resolve } from "node:path";
+import { umask } from "node:process";
 import { partialName, publish } from "../files/durable.ts";
 import { LocalFileSink } from "../files/local-file-sink.ts";
 import { HypersdkError } from "../model/errors.ts";
@@ -34,7 +35,7 @@ export async function writeImageFile(
   checkImageOptions(format, sizeBytes, options);
   refuseTarget(path, target, options);
   const partial = partialName(target, randomUUID());
-  const file = await LocalFileSink.create(partial, { hashed: false, shownAs: options.shownAs ?? path });
+  const file = await LocalFileSink.create(partial, { hashed: false, shownAs: options.shownAs ?? path, mode: modeOf(target) });
   try {
     await fill(imageSink(format, file, sizeBytes, { ...options, fileName: basename(target) }));
     const { bytes } = await file.finish(options.durable);
@@ -49,10 +50,17 @@ export async function writeImageFile(
   }
 }
 
+/** As of any file that a person asks for: what the umask leaves, or what the file has that is replaced. */
+export function modeOf(target: string): number {
+  return (statSync(target, { throwIfNoEntry: false })?.mode ?? 0o666 & ~umask()) & 0o777;
+}
+
 /** Refuses a target that is there, or that is one of the files that are read. */
 export function refuseTarget(path: string, target: string, { overwrite, inputs }: { readonly overwrite: boolean; readonly inputs: readonly string[] }): void {
-  if (!existsSync(target)) return;
-  const stat = statSync(target);
+  const link = lstatSync(target, { throwIfNoEntry: false });
+  if (!link) return;
+  const stat = statSync(target, { throwIfNoEntry: false });
+  if (!stat) throw new HypersdkError("AlreadyExists", `${path} is a link to something that is not there`, { hint: "name a new file" });
   if (!stat.isFile()) throw new HypersdkError("AlreadyExists", `${path} is no regular file`, { hint: "name a new file" });
   for (const input of inputs) {
     const other = statSync(input, { throwIfNoEntry: false });

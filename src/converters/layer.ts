@@ -12,8 +12,21 @@ export interface Layer {
   readonly identity?: string;
   readonly parent?: ParentReference;
   /** For checking a format whose blocks lie anywhere in the file. */
-  readonly blocks?: { placed(): AsyncIterable<PlacedBlock> /** How many the header says there are. */; readonly counted?: number };
+  readonly blocks?: BlocksInFile;
+  /** What else can be checked, beyond reading everything. */
+  readonly crossCheck?: () => AsyncIterable<CheckFinding>;
   readonly details: ImageDetails;
+}
+
+/** A sentence about what is wrong, or how many blocks of the file belong to nothing. */
+export type CheckFinding = { readonly problem: string } | { readonly orphans: number };
+
+export interface BlocksInFile {
+  placed(): AsyncIterable<PlacedBlock>;
+  /** How many the header says there are. */
+  readonly counted?: number;
+  /** Bytes of the file that only blocks may take, and how many each takes: what is left over is an orphan. */
+  readonly space?: { readonly bytes: number; readonly eachBytes: number };
 }
 
 /** What else is known of an image, for `image info`. */
@@ -23,6 +36,8 @@ export interface ImageDetails {
   readonly blockBytes?: number;
   readonly sectorBytes?: number;
   readonly features?: readonly string[];
+  /** Copies that a format keeps for safety, and that are damaged: the disk is read without them. */
+  readonly defects?: readonly string[];
   /** What a person should know: snapshots that are not looked at, a log that was replayed. */
   readonly notes?: readonly string[];
 }

@@ -1,4 +1,4 @@
-import { lstatSync, readdirSync, realpathSync } from "node:fs";
+import { existsSync, lstatSync, readdirSync, realpathSync } from "node:fs";
 import { basename, dirname, isAbsolute, join, resolve, sep } from "node:path";
 import { HypersdkError } from "../model/errors.ts";
 import { type ByteFile, openByteFile } from "./byte-file.ts";
@@ -52,7 +52,16 @@ export function neighboursOf(imagePath: string, allowed: readonly string[] = [],
       if (name === "" || /[\u0000-\u001f]/.test(name) || /^[A-Za-z][A-Za-z0-9+.-]+:/.test(name)) throw unsafe(image, name, "which is no path of a file", hint);
       const folder = realpathSync(dirname(imagePath));
       const folders = [folder, ...allowed.flatMap((each) => realOf(each))];
-      const { real, file } = openAt(isAbsolute(name) ? name : resolve(folder, name), name.replace(/^\.\//, ""), folders, hint);
+      const shown = name.replace(/^\.\//, "");
+      const own = isAbsolute(name) ? name : resolve(folder, name);
+      // an image that was moved: its parents are where the operator says, by their names
+      const places = [own, ...folders.slice(1).map((each) => join(each, basename(name)))];
+      const place = places.find((each) => existsSync(each));
+      if (place === undefined)
+        throw new HypersdkError("ImageDamaged", `${image}: the file ${shown} that belongs to it is missing: it is not at ${places.join(", nor at ")}`, {
+          hint: "name the folder that holds it with --allow-backing",
+        });
+      const { real, file } = openAt(place, shown, folders, hint);
       return { file, neighbours: neighboursOf(real, allowed, opened) };
     },
     has: (fileName) => lstatSync(join(dirname(imagePath), fileName), { throwIfNoEntry: false }) !== undefined,

@@ -27,10 +27,15 @@ export interface OpenedImage {
   /** The image and the ones that it is a difference to, nearest first. */
   readonly chain: readonly { readonly file: string; readonly format: ImageFormat; readonly variant: string }[];
   readonly details: ImageDetails;
+  /** Why its parents are not there, where it was opened without them. */
+  readonly problem?: HypersdkError;
   readonly blocks?: Layer["blocks"];
+  readonly crossCheck?: Layer["crossCheck"];
 }
 
 export interface OpenOptions {
+  /** Open it also when a parent cannot be: for looking at it, its content is not that of the disk. */
+  readonly mayLackParents?: boolean;
   /** That it is raw, whatever its first bytes are, or that it must be the named format. */
   readonly from?: ImageFormat;
   /** Folders outside the image's own that may hold its parents. */
@@ -48,15 +53,21 @@ const maxChain = 64;
 export async function openImage(path: string, options: OpenOptions = {}): Promise<OpenedImage> {
   for (const folder of options.allowBacking ?? [])
     if (!statSync(folder, { throwIfNoEntry: false })?.isDirectory()) throw new HypersdkError("Usage", `--allow-backing ${folder} is no folder`);
-  return openImageFile(openByteFile(path), neighboursOf(path, options.allowBacking), options.from);
+  return openImageFile(openByteFile(path), neighboursOf(path, options.allowBacking), options.from, options.mayLackParents);
 }
 
-export async function openImageFile(file: ByteFile, neighbours: Neighbours, from?: ImageFormat): Promise<OpenedImage> {
-  const opened = await openChain(file, neighbours, from, new Set());
+export async function openImageFile(file: ByteFile, neighbours: Neighbours, from?: ImageFormat, mayLackParents: boolean = false): Promise<OpenedImage> {
+  const opened = await openChain(file, neighbours, from, new Set(), mayLackParents);
   return { ...opened, otherFiles: [...new Set(neighbours.opened)] };
 }
 
-async function openChain(file: ByteFile, neighbours: Neighbours, from: ImageFormat | undefined, seen: Set<string>): Promise<Omit<OpenedImage, "otherFiles">> {
+async function openChain(
+  file: ByteFile,
+  neighbours: Neighbours,
+  from: ImageFormat | undefined,
+  seen: Set<string>,
+  mayLackParents: boolean = false,
+): Promise<Omit<OpenedImage, "otherFiles">> {
   if (file.id !== undefined && seen.has(file.id)) {
     await file.close();
     throw damaged(file.name, "the chain of parents comes back to this image");
@@ -69,7 +80,7 @@ async function openChain(file: ByteFile, neighbours: Neighbours, from: ImageForm
   const layer = await openLayer(file, neighbours, from, seen.size > 1);
   const { format, variant, source, details } = layer;
   const link = { file: file.name, format, variant };
-  const own = { format, variant, details, ...(layer.blocks ? { blocks: layer.blocks } : {}) };
+  const own = { format, variant, details, ...(layer.blocks ? { blocks: layer.blocks } : {}), ...(layer.crossCheck ? { crossCheck: layer.crossCheck } : {}) };
   if (!layer.parent) return { ...own, source, chain: [link] };
   try {
     const found = await openParent(file.name, layer.parent, neighbours, seen);
@@ -77,6 +88,7 @@ async function openChain(file: ByteFile, neighbours: Neighbours, from: ImageForm
       throw damaged(file.name, `its parent is larger: ${found.source.sizeBytes} bytes, not ${source.sizeBytes}`);
     return { ...own, source: overlaySource(source, found.source), chain: [link, ...found.chain] };
   } catch (error) {
+    if (mayLackParents && error instanceof HypersdkError) return { ...own, source, chain: [link], problem: error };
     await source.close().catch(() => {});
     throw error;
   }

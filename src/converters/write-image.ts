@@ -11,7 +11,7 @@ import { monolithicSparseSink } from "./vmdk/sparse-sink.ts";
 import { streamOptimizedSink } from "./vmdk/stream-sink.ts";
 
 /** The kinds of each format that are written, the usual one first. */
-const subformats: Readonly<Record<ImageFormat, readonly string[]>> = {
+export const subformats: Readonly<Record<ImageFormat, readonly string[]>> = {
   qcow2: ["v3"],
   raw: ["sparse"],
   vmdk: ["monolithicSparse", "streamOptimized"],

@@ -1,4 +1,4 @@
-import { constants } from "node:fs";
+import { constants, rmSync } from "node:fs";
 import { mkdir, open, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { fileError, guard } from "./local-file-sink.ts";
@@ -28,7 +28,25 @@ export async function makeFolder(path: string): Promise<void> {
 
 /** The temporary neighbour of a file that is being written. Leftovers are known by the ending. */
 export function partialName(path: string, token: string): string {
-  return join(dirname(path), `.${basename(path)}.${token}${partialEnding}`);
+  const partial = join(dirname(path), `.${basename(path)}.${token}${partialEnding}`);
+  if (!isListening) process.on("exit", removeUnfinished);
+  isListening = true;
+  unfinished.add(partial);
+  return partial;
+}
+
+/** Partial files of this process that may still be there: a process that leaves at once takes them with it. */
+const unfinished = new Set<string>();
+let isListening = false;
+
+function removeUnfinished(): void {
+  for (const path of unfinished) {
+    try {
+      rmSync(path, { recursive: true, force: true });
+    } catch {
+      // a leftover is known by its ending
+    }
+  }
 }
 
 export const partialEnding = ".partial";
@@ -40,6 +58,7 @@ export const partialEnding = ".partial";
 export async function publish(partial: string, path: string, durable: boolean = true): Promise<void> {
   await guard(path, async () => {
     await rename(partial, path);
+    unfinished.delete(partial);
     if (durable) await syncFolder(dirname(path));
   });
 }

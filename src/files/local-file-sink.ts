@@ -29,11 +29,14 @@ export class LocalFileSink implements ByteSink {
     this.#hash = hashed ? new StoredHash() : undefined;
   }
 
-  /** @param options.shownAs what messages call the file, where its present name is a temporary one */
-  static async create(path: string, options: { readonly hashed: boolean; readonly shownAs?: string }): Promise<LocalFileSink> {
+  /**
+   * @param options.shownAs what messages call the file, where its present name is a temporary one
+   * @param options.mode who may read it; only its owner otherwise
+   */
+  static async create(path: string, options: { readonly hashed: boolean; readonly shownAs?: string; readonly mode?: number }): Promise<LocalFileSink> {
     const flags = constants.O_CREAT | constants.O_EXCL | constants.O_RDWR | constants.O_NOFOLLOW;
     const shown = options.shownAs ?? path;
-    return new LocalFileSink(await guard(shown, () => open(path, flags, 0o600)), shown, options.hashed);
+    return new LocalFileSink(await guard(shown, () => open(path, flags, options.mode ?? 0o600)), shown, options.hashed);
   }
 
   reserve(bytes: number): FillGap {
@@ -142,6 +145,7 @@ export function fileError(path: string, error: unknown): unknown {
     case "EROFS":
       return new HypersdkError("DestinationUnreachable", `no permission to write ${path}`, { ...details, hint: "give this user the right to write there" });
     case "ENOENT":
+      return new HypersdkError("DestinationUnreachable", `cannot write ${path}: its folder is not there`, { ...details, hint: "make the folder first" });
     case "ENOTDIR":
     case "ELOOP":
     case "EIO":

@@ -10,9 +10,9 @@ const unitBytes: Readonly<Record<string, number>> = {
   TiB: 2 ** 40,
 };
 
-/** Reads `64MiB`, `1.5 GiB`, `512B` into bytes; undefined when it is no size or does not fit 2^53. */
+/** Reads `64MiB`, `1.5 GiB`, `512B`, `512` into bytes; undefined when it is no size or does not fit 2^53. */
 export function parseSize(text: string): number | undefined {
-  const match = /^(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)$/.exec(text);
+  const match = /^(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)$/.exec(/^\d+$/.test(text) ? `${text}B` : text);
   if (!match) return undefined;
   const bytes = Math.round(Number(match[1]) * (unitBytes[match[2] ?? ""] ?? Number.NaN));
   return Number.isSafeInteger(bytes) ? bytes : undefined;

@@ -2,11 +2,14 @@ import { progressText } from "../../ui/progress.ts";
 import type { Io } from "../io.ts";
 
 /** Progress of one thing that is counted in bytes: shown after a second, ten times a second on a terminal, else every 10 s. */
-export function byteProgress(io: Io, totalBytes: number): { readonly add: (bytes: number) => void; stop(): void } {
+export function byteProgress(
+  io: Io,
+  estimatedBytes: number,
+): { readonly add: (bytes: number) => void /** Once it is known better. */; readonly setTotal: (bytes: number) => void; stop(): void } {
   const isTerminal = process.stderr.isTTY === true && !io.env["CI"];
   const started = performance.now();
-  let [done, shown] = [0, false];
-  if (io.quiet || io.json) return { add() {}, stop() {} };
+  let [done, shown, totalBytes] = [0, false, estimatedBytes];
+  if (io.quiet || io.json) return { add() {}, setTotal() {}, stop() {} };
   const draw = (): void => {
     const seconds = (performance.now() - started) / 1000;
     if (seconds < 1) return;
@@ -17,6 +20,7 @@ export function byteProgress(io: Io, totalBytes: number): { readonly add: (bytes
   const timer = setInterval(draw, isTerminal ? 100 : 10_000);
   return {
     add: (bytes) => void (done += bytes),
+    setTotal: (bytes) => void (totalBytes = bytes),
     stop() {
       clearInterval(timer);
       if (shown && isTerminal) io.err("\r\u001b[K");

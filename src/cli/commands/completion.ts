@@ -27,7 +27,7 @@ _hypersdk() {
 compdef _hypersdk hypersdk
 `;
     case "fish":
-      return `complete -c hypersdk -f -a '(hypersdk __complete (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
+      return `complete -c hypersdk -a '(hypersdk __complete (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
 `;
     default:
       throw new HypersdkError("Usage", `there is no completion for ${JSON.stringify(shell)}`, { hint: "bash, zsh or fish" });

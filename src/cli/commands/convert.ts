@@ -1,5 +1,7 @@
 import { existsSync, statSync } from "node:fs";
+import { rmdir } from "node:fs/promises";
 import { basename, extname, join } from "node:path";
+import { isLockedByOther } from "../../converters/file-locks.ts";
 import { formatOfName, writeImageFile } from "../../converters/image-file.ts";
 import { isMachine, type Machine, openMachine } from "../../converters/machine/open-machine.ts";
 import { defaultHardware } from "../../converters/machine/pack-machine.ts";
@@ -24,6 +26,7 @@ export interface ConvertOptions {
   readonly allowBacking?: readonly string[];
   readonly maxVirtualSize?: string;
   readonly parallelism?: number;
+  readonly forceShare?: boolean;
   readonly overwrite?: boolean;
 }
 
@@ -67,28 +70,31 @@ export async function convert(paths: readonly string[], options: ConvertOptions,
   const interrupts = listenForInterrupts(io.err);
   const opened: OpenedImage[] = [];
   try {
-    const machine = sources.length === 1 && isMachine(sources[0] as string) ? await openMachine(sources[0] as string, interrupts.signal) : undefined;
-    if (machine && (options.from || options.allowBacking)) throw new HypersdkError("Usage", "--from and --allow-backing are for disk images, not for a VM");
+    const machine =
+      sources.length === 1 && isMachine(sources[0] as string) ? await openMachine(sources[0] as string, interrupts.signal, options.allowBacking) : undefined;
+    if (machine && options.from) throw new HypersdkError("Usage", "--from is for disk images, not for a VM");
     const inputs = machine ? inputsOf(sources[0] as string, machine) : sources.map((path) => inputOf(path, options));
     if (/\.(ova|ovf)$/i.test(output)) return await convertToPackage(inputs, machine, output, options, interrupts.signal, opened, io);
     const targets = targetsOf(inputs, output, options);
     const jobs: Job[] = [];
     const watched: Watched = new Map();
     for (const { input, path, to } of targets) {
-      const image = await openWatched(input, watched);
+      const image = await openWatched(input, watched, options);
       opened.push(image);
       checkSize(input, image, options);
       jobs.push({ input, image, output: path, to });
       checkJob(jobs.at(-1) as Job, options, io);
     }
+    const madeFolder = isFolder(inputs, output) && !existsSync(output);
     if (isFolder(inputs, output)) await makeFolder(output);
     const progress = byteProgress(
       io,
       jobs.reduce((sum, { image }) => sum + image.source.dataBytes, 0),
     );
+    const done: Converted[] = [];
+    const stopMeasuring = measureMeanwhile(opened, progress);
     try {
       const queue = [...jobs];
-      const done: Converted[] = [];
       const work = async (): Promise<void> => {
         for (let job = queue.shift(); job; job = queue.shift()) {
           const one = await convertOne(job, watched, options, interrupts.signal, progress.add);
@@ -102,9 +108,16 @@ export async function convert(paths: readonly string[], options: ConvertOptions,
       const results = await Promise.allSettled(Array.from({ length: Math.min(jobs.length, options.parallelism ?? 2) }, work));
       for (const result of results) if (result.status === "rejected") throw result.reason;
       progress.stop();
-      if (io.json) io.result("convert", { images: done.sort((a, b) => (a.output < b.output ? -1 : 1)) });
+      const order = new Map(jobs.map(({ output: path }, i) => [path, i]));
+      if (io.json) io.result("convert", { images: done.sort((a, b) => (order.get(a.output) ?? 0) - (order.get(b.output) ?? 0)) });
       return 0;
+    } catch (error) {
+      if (done.length > 0 && jobs.length > 1 && !interrupts.exitCode)
+        io.err(`${io.errStyle.yellow("warning")}: ${done.length} of ${jobs.length} images were converted: ${done.map((one) => one.output).join(", ")}\n`);
+      if (done.length === 0 && madeFolder) await rmdir(output).catch(() => {});
+      throw error;
     } finally {
+      await stopMeasuring();
       progress.stop();
     }
   } catch (error) {
@@ -125,12 +138,51 @@ function inputsOf(path: string, { disks }: Machine): Input[] {
   return disks.map(({ name, path: file, open }) => ({ name: `${path}: ${name}`, stem: basename(name, extname(name)), files: [file, path], open }));
 }
 
-async function openWatched(input: Input, watched: Watched): Promise<OpenedImage> {
-  const watch = (path: string): unknown => watched.has(path) || watched.set(path, fingerprint(path));
-  input.files.forEach(watch);
+/** Opens an image and remembers what its files are now. @throws SourceLocked for one that somebody writes to, such as a running VM */
+async function openWatched(input: Input, watched: Watched, { forceShare = false }: ConvertOptions): Promise<OpenedImage> {
+  const watch = (path: string): void => {
+    if (watched.has(path)) return;
+    const stat = statSync(path, { bigint: true, throwIfNoEntry: false });
+    if (stat && !forceShare && isLockedByOther(stat))
+      throw new HypersdkError("SourceLocked", `${path} is locked by another process, which may write to it`, {
+        hint: "shut the VM down, or read it all the same with --force-share",
+      });
+    watched.set(path, fingerprint(path));
+  };
+  for (const path of input.files) watch(path);
   const image = await input.open();
-  image.otherFiles.forEach(watch);
+  try {
+    for (const path of image.otherFiles) watch(path);
+  } catch (error) {
+    await image.source.close();
+    throw error;
+  }
   return image;
+}
+
+/**
+ * Once a conversion takes so long that its progress is shown, sums what the tables say: of packed data, an estimate before is far off.
+ * @returns stops it, and waits until the images are no longer read
+ */
+function measureMeanwhile(images: readonly OpenedImage[], progress: ReturnType<typeof byteProgress>): () => Promise<void> {
+  let isStopped = false;
+  let measuring: Promise<void> = Promise.resolve();
+  const measure = async (): Promise<void> => {
+    let bytes = 0;
+    for (const { source } of images)
+      for await (const { kind, length } of source.extents()) {
+        if (isStopped) return;
+        if (kind === "data") bytes += length;
+      }
+    progress.setTotal(bytes);
+  };
+  // what it cannot read, the conversion will meet
+  const timer = setTimeout(() => (measuring = measure().catch(() => {})), 1000);
+  return async () => {
+    isStopped = true;
+    clearTimeout(timer);
+    await measuring;
+  };
 }
 
 /** A VM as one archive, or as a descriptor with its disks beside it. */
@@ -152,7 +204,7 @@ async function convertToPackage(
     if (value !== undefined) throw new HypersdkError("Usage", `${flag} is not for an OVF package: its disks are stream-optimized VMDKs`);
   const watched: Watched = new Map();
   for (const input of inputs) {
-    const image = await openWatched(input, watched);
+    const image = await openWatched(input, watched, options);
     opened.push(image);
     checkSize(input, image, options);
   }
@@ -161,6 +213,7 @@ async function convertToPackage(
     io,
     opened.reduce((sum, { source }) => sum + source.dataBytes, 0),
   );
+  const stopMeasuring = measureMeanwhile(opened, progress);
   try {
     const write = /\.ova$/i.test(output) ? writeOva : writeOvf;
     const { bytes, readBytes } = await write(
@@ -188,6 +241,7 @@ async function convertToPackage(
       );
     return 0;
   } finally {
+    await stopMeasuring();
     progress.stop();
   }
 }

@@ -3,7 +3,7 @@ import { join, resolve } from "node:path";
 import type { BlockSource } from "../../converters/block-source.ts";
 import { formatOfName, writeImageFile } from "../../converters/image-file.ts";
 import { defaultHardware } from "../../converters/machine/pack-machine.ts";
-import { writeOva } from "../../converters/machine/write-package.ts";
+import { writeOva, writeOvf } from "../../converters/machine/write-package.ts";
 import type { Destination } from "../../destinations/destination.ts";
 import { isChunked, type Manifest, type ManifestDisk } from "../../exports/manifest.ts";
 import { checkContent, restoreDisk, storedDisks } from "../../exports/restore.ts";
@@ -65,8 +65,8 @@ export async function restore(id: string | undefined, options: RestoreOptions, i
 
 /** Whether the whole VM becomes one file. */
 function isPackage({ to, format, disk }: RestoreOptions): boolean {
-  if (format !== "ova" && (format !== undefined || !/\.ova$/i.test(to))) return false;
-  if (disk !== undefined) throw new HypersdkError("Usage", "--disk is for disk images, an OVA holds the whole VM");
+  if (format !== "ova" && (format !== undefined || !/\.(ova|ovf)$/i.test(to))) return false;
+  if (disk !== undefined) throw new HypersdkError("Usage", "--disk is for disk images, a package holds the whole VM");
   if (to.endsWith("/")) throw new HypersdkError("Usage", `${JSON.stringify(to)} is a folder, an OVA is one file`, { hint: `--to ${to}vm.ova` });
   return true;
 }
@@ -83,7 +83,8 @@ async function restorePackage(manifestPath: string, manifest: Manifest, destinat
       sources.reduce((sum, { dataBytes }) => sum + dataBytes, 0),
     );
     try {
-      const { bytes } = await writeOva(
+      const write = /\.ovf$/i.test(path) ? writeOvf : writeOva;
+      const { bytes } = await write(
         path,
         { ...defaultHardware, ...manifest.vm, sources },
         {

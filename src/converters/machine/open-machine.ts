@@ -29,7 +29,7 @@ export function isMachine(path: string): boolean {
  * Opens an `.ova` in place, an `.ovf` or a `.vmx`, and checks the hashes of the manifest where there is one.
  * @throws ImageDamaged for a file that is missing or is not the one that was packed
  */
-export async function openMachine(path: string, signal?: AbortSignal): Promise<Machine> {
+export async function openMachine(path: string, signal?: AbortSignal, allowBacking: readonly string[] = []): Promise<Machine> {
   if (/\.ova$/i.test(path)) return openArchive(path, signal);
   const descriptor = readVmDescriptor(path);
   if (descriptor.disks.length === 0) throw new HypersdkError("ImageDamaged", `${path} names no disk`);
@@ -43,12 +43,16 @@ export async function openMachine(path: string, signal?: AbortSignal): Promise<M
       await file.close();
     }
   }
-  return { descriptor, disks: descriptor.disks.map((name) => ({ name, path: join(dirname(path), name), open: () => openDisk(path, name) })) };
+  return { descriptor, disks: descriptor.disks.map((name) => ({ name, path: join(dirname(path), name), open: () => openDisk(path, name, allowBacking) })) };
 }
 
 /** Through its neighbours, so that a descriptor cannot name a file elsewhere. */
-async function openDisk(path: string, name: string): Promise<OpenedImage> {
-  await neighboursOf(path).open(name).close();
+async function openDisk(path: string, name: string, allowBacking: readonly string[]): Promise<OpenedImage> {
+  if (allowBacking.length === 0) await neighboursOf(path).open(name).close();
+  else {
+    const { file, neighbours } = neighboursOf(path, allowBacking).openParent(name);
+    return openImageFile(file, neighbours);
+  }
   return openImage(join(dirname(path), name));
 }
 

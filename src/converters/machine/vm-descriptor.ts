@@ -44,8 +44,8 @@ function readVmx(file: string, text: string): VmDescriptor {
       if (
         !slot ||
         values.get(`${slot[1]}.present`)?.toLowerCase() === "false" ||
-        /cdrom/i.test(values.get(`${slot[1]}.devicetype`) ?? "") ||
-        !/\.vmdk$/i.test(fileName)
+        /cdrom|atapi|^(auto detect|emptyBackupString)?$/i.test(values.get(`${slot[1]}.devicetype`) ?? "disk") ||
+        /\.(iso|flp)$/i.test(fileName)
       )
         return [];
       const hdd = order.indexOf(slot[1] as string);

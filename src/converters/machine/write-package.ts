@@ -4,7 +4,7 @@ import { basename, dirname, extname, join, resolve } from "node:path";
 import { partialName, publish, writeDurably } from "../../files/durable.ts";
 import { LocalFileSink } from "../../files/local-file-sink.ts";
 import { openByteFile } from "../byte-file.ts";
-import { refuseTarget, writeImageFile } from "../image-file.ts";
+import { modeOf, refuseTarget, writeImageFile } from "../image-file.ts";
 import { type Poured, pour } from "../pour.ts";
 import { hashOf } from "./ovf-manifest.ts";
 import { ovfText } from "./ovf-text.ts";
@@ -34,7 +34,7 @@ export async function writeOva(path: string, machine: PackagedMachine, options: 
   const target = resolve(path);
   refuseTarget(path, target, options);
   const partial = partialName(target, randomUUID());
-  const out = await LocalFileSink.create(partial, { hashed: false, shownAs: path });
+  const out = await LocalFileSink.create(partial, { hashed: false, shownAs: path, mode: modeOf(target) });
   try {
     const disks = await packMachine(out, basename(target, extname(target)), machine, options);
     confirm(disks.map(({ poured }) => poured.contentHash));

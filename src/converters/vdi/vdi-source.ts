@@ -46,7 +46,11 @@ export async function openVdi(file: ByteFile): Promise<Layer> {
     format: "vdi",
     variant: isDifference ? "differencing" : type === types.fixed ? "fixed" : "dynamic",
     source,
-    blocks: { placed: source.placed, counted: bytes.readUInt32LE(388) },
+    blocks: {
+      placed: source.placed,
+      counted: bytes.readUInt32LE(388),
+      space: { bytes: file.sizeBytes - dataOffset, eachBytes: blockBytes },
+    },
     identity: bytes.toString("hex", 392, 408),
     details: {
       creator: bytes

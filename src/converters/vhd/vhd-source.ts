@@ -44,10 +44,27 @@ export async function openVhd(file: ByteFile): Promise<Layer> {
     ...about,
     variant: isDifference ? "differencing" : "dynamic",
     source,
-    blocks: source,
-    details: { creator: footer.creator, blockBytes: header.blockBytes },
+    blocks: {
+      placed: source.placed,
+      // a difference also has locators of its parent somewhere
+      ...(isDifference
+        ? {}
+        : { space: { bytes: file.sizeBytes - footer.bytes - blocksFrom(header), eachBytes: bitmapBytes(header.blockBytes) + header.blockBytes } }),
+    },
+    details: { creator: footer.creator, blockBytes: header.blockBytes, ...(await defectsOf(file, footer)) },
     ...(isDifference ? { parent: await parentOf(file, header) } : {}),
   };
+}
+
+/** Behind the header and the table, whichever comes last. */
+function blocksFrom({ tableOffset, entries }: DynamicHeader): number {
+  return Math.max(footerBytes + dynamicHeaderBytes, tableOffset + Math.ceil((entries * 4) / 512) * 512);
+}
+
+/** A dynamic disk begins with a copy of its footer. */
+async function defectsOf(file: ByteFile, footer: Footer): Promise<{ readonly defects?: readonly string[] }> {
+  const [copy, last] = [await readBytes(file, 0, footerBytes), await readBytes(file, file.sizeBytes - footer.bytes, footer.bytes)];
+  return copy.subarray(0, footer.bytes).equals(last) ? {} : { defects: ["the copy of the footer at the beginning is not the footer"] };
 }
 
 async function readFooter(file: ByteFile): Promise<Footer> {

@@ -36,9 +36,10 @@ interface Metadata {
 
 /** A fixed, dynamic or differencing VHDX. A log that is not empty is replayed in memory, never into the file. */
 export async function openVhdx(raw: ByteFile): Promise<Layer> {
-  const header = await readHeader(raw);
+  const defects: string[] = [];
+  const header = await readHeader(raw, defects);
   const { file, entries } = await withReplayedLog(raw, header.log);
-  const regions = await readRegions(file);
+  const regions = await readRegions(file, defects);
   const metadata = await readMetadata(file, regions.metadata);
   const { sizeBytes, blockBytes, sectorBytes, parent } = metadata;
   const ratio = chunkRatio(sectorBytes, blockBytes);
@@ -88,16 +89,22 @@ export async function openVhdx(raw: ByteFile): Promise<Layer> {
   };
 
   const source = blockMapSource(file, sizeBytes, blockBytes, blockAt);
+  const structures = [regions.bat, regions.metadata, { offset: header.log.offset, length: header.log.bytes }];
   return {
     format: "vhdx",
     variant: parent ? "differencing" : metadata.keepsBlocks ? "fixed" : "dynamic",
     source,
-    blocks: source,
+    blocks: {
+      placed: source.placed,
+      // a difference also has bitmaps
+      ...(parent ? {} : { space: { bytes: file.sizeBytes - Math.max(...structures.map(({ offset, length }) => offset + length)), eachBytes: blockBytes } }),
+    },
     identity: header.dataWriteId,
     details: {
       creator: await creatorOf(file),
       blockBytes,
       sectorBytes,
+      ...(defects.length > 0 ? { defects } : {}),
       ...(entries > 0 ? { notes: [`the log was not empty: ${entries} entries were replayed in memory`] } : {}),
     },
     ...(parent ? { parent } : {}),
@@ -111,13 +118,16 @@ interface Header {
 }
 
 /** The newer of the two headers whose checksum is right. */
-async function readHeader(file: ByteFile): Promise<Header> {
+async function readHeader(file: ByteFile, defects: string[]): Promise<Header> {
   const { name } = file;
   if ((await readBytes(file, 0, 8)).toString("latin1") !== "vhdxfile") throw damaged(name, "the VHDX file identifier is missing");
   let newest: Header | undefined;
   for (const at of headerOffsets) {
     const bytes = await readBytes(file, at, headerBytes);
-    if (bytes.toString("latin1", 0, 4) !== "head" || crc32cWithout(bytes, 4) !== bytes.readUInt32LE(4)) continue;
+    if (bytes.toString("latin1", 0, 4) !== "head" || crc32cWithout(bytes, 4) !== bytes.readUInt32LE(4)) {
+      defects.push(`the header at ${at} has a wrong checksum; the other one is used`);
+      continue;
+    }
     const sequence = bytes.readBigUInt64LE(8);
     if (newest && newest.sequence >= sequence) continue;
     const version = bytes.readUInt16LE(66);
@@ -134,15 +144,13 @@ async function readHeader(file: ByteFile): Promise<Header> {
   return newest;
 }
 
-async function readRegions(file: ByteFile): Promise<{ readonly bat: Region; readonly metadata: Region }> {
+async function readRegions(file: ByteFile, defects: string[]): Promise<{ readonly bat: Region; readonly metadata: Region }> {
   const { name } = file;
   let table: Buffer | undefined;
   for (const at of regionOffsets) {
     const bytes = await readBytes(file, at, regionTableBytes);
-    if (bytes.toString("latin1", 0, 4) === "regi" && crc32cWithout(bytes, 4) === bytes.readUInt32LE(4)) {
-      table = bytes;
-      break;
-    }
+    if (bytes.toString("latin1", 0, 4) === "regi" && crc32cWithout(bytes, 4) === bytes.readUInt32LE(4)) table ??= bytes;
+    else defects.push(`the region table at ${at} has a wrong checksum; the other one is used`);
   }
   if (!table) throw damaged(name, "neither of the two region tables has a right checksum");
   const count = table.readUInt32LE(8);

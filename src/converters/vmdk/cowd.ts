@@ -35,5 +35,7 @@ export async function readCowdHeader(file: ByteFile): Promise<SparseHeader> {
     directoryBytes: entries * 4,
     isCompressed: false,
     hasZeroGrains: false,
+    redundantOffset: 0,
+    overheadBytes: 0,
   };
 }

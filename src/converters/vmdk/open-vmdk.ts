@@ -5,6 +5,7 @@ import { concatSource, partOf, zeroSource } from "../concat-source.ts";
 import type { ImageDetails, Layer, ParentReference } from "../layer.ts";
 import type { Neighbours } from "../neighbours.ts";
 import { openRaw } from "../raw/raw-source.ts";
+import { checkSparse } from "./check-sparse.ts";
 import { readCowdHeader } from "./cowd.ts";
 import { maxDescriptorBytes, parseDescriptor, type VmdkDescriptor, type VmdkExtent } from "./descriptor.ts";
 import { openSeSparse } from "./se-sparse.ts";
@@ -15,7 +16,13 @@ import { sparseSource } from "./sparse-source.ts";
 export async function openSparseVmdk(file: ByteFile): Promise<Layer> {
   const header = await readSparseHeader(file);
   const details: ImageDetails = { blockBytes: header.grainBytes, ...(header.isCompressed ? { features: ["deflated grains"] } : {}) };
-  const unnamed: Layer = { format: "vmdk", variant: header.isCompressed ? "streamOptimized" : "monolithicSparse", source: sparseSource(file, header), details };
+  const unnamed: Layer = {
+    format: "vmdk",
+    variant: header.isCompressed ? "streamOptimized" : "monolithicSparse",
+    source: sparseSource(file, header),
+    ...(header.isCompressed ? {} : { crossCheck: () => checkSparse(file, header) }),
+    details,
+  };
   if (header.descriptorOffset === 0 || header.descriptorBytes === 0) return unnamed;
   const text = await readBytes(file, header.descriptorOffset, header.descriptorBytes, maxDescriptorBytes);
   // a zero-filled descriptor area is that of an extent of a split disk

@@ -21,6 +21,10 @@ export interface SparseHeader {
   readonly entriesPerTable: number;
   readonly directoryOffset: number;
   readonly directoryBytes: number;
+  /** A second directory with tables of its own; 0 where there is none. */
+  readonly redundantOffset: number;
+  /** What stands in front of the first grain. */
+  readonly overheadBytes: number;
   readonly isCompressed: boolean;
   /** Entry 1 of a grain table means a grain of zeros. */
   readonly hasZeroGrains: boolean;
@@ -35,6 +39,10 @@ export async function readSparseHeader(file: ByteFile): Promise<SparseHeader> {
   if (tail.readUInt32LE(12) !== footerMarker || tail.readUInt32LE(512) !== sparseMagic)
     throw damaged(file.name, "the footer of the stream-optimized VMDK is missing: the file is cut short");
   return check(file, decode(file, tail.subarray(512, 1024)));
+}
+
+function flagged(flags: number, flag: number): boolean {
+  return (flags & flag) !== 0;
 }
 
 type Decoded = Omit<SparseHeader, "directoryOffset" | "directoryBytes"> & { readonly directoryOffset: number | "at the end" };
@@ -58,6 +66,8 @@ function decode({ name }: ByteFile, bytes: Buffer): Decoded {
     descriptorOffset: sectors("descriptorOffset", 28),
     descriptorBytes: sectors("descriptorSize", 36),
     entriesPerTable: bytes.readUInt32LE(44),
+    redundantOffset: flagged(flags, 2) ? sectors("rgdOffset", 48) : 0,
+    overheadBytes: sectors("overHead", 64),
     directoryOffset: directory === 0xffffffffffffffffn ? "at the end" : narrow(name, "gdOffset", directory * 512n),
     hasZeroGrains: (flags & 4) !== 0,
   };

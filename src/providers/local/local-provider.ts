@@ -1,5 +1,6 @@
 import { type BigIntStats, statSync } from "node:fs";
 import { openByteFile, sliceOf } from "../../converters/byte-file.ts";
+import { isLockedByOther } from "../../converters/file-locks.ts";
 import { checkArchive } from "../../converters/machine/open-machine.ts";
 import { tarMembers } from "../../converters/machine/tar-members.ts";
 import { neighboursOf, noNeighbours } from "../../converters/neighbours.ts";
@@ -11,7 +12,6 @@ import type { Clock } from "../../model/ports.ts";
 import { vmPathUnder } from "../../model/vm-path.ts";
 import type { Provider, SnapshotDisk, VmSnapshot } from "../provider.ts";
 import { discover, type FoundDisk, type FoundVm } from "./discover.ts";
-import { isLockedByOther } from "./file-locks.ts";
 
 /**
  * A folder tree of disk images. It has no snapshots: an export reads the files as they are, and fails with `SourceChanged`
