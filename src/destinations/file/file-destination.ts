@@ -22,26 +22,14 @@ export function fileDestination(spec: DestinationAddress, random: Random): Desti
     spec,
     async create(path) {
       const final = at(path);
-      await makeFolder(dirname(final));
       const partial = partialName(final, random.uuid());
-      const sink = await LocalFileSink.create(partial, { hashed: true });
-      return uploadOver(sink, partial, final);
+      return uploadOver(await inFolder(final, () => LocalFileSink.create(partial, { hashed: true })), partial, final);
     },
     async put(path, data, { exclusive = false } = {}) {
       const final = at(path);
-      await makeFolder(dirname(final));
-      if (!exclusive) return writeDurably(final, data, random.uuid());
+      if (!exclusive) return inFolder(final, () => writeDurably(final, data, random.uuid()));
       try {
-        // whole from the first instant: link gives the finished file its name, and fails where there is one
-        const partial = partialName(final, random.uuid());
-        try {
-          const file = await open(partial, "wx", 0o600);
-          await file.writeFile(data).finally(() => file.sync().finally(() => file.close()));
-          await link(partial, final);
-          await syncFolder(dirname(final));
-        } finally {
-          await rm(partial, { force: true });
-        }
+        await inFolder(final, () => putOnce(final, data, random.uuid()));
       } catch (error) {
         throw fileError(final, error);
       }
@@ -69,19 +57,47 @@ export function fileDestination(spec: DestinationAddress, random: Random): Desti
       const final = at(path);
       try {
         await rm(final, { force: true });
-        // folders that became empty go with their last file
-        for (let folder = dirname(final); folder !== root && folder.startsWith(root); folder = dirname(folder)) {
+        // folders that became empty go with their last file; what is gone stays gone after a power cut
+        let folder = dirname(final);
+        for (; folder !== root && folder.startsWith(root); folder = dirname(folder)) {
           try {
             await rmdir(folder);
           } catch {
             break;
           }
         }
+        await syncFolder(folder);
       } catch (error) {
-        throw fileError(final, error);
+        // a folder that is gone holds nothing
+        if (errnoOf(error) !== "ENOENT") throw fileError(final, error);
       }
     },
   };
+}
+
+/** Makes the folder and works in it; again, where another process removed it in between because it was empty. */
+async function inFolder<T>(final: string, work: () => Promise<T>): Promise<T> {
+  for (let attempt = 0; ; attempt++) {
+    await makeFolder(dirname(final));
+    try {
+      return await work();
+    } catch (error) {
+      const cause = error instanceof HypersdkError ? error.cause : error;
+      if (errnoOf(cause) !== "ENOENT" || attempt === 5) throw error;
+    }
+  }
+}
+
+/** Whole from the first instant: a link gives the finished file its name, and fails where there is one. */
+async function putOnce(final: string, data: string | Uint8Array, token: string): Promise<void> {
+  const partial = partialName(final, token);
+  try {
+    const file = await open(partial, "wx", 0o600);
+    await file.writeFile(data).finally(() => file.sync().finally(() => file.close()));
+    await link(partial, final).finally(() => syncFolder(dirname(final)));
+  } finally {
+    await rm(partial, { force: true });
+  }
 }
 
 function uploadOver(sink: LocalFileSink, partial: string, final: string): Upload {
