@@ -3,6 +3,7 @@ import { manifestName } from "../exports/manifest.ts";
 import { readManifest } from "../exports/restore.ts";
 import type { DesiredState } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
+import { isOfRepository } from "../repository/layout.ts";
 import { lockPath } from "../repository/locks.ts";
 import { isRepositoryPoint, pendingPath } from "../repository/points.ts";
 import type { Lease } from "../state/leases.ts";
@@ -17,6 +18,7 @@ import { exportScope, proveAndComplete, recordPoint } from "./run-export.ts";
  */
 export async function recover(desired: DesiredState, context: EngineContext): Promise<void> {
   const { state, clock, random, emit } = context;
+  const swept = new Set<string>();
   for (const run of state.runs.open()) {
     if (run.state === "queued") continue;
     let lease: Lease;
@@ -29,6 +31,8 @@ export async function recover(desired: DesiredState, context: EngineContext): Pr
     try {
       const name: RunName = { id: run.id, schedule: run.schedule, vmPath: run.vmPath, fireTime: run.fireTime };
       emit({ type: "run_recovered", run: name, outcome: await recoverRun(run, name, lease, desired, context) });
+      if (!swept.has(run.destinationUrl)) await sweep(await context.openDestination({ name: run.destination, url: run.destinationUrl }));
+      swept.add(run.destinationUrl);
     } catch (error) {
       // an unreachable destination leaves the run as it is, for the next time
       if (!(error instanceof HypersdkError)) throw error;
@@ -76,6 +80,14 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
   }
   state.write(lease, () => requeue(run, context));
   return "queued";
+}
+
+/**
+ * Removes what a dead process left of small objects. One that a living process is just writing may go too: it writes it again, as it does
+ * when its folder goes; disks, which are long in the writing, are cleared with their run.
+ */
+async function sweep(destination: Destination): Promise<void> {
+  for (const { path, isPartial } of await destination.list()) if (isPartial && (!path.includes("/") || isOfRepository(path))) await destination.remove(path);
 }
 
 async function isThere(destination: Destination, path: string): Promise<boolean> {

@@ -154,7 +154,7 @@ function isChosen(name: string, share: number): boolean {
   return Number.parseInt(name.slice(0, 8), 16) < share * 2 ** 32;
 }
 
-export function unusedBytes(index: ChunkIndex, present: Present, used: Used): number {
+function unusedBytes(index: ChunkIndex, present: Present, used: Used): number {
   let bytes = 0;
   for (const { name, bytes: segmentBytes } of present.segments.values()) if (!used.segments.has(name)) bytes += segmentBytes;
   for (const { name, bytes: packBytes } of present.packs.values()) {

@@ -38,6 +38,11 @@ export const pointsFolder = "points";
 export const condemnedFolder = "condemned";
 export const locksFolder = "locks";
 
+/** Whether a path is one that a repository writes at once, an object or a leftover of one. */
+export function isOfRepository(path: string): boolean {
+  return [packsFolder, indexFolder, segmentsFolder, pointsFolder, condemnedFolder, locksFolder].includes(path.slice(0, path.indexOf("/")));
+}
+
 const magics = { pack: Buffer.from("HSPACK\0\x01", "latin1"), index: Buffer.from("HSINDX\0\x01", "latin1"), segment: Buffer.from("HSSEGM\0\x01", "latin1") };
 
 export interface ChunkEntry {

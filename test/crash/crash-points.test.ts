@@ -24,7 +24,18 @@ import { afterCrash, type Loss, operations } from "./recorded-fs.ts";
 /** Every operation with `npm run test:crash`; else each in its turn. */
 const isWhole = process.env["CRASH"] === "whole";
 const stride = isWhole ? 1 : 11;
-const losses: readonly Loss[] = ["nothing", "all", "contents", { tornAt: 512 }, { tornAt: 4096 }, { namesOf: 0 }, { namesOf: 1 }, { namesOf: 2 }, { namesOf: 3 }, { namesOf: 4 }];
+const losses: readonly Loss[] = [
+  "nothing",
+  "all",
+  "contents",
+  { tornAt: 512 },
+  { tornAt: 4096 },
+  { namesOf: 0 },
+  { namesOf: 1 },
+  { namesOf: 2 },
+  { namesOf: 3 },
+  { namesOf: 4 },
+];
 const chunk = 256 * KiB;
 
 const random = { uuid: randomUUID, fraction: Math.random };
