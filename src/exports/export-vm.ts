@@ -2,6 +2,7 @@ import { defaultHardware, packMachine } from "../converters/machine/pack-machine
 import { type Poured, pour } from "../converters/pour.ts";
 import { imageSink } from "../converters/write-image.ts";
 import type { Destination, Upload } from "../destinations/destination.ts";
+import { withDigest } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { ExportFormat, ImageCompression, ImageFormat } from "../model/image-formats.ts";
 import type { Instant } from "../model/instant.ts";
@@ -89,7 +90,7 @@ export async function exportVm(
     signal.throwIfAborted();
     const endedAt = clock.now();
     const sum = (pick: (disk: ManifestDisk) => number): number => stored.manifest.disks.reduce((total, disk) => total + pick(disk), 0);
-    const manifest: Manifest = {
+    const manifest: Manifest = withDigest({
       formatVersion: 1,
       id: request.pointId,
       lineage: request.lineage,
@@ -114,7 +115,7 @@ export async function exportVm(
         storedBytes: stored.storedBytes,
         durationMs: Math.max(0, epochMsOf(endedAt) - epochMsOf(startedAt)),
       },
-    };
+    });
     await stored.publish(manifestPath, `${JSON.stringify(manifest, null, 2)}\n`);
     return { manifest, manifestPath, storedBytes: manifest.actuals.storedBytes };
   } catch (thrown) {

@@ -1,3 +1,4 @@
+import { isAsWritten } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { ImageCompression, ImageFormat } from "../model/image-formats.ts";
 import type { Instant } from "../model/instant.ts";
@@ -38,6 +39,8 @@ export interface Manifest {
   readonly times: { readonly startedAt: Instant; readonly endedAt: Instant };
   readonly estimates: { readonly readBytes: number; readonly storedBytes: number | null; readonly durationMs: number | null };
   readonly actuals: { readonly readBytes: number; readonly storedBytes: number; readonly durationMs: number };
+  /** SHA-256 over the compact JSON of everything above. */
+  readonly digest: string;
 }
 
 export type ManifestDisk = ImageDisk | ChunkedDisk;
@@ -111,5 +114,6 @@ export function parseManifest(path: string, bytes: Buffer): Manifest {
     const first = validate.errors?.[0];
     throw new HypersdkError("ArtifactDamaged", `${path} is no manifest: ${first?.instancePath || "/"} ${first?.message}`);
   }
+  if (!isAsWritten(value as Manifest)) throw new HypersdkError("ArtifactDamaged", `${path} is not what was written: its digest is wrong`);
   return value as Manifest;
 }

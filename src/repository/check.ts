@@ -89,7 +89,7 @@ export async function examine(repository: Repository, options: CheckOptions): Pr
     if (!there) gone.push(path);
     if (there && (structure !== undefined || isChosen(pack.name, readData))) {
       const holds: Buffer[] = [];
-      for await (const { record, stored, problem } of readPack(repository, pack)) {
+      for await (const { record, stored, problem } of readPack(repository, pack, (problem) => damage.push(problem.message))) {
         signal?.throwIfAborted();
         onRead?.(stored.length);
         if (problem) damage.push(problem.message);

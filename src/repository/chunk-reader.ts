@@ -1,9 +1,9 @@
 import { promisify } from "node:util";
-import { zstdDecompress } from "node:zlib";
+import { crc32, zstdDecompress } from "node:zlib";
 import type { ByteFile } from "../converters/byte-file.ts";
 import type { HypersdkError } from "../model/errors.ts";
 import type { ChunkIndex, ChunkPlace, PackInfo } from "./chunk-index.ts";
-import { type ChunkEntry, damaged, entryAt, entryBytes, idBytes, maxPackBytes, methods, packsFolder } from "./layout.ts";
+import { type ChunkEntry, damaged, entryAt, entryBytes, idBytes, maxPackBytes, methods, packsFolder, trailerBytes } from "./layout.ts";
 import { isDamage, isGone, type Repository } from "./repository.ts";
 import { sha256 } from "./sha256.ts";
 
@@ -136,8 +136,11 @@ export interface ReadChunk {
   readonly problem: HypersdkError | undefined;
 }
 
-/** Every chunk of one pack, in the order of its directory, each checked against its id. */
-export async function* readPack(repository: Repository, pack: PackInfo): AsyncGenerator<ReadChunk> {
+/**
+ * Every chunk of one pack, in the order of its directory, each checked against its id.
+ * @param noteUnsound called when the bytes of the pack changed and no chunk of it did
+ */
+export async function* readPack(repository: Repository, pack: PackInfo, noteUnsound?: (problem: HypersdkError) => void): AsyncGenerator<ReadChunk> {
   const path = `${packsFolder}/${pack.name}`;
   const file = await repository.destination.open(path);
   let bytes: Buffer;
@@ -147,6 +150,10 @@ export async function* readPack(repository: Repository, pack: PackInfo): AsyncGe
   } finally {
     await file.close();
   }
+  const data = bytes.subarray(0, Math.max(0, bytes.length - trailerBytes - pack.directory.length));
+  const crc = bytes.length >= trailerBytes ? bytes.readUInt32LE(bytes.length - trailerBytes + 16) : -1;
+  const isWhole = crc32(data) === crc;
+  let isSound = true;
   const checking: Promise<ReadChunk>[] = [];
   for (let at = 0; at < pack.directory.length; at += entryBytes) {
     const entry = entryAt(pack.directory, at);
@@ -159,6 +166,7 @@ export async function* readPack(repository: Repository, pack: PackInfo): AsyncGe
         () => ({ entry, record, stored, problem: undefined }),
         (problem: unknown) => {
           if (!isDamage(problem)) throw problem;
+          isSound = false;
           return { entry, record, stored, problem };
         },
       ),
@@ -166,6 +174,8 @@ export async function* readPack(repository: Repository, pack: PackInfo): AsyncGe
     if (checking.length >= checkedAtOnce) yield (await checking.shift()) as ReadChunk;
   }
   for (const each of checking) yield await each;
+  // bits that change nothing of what unpacks
+  if (!isWhole && isSound) noteUnsound?.(damaged(path, "its bytes are not those that were stored, though every chunk of them unpacks"));
 }
 
 const checkedAtOnce = 16;

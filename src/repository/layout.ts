@@ -6,18 +6,18 @@ import { HypersdkError } from "../model/errors.ts";
  *
  *     pack      chunks, one behind the other · directory: an entry for each · trailer
  *     entry     0 id (32) · 32 offset u32 · 36 stored bytes u32 · 40 raw bytes u32 · 44 method u8 · 45 zero (3)
- *     trailer   0 "HSPACK\0\1" · 8 entries u32 · 12 salt u32
+ *     trailer   0 "HSPACK\0\1" · 8 entries u32 · 12 salt u32 · 16 CRC-32 of everything before the directory u32 · 20 zero u32
  *     index     0 "HSINDX\0\1" · 8 packs u32 · 12 zero u32 · then for each: name (32) · entries u32 · zero u32 · its directory
  *     segment   zstd over: 0 "HSSEGM\0\1" · 8 chunk bytes u32 · 12 chunks u32 · 16 salt u32 · an id (32) for each, zeros for a chunk of zeros
  *
- * A pack is named by the SHA-256 of its directory and trailer, which name its chunks by theirs; an index by that of its bytes; a segment
- * by that of its bytes before zstd. The salt is 0, but where an object of the same content is condemned: then it makes another name.
+ * A pack is named by the SHA-256 of its directory and trailer, which name its chunks by theirs; an index and a segment by that of their
+ * bytes. No bit of any of them can change unnoticed. The salt is 0, but where an object of the same content is condemned: then it makes another name.
  */
 export const repositoryVersion = 1;
 
 export const idBytes = 32;
 export const entryBytes = 48;
-export const trailerBytes = 16;
+export const trailerBytes = 24;
 export const methods = { stored: 0, zstd: 1 } as const;
 
 /** Chunks of a disk: 64 KiB to 4 MiB, a power of two. */
@@ -80,11 +80,12 @@ export function entryAt(directory: Buffer, at: number): ChunkEntry {
   };
 }
 
-export function packTrailer(entries: number, salt: number): Buffer {
+export function packTrailer(entries: number, crc: number, salt: number): Buffer {
   const trailer = Buffer.alloc(trailerBytes);
   magics.pack.copy(trailer);
   trailer.writeUInt32LE(entries, 8);
   trailer.writeUInt32LE(salt, 12);
+  trailer.writeUInt32LE(crc, 16);
   return trailer;
 }
 

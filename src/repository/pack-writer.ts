@@ -1,3 +1,4 @@
+import { crc32 } from "node:zlib";
 import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
 import { encodeEntry, nameOf, type PackDirectory, packBytes, packsFolder, packTrailer } from "./layout.ts";
 import { type IsCondemned, type Repository, unlessCondemned } from "./repository.ts";
@@ -71,8 +72,9 @@ export class PackWriter {
         return entry;
       }),
     );
+    const crc = chunks.reduce((sum, { stored }) => crc32(stored, sum), 0);
     const { name, trailer } = unlessCondemned(this.#options.isCondemned, (salt) => {
-      const trailer = packTrailer(chunks.length, salt);
+      const trailer = packTrailer(chunks.length, crc, salt);
       return { trailer, name: nameOf(directory, trailer) };
     });
     const bytes = Buffer.concat([...chunks.map(({ stored }) => stored), directory, trailer]);

@@ -1,7 +1,8 @@
 import { randomBytes } from "node:crypto";
 import { promisify } from "node:util";
-import { constants, zstdCompress, zstdDecompress } from "node:zlib";
+import { constants, zstdCompressSync, zstdDecompress } from "node:zlib";
 import type { Destination, StoredFile } from "../destinations/destination.ts";
+import { isAsWritten, withDigest } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
 import { ChunkIndex } from "./chunk-index.ts";
@@ -22,7 +23,6 @@ import {
   segmentsFolder,
 } from "./layout.ts";
 
-const compress = promisify(zstdCompress);
 const decompress = promisify(zstdDecompress);
 
 /** What a repository is; written once. */
@@ -33,6 +33,8 @@ export interface RepositoryConfig {
   readonly createdAt: Instant;
   /** Chunk size of disks that are stored for the first time. */
   readonly chunkBytes: number;
+  /** SHA-256 over the compact JSON of everything above. */
+  readonly digest: string;
 }
 
 const configPath = "config";
@@ -82,7 +84,13 @@ export class Repository {
   static async openOrCreate(destination: Destination, id: string, createdAt: Instant): Promise<Repository> {
     const there = await Repository.open(destination);
     if (there) return there;
-    const config: RepositoryConfig = { formatVersion: repositoryVersion, kind: "hypersdk-repository", id, createdAt, chunkBytes: defaultChunkBytes };
+    const config: RepositoryConfig = withDigest({
+      formatVersion: repositoryVersion,
+      kind: "hypersdk-repository" as const,
+      id,
+      createdAt,
+      chunkBytes: defaultChunkBytes,
+    } as const);
     try {
       await destination.put(configPath, `${JSON.stringify(config, null, 2)}\n`, { exclusive: true });
       return new Repository(destination, config);
@@ -148,13 +156,12 @@ export class Repository {
 
   /** @param isTaken whether the content needs another name, since an object of that name is condemned */
   async saveSegment(chunkBytes: number, ids: Buffer, isTaken: IsCondemned): Promise<{ readonly name: string; readonly bytes: number }> {
-    const { name, bytes: content } = unlessCondemned(isTaken, (salt) => {
-      const bytes = encodeSegment(chunkBytes, ids, salt);
+    const { name, bytes } = unlessCondemned(isTaken, (salt) => {
+      const bytes = zstdCompressSync(encodeSegment(chunkBytes, ids, salt), { params: { [constants.ZSTD_c_compressionLevel]: 1 } });
       return { bytes, name: nameOf(bytes) };
     });
-    const packed = await compress(content, { params: { [constants.ZSTD_c_compressionLevel]: 1 } });
-    await this.putOnce(`${segmentsFolder}/${name}`, packed);
-    return { name, bytes: packed.length };
+    await this.putOnce(`${segmentsFolder}/${name}`, bytes);
+    return { name, bytes: bytes.length };
   }
 
   /** @returns the ids, 32 bytes for each chunk */
@@ -163,8 +170,9 @@ export class Repository {
     const bytes = await this.destination.get(path, maxObjectBytes.segment).catch((error: unknown) => {
       throw isGone(error) ? damaged(path, "it is gone") : error;
     });
+    if (nameOf(bytes) !== name) throw damaged(path, "its content is not what its name says");
     const content = await decompress(bytes, { maxOutputLength: maxObjectBytes.segment }).catch(() => undefined);
-    if (!content || nameOf(content) !== name) throw damaged(path, "its content is not what its name says");
+    if (!content) throw damaged(path, "it does not unpack");
     return decodeSegment(path, content, chunkBytes, chunks);
   }
 
@@ -210,6 +218,7 @@ function decodeConfig(destination: Destination, bytes: Buffer): RepositoryConfig
   if (typeof config.formatVersion !== "number" || config.formatVersion > repositoryVersion)
     throw new HypersdkError("ArtifactDamaged", `${path} has format version ${config.formatVersion}: a newer hypersdk wrote it`, { hint: "use that version" });
   if (typeof config.id !== "string" || typeof config.chunkBytes !== "number") throw damaged(path, "fields are missing");
+  if (!isAsWritten(config)) throw damaged(path, "it is not what was written: its digest is wrong");
   return config as RepositoryConfig;
 }
 

@@ -1,4 +1,5 @@
 import { type ByteFile, readBytes } from "../converters/byte-file.ts";
+import { isAsWritten } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { ChunkIndex } from "./chunk-index.ts";
 import { type ChunkedDisk, type Segments, segmentsOf } from "./disk-source.ts";
@@ -42,6 +43,7 @@ function disksOf(path: string, bytes: Buffer): ChunkedDisk[] {
   } catch (error) {
     throw new HypersdkError("ArtifactDamaged", `${path} is no JSON`, { cause: error });
   }
+  if (!isAsWritten(value)) throw damaged(path, "it is not what was written: its digest is wrong");
   if (!Array.isArray(value.disks) || value.disks.length === 0) throw damaged(path, "it names no disks");
   return value.disks.map((disk: Partial<ChunkedDisk>): ChunkedDisk => {
     const isName = (each: unknown): boolean => each === null || (typeof each === "string" && /^[0-9a-f]{64}$/.test(each));
@@ -128,8 +130,8 @@ export async function readDirectory(repository: Repository, path: string, name: 
   try {
     if (file.sizeBytes < trailerBytes) throw damaged(path, `it has ${file.sizeBytes} bytes`);
     const trailer = await readBytes(file, file.sizeBytes - trailerBytes, trailerBytes);
-    const bytes = decodeTrailer(path, trailer, file.sizeBytes);
-    const directory = await readBytes(file, file.sizeBytes - trailerBytes - bytes, bytes);
+    const directoryBytes = decodeTrailer(path, trailer, file.sizeBytes);
+    const directory = await readBytes(file, file.sizeBytes - trailerBytes - directoryBytes, directoryBytes);
     if (nameOf(directory, trailer) !== name) throw damaged(path, "its directory is not what its name says");
     checkDirectory(path, directory);
     return directory;

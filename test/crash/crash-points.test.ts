@@ -6,18 +6,12 @@ import { beforeEach, describe, expect, it, vi } from "vitest";
 
 vi.mock("node:fs/promises", async (load) => (await import("./recorded-fs.ts")).recording(await load()));
 
-import type { DiskSink } from "../../src/converters/disk-sink.ts";
 import type { Destination } from "../../src/destinations/destination.ts";
-import { fileDestination } from "../../src/destinations/file/file-destination.ts";
-import { exportVm } from "../../src/exports/export-vm.ts";
-import { readManifest, restoreDisk, storedDisks } from "../../src/exports/restore.ts";
-import { instantOf } from "../../src/model/instant.ts";
-import type { VmPath } from "../../src/model/vm-path.ts";
 import { checkRepository } from "../../src/repository/check.ts";
 import { compactRepository } from "../../src/repository/compact.ts";
 import { listPoints } from "../../src/repository/points.ts";
 import { Repository } from "../../src/repository/repository.ts";
-import { memoryProvider } from "../fakes/memory-provider.ts";
+import { clock, contentOf, destinationAt, exportDisk } from "../repository/support.ts";
 import { bytes, KiB } from "../support/disks.ts";
 import { afterCrash, type Loss, operations } from "./recorded-fs.ts";
 
@@ -38,10 +32,6 @@ const losses: readonly Loss[] = [
 ];
 const chunk = 256 * KiB;
 
-const random = { uuid: randomUUID, fraction: Math.random };
-const clock = { now: () => instantOf(1_700_000_000_000), sleep: async () => {} };
-const destinationAt = (root: string): Destination => fileDestination({ name: "d", url: `file://${root}` }, random);
-
 /** A disk of five chunks, of which the versions differ in one each. */
 function disk(version: number): Buffer {
   const content = bytes(4 * chunk + 1000, 1);
@@ -50,55 +40,6 @@ function disk(version: number): Buffer {
 }
 
 type Layout = "image" | "repository";
-
-async function exportDisk(destination: Destination, content: Buffer, layout: Layout, runId: string = randomUUID()): Promise<string> {
-  const { manifestPath } = await exportVm(
-    memoryProvider(new Map([["web", content]])),
-    destination,
-    {
-      pointId: randomUUID(),
-      runId,
-      lineage: "test",
-      toolVersion: "0",
-      schedule: "nightly",
-      kind: "scheduled",
-      fireTime: instantOf(0),
-      commit: null,
-      identity: "web",
-      sourceIdentity: "web",
-      vmPath: "/dc/vm/web" as VmPath,
-      layout,
-      format: "qcow2",
-      compression: layout === "image" ? "none" : "zstd",
-      mode: "full",
-      modeReason: "test",
-      estimates: { readBytes: 0, storedBytes: null, durationMs: null },
-    },
-    clock,
-    { begins() {}, read() {}, diskDone() {} },
-    new AbortController().signal,
-  );
-  return manifestPath;
-}
-
-/** The disk of a point, byte for byte. */
-async function contentOf(destination: Destination, path: string): Promise<Buffer> {
-  const manifest = await readManifest(destination, path);
-  const only = manifest.disks[0] as (typeof manifest.disks)[number];
-  const source = await (await storedDisks(destination, path, manifest))(only);
-  const content = Buffer.alloc(source.sizeBytes);
-  const sink: DiskSink = {
-    blockBytes: 65_536,
-    async write(offset, data) {
-      data.copy(content, offset);
-    },
-    async settled() {},
-    async finish() {},
-  };
-  await restoreDisk(source, only, sink, {});
-  await source.close();
-  return content;
-}
 
 async function listed(destination: Destination, layout: Layout): Promise<string[]> {
   if (layout === "repository") return (await listPoints(destination)).map(({ path }) => path);
@@ -178,7 +119,7 @@ describe("a crash behind any operation of the file system", () => {
         const runId = randomUUID();
         const content = disk(version);
         const before = operations.length;
-        const path = await exportDisk(destination, content, "image", runId);
+        const path = await exportDisk(destination, content, "image", { runId });
         lives.set(path, { content, from: operations.length, until: Number.POSITIVE_INFINITY });
         expect(operations.length).toBeGreaterThan(before);
       }

@@ -1,0 +1,93 @@
+// Restores a disk from a repository of hypersdk, with nothing but Node (22.15 or newer) and docs/formats/repository.md.
+//
+//     node restore.mjs REPOSITORY                          lists what there is
+//     node restore.mjs REPOSITORY POINT DISK OUT.raw       POINT is a path of that list, DISK a number from 0
+import { createHash } from "node:crypto";
+import { closeSync, existsSync, ftruncateSync, openSync, readdirSync, readFileSync, readSync, writeSync } from "node:fs";
+import { join } from "node:path";
+import { zstdDecompressSync } from "node:zlib";
+
+const [repository, point, disk, out] = process.argv.slice(2);
+const sha256 = (...parts) => parts.reduce((hash, part) => hash.update(part), createHash("sha256"));
+const json = (path) => {
+  const { digest, ...rest } = JSON.parse(readFileSync(join(repository, path), "utf8"));
+  return sha256(JSON.stringify(rest)).digest("hex") === digest ? rest : fail(`${path} is damaged`);
+};
+const fail = (why) => {
+  console.error(why);
+  process.exit(1);
+};
+
+if (!repository) fail("node restore.mjs REPOSITORY [POINT DISK OUT.raw]");
+const config = json("config");
+if (config.kind !== "hypersdk-repository" || config.formatVersion !== 1) fail("this is no repository of version 1");
+
+if (!point) {
+  for (const path of readdirSync(join(repository, "points"), { recursive: true }).sort()) {
+    if (!path.endsWith(".json")) continue;
+    const { source, disks } = json(join("points", path));
+    console.log(`points/${path}  ${source.vm}  ${source.instant}  ${disks.map(({ name, virtualBytes }) => `${name} (${virtualBytes} bytes)`).join(", ")}`);
+  }
+  process.exit(0);
+}
+
+// an index lists packs, each with the directory of its chunks: 48 bytes a chunk
+const places = new Map();
+for (const name of readdirSync(join(repository, "index")).filter((each) => /^[0-9a-f]{64}$/.test(each))) {
+  const index = readFileSync(join(repository, "index", name));
+  if (sha256(index).digest("hex") !== name) fail(`index/${name} is damaged`);
+  let at = 16;
+  for (let packs = index.readUInt32LE(8); packs > 0; packs--) {
+    const pack = join(repository, "packs", index.toString("hex", at, at + 32));
+    const end = at + 40 + index.readUInt32LE(at + 32) * 48;
+    for (at += 40; at < end; at += 48) {
+      const place = { pack, offset: index.readUInt32LE(at + 32), stored: index.readUInt32LE(at + 36), method: index[at + 44] };
+      if (existsSync(pack)) places.set(index.toString("hex", at, at + 32), place);
+    }
+  }
+}
+
+const chosen = json(point).disks[Number(disk)] ?? fail(`there is no disk ${disk}`);
+const { virtualBytes, chunkBytes, segments, contentHash } = chosen;
+const inSegment = 2 ** 30 / chunkBytes;
+const content = createHash("sha256");
+const file = openSync(out, "wx");
+ftruncateSync(file, virtualBytes);
+const open = new Map();
+const segment = { name: undefined, bytes: undefined };
+
+for (let chunk = 0; chunk * chunkBytes < virtualBytes; chunk++) {
+  const offset = chunk * chunkBytes;
+  const length = Math.min(chunkBytes, virtualBytes - offset);
+  const id = idOf(chunk);
+  if (id === undefined) {
+    content.update(sha256(Buffer.alloc(length)).digest());
+    continue;
+  }
+  const { pack, offset: from, stored, method } = places.get(id) ?? fail(`no pack holds the chunk ${id}`);
+  if (!open.has(pack)) open.set(pack, openSync(pack));
+  const bytes = Buffer.alloc(stored);
+  readSync(open.get(pack), bytes, 0, stored, from);
+  const data = method === 1 ? zstdDecompressSync(bytes) : bytes;
+  if (sha256(data).digest("hex") !== id || data.length !== length) fail(`chunk ${chunk} of the disk is damaged in ${pack}`);
+  content.update(Buffer.from(id, "hex"));
+  writeSync(file, data, 0, length, offset);
+}
+closeSync(file);
+if (content.digest("hex") !== contentHash.value) fail("the disk is not what was exported");
+console.log(`${out}: ${virtualBytes} bytes, as they were exported`);
+
+/** The id of a chunk, as the segment of its GiB lists it; undefined for zeros. */
+function idOf(chunk) {
+  const name = segments[Math.floor(chunk / inSegment)];
+  if (name === null) return undefined;
+  if (segment.name !== name) {
+    const packed = readFileSync(join(repository, "segments", name));
+    if (sha256(packed).digest("hex") !== name) fail(`segments/${name} is damaged`);
+    segment.bytes = zstdDecompressSync(packed);
+    segment.name = name;
+  }
+  const at = 20 + (chunk % inSegment) * 32;
+  const id = segment.bytes.toString("hex", at, at + 32);
+  return /^0+$/.test(id) ? undefined : id;
+}

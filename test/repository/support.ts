@@ -1,0 +1,76 @@
+import { randomUUID } from "node:crypto";
+import type { DiskSink } from "../../src/converters/disk-sink.ts";
+import type { Destination } from "../../src/destinations/destination.ts";
+import { fileDestination } from "../../src/destinations/file/file-destination.ts";
+import { exportVm } from "../../src/exports/export-vm.ts";
+import { readManifest, restoreDisk, storedDisks } from "../../src/exports/restore.ts";
+import { type Instant, instantOf } from "../../src/model/instant.ts";
+import type { Clock } from "../../src/model/ports.ts";
+import type { VmPath } from "../../src/model/vm-path.ts";
+import { memoryProvider } from "../fakes/memory-provider.ts";
+
+export const clock: Clock = { now: () => instantOf(1_700_000_000_000), sleep: async () => {} };
+
+export function destinationAt(root: string): Destination {
+  return fileDestination({ name: "d", url: `file://${root}` }, { uuid: randomUUID, fraction: Math.random });
+}
+
+/** Exports one disk of one VM. @returns the manifest's path */
+export async function exportDisk(
+  destination: Destination,
+  content: Buffer,
+  layout: "image" | "repository",
+  options: { readonly vm?: string; readonly runId?: string; readonly clock?: Clock } = {},
+): Promise<string> {
+  const { vm = "web", runId = randomUUID(), clock: at = clock } = options;
+  const fireTime: Instant = instantOf(0);
+  const { manifestPath } = await exportVm(
+    memoryProvider(new Map([[vm, content]])),
+    destination,
+    {
+      pointId: randomUUID(),
+      runId,
+      lineage: "test",
+      toolVersion: "0",
+      schedule: "nightly",
+      kind: "scheduled",
+      fireTime,
+      commit: null,
+      identity: vm,
+      sourceIdentity: vm,
+      vmPath: `/dc/vm/${vm}` as VmPath,
+      layout,
+      format: "qcow2",
+      compression: layout === "image" ? "none" : "zstd",
+      mode: "full",
+      modeReason: "test",
+      estimates: { readBytes: 0, storedBytes: null, durationMs: null },
+    },
+    at,
+    { begins() {}, read() {}, diskDone() {} },
+    new AbortController().signal,
+  );
+  return manifestPath;
+}
+
+/** A disk of a point, byte for byte. @throws what a restore would */
+export async function contentOf(destination: Destination, path: string, disk: number = 0): Promise<Buffer> {
+  const manifest = await readManifest(destination, path);
+  const chosen = manifest.disks[disk] as (typeof manifest.disks)[number];
+  const source = await (await storedDisks(destination, path, manifest))(chosen);
+  try {
+    const content = Buffer.alloc(source.sizeBytes);
+    const sink: DiskSink = {
+      blockBytes: 65_536,
+      async write(offset, data) {
+        data.copy(content, offset);
+      },
+      async settled() {},
+      async finish() {},
+    };
+    await restoreDisk(source, chosen, sink, {});
+    return content;
+  } finally {
+    await source.close();
+  }
+}
