@@ -6,7 +6,7 @@ import { readPack } from "./chunk-reader.ts";
 import { condemnedFolder, entryBytes, idBytes, type PackDirectory, packsFolder } from "./layout.ts";
 import { oldestExport } from "./locks.ts";
 import { PackWriter } from "./pack-writer.ts";
-import type { Condemnation, Present, Repository, StoredObject } from "./repository.ts";
+import { type Condemnation, isDamage, isGone, type Present, type Repository, type StoredObject } from "./repository.ts";
 import { readDirectory, readPoints, type Used, usedBy } from "./survey.ts";
 
 export interface CompactOptions {
@@ -67,6 +67,17 @@ interface State {
 
 /** Everything a decision needs. Chunks count for the packs that may be built on, where those have them. */
 async function look(repository: Repository): Promise<State> {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await lookOnce(repository);
+    } catch (error) {
+      // another compaction may have moved what this one has just read of
+      if (!(isDamage(error) || isGone(error)) || attempt === 5) throw error;
+    }
+  }
+}
+
+async function lookOnce(repository: Repository): Promise<State> {
   const indexes = await repository.readIndexes();
   const present = await repository.present();
   const index = new ChunkIndex();

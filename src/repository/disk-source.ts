@@ -4,7 +4,7 @@ import { zeroPieceHash } from "../model/tree-hash.ts";
 import type { ChunkIndex } from "./chunk-index.ts";
 import { ChunkReader } from "./chunk-reader.ts";
 import { damaged, idBytes, isZeroId, maxChunkBytes, minChunkBytes, segmentBytes } from "./layout.ts";
-import type { Repository } from "./repository.ts";
+import { isDamage, type Repository } from "./repository.ts";
 
 /** A disk as a manifest names it. */
 export interface ChunkedDisk {
@@ -26,7 +26,8 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
   const { virtualBytes, dataBytes, chunkBytes } = disk;
   const segments = segmentsOf(repository, disk);
   const chunks = Math.ceil(virtualBytes / chunkBytes);
-  const reader = new ChunkReader(repository, index);
+  let reader = new ChunkReader(repository, index);
+  const outdated: ChunkReader[] = [];
   const keptIds = new Recent<number, Promise<Buffer>>(segmentsKept);
   const keptChunks = new Recent<number, Promise<Buffer>>(chunksKept);
   const lengthOf = (chunk: number): number => Math.min(chunkBytes, virtualBytes - chunk * chunkBytes);
@@ -41,12 +42,27 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
     if (wanted.length === 0) return [];
     const { ids } = await segmentOf(wanted[0] as number);
     const places = wanted.map((chunk) => (chunk % segments.chunksEach) * idBytes);
-    const all = await reader.read(ids, places);
+    const all = await readAgain(ids, places);
     for (const [i, chunk] of wanted.entries()) {
       const { length } = all[i] as Buffer;
       if (length !== lengthOf(chunk)) throw damaged(`chunk ${chunk} of the disk`, `it has ${length} bytes, not ${lengthOf(chunk)}`);
     }
     return all;
+  }
+  /** A compaction may have moved a chunk since the index was read: then it is read anew, once. */
+  async function readAgain(ids: Buffer, places: readonly number[]): Promise<Buffer[]> {
+    const used = reader;
+    try {
+      return await used.read(ids, places);
+    } catch (error) {
+      if (!isDamage(error)) throw error;
+      if (reader === used) {
+        const { index: present } = await repository.loadIndex();
+        outdated.push(used);
+        reader = new ChunkReader(repository, present);
+      }
+      return reader.read(ids, places);
+    }
   }
   const oneChunk = (chunk: number): Promise<Buffer> => keptChunks.get(chunk, () => read([chunk]).then(([only]) => only as Buffer));
 
@@ -116,7 +132,9 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
       }
       if (before) yield* piecesOf(before);
     },
-    close: () => reader.close(),
+    async close() {
+      for (const each of [...outdated, reader]) await each.close();
+    },
   };
 }
 
