@@ -71,7 +71,9 @@ export async function exportVm(
   const snapshot = await provider.snapshot(request.sourceIdentity, signal);
   const isRepository = request.layout === "repository";
   const folder = isRepository ? "" : pointFolder(request.schedule, request.vmPath, snapshot.instant, request.runId);
-  const manifestPath = isRepository ? pointPath(provider.name, request.identity, snapshot.instant, request.runId) : `${folder}/${manifestName}`;
+  const manifestPath = isRepository
+    ? pointPath({ id: request.pointId, source: { provider: provider.name, identity: request.identity, instant: snapshot.instant } })
+    : `${folder}/${manifestName}`;
   const written: string[] = [];
   const releases: (() => Promise<void>)[] = [];
   try {

@@ -10,11 +10,15 @@ import { HypersdkError } from "../model/errors.ts";
 import { contentPieceBytes } from "../model/tree-hash.ts";
 import type { ChunkIndex } from "../repository/chunk-index.ts";
 import { contentHashOf, openChunkedDisk } from "../repository/disk-source.ts";
+import { isRepositoryPoint, pointPath } from "../repository/points.ts";
 import { Repository } from "../repository/repository.ts";
 import { type ImageDisk, isChunked, type Manifest, type ManifestDisk, maxManifestBytes, parseManifest } from "./manifest.ts";
 
 export async function readManifest(destination: Destination, path: string): Promise<Manifest> {
-  return parseManifest(path, await destination.get(path, maxManifestBytes));
+  const manifest = parseManifest(path, await destination.get(path, maxManifestBytes));
+  if (isRepositoryPoint(path) && pointPath(manifest) !== path)
+    throw new HypersdkError("ArtifactDamaged", `${path} holds the manifest of another point, ${pointPath(manifest)}`);
+  return manifest;
 }
 
 /** The disks of a restore point, wherever its manifest says that they are. @param manifestPath relative to the destination */

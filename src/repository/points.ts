@@ -9,13 +9,19 @@ const listedEnding = ".json";
 /** A manifest on its way: compaction counts it, nobody lists it. */
 const pendingEnding = ".pending";
 
-/** `points/<VM>/<time>-<run>.json`: the VM is a hash of what it is called at its provider. */
-export function pointPath(provider: string, identity: string, instant: Instant, run: string): string {
+/** `points/<VM>/<time>-<id>.json`: the VM is a hash of what it is called at its provider. A manifest that was put in another's place is found out by it. */
+export function pointPath({ id, source: { provider, identity, instant } }: PointName): string {
   const vm = createHash("sha256")
     .update(JSON.stringify([provider, identity]))
     .digest("hex")
     .slice(0, 32);
-  return `${pointsFolder}/${vm}/${compactInstant(instant)}-${run.slice(0, 8)}${listedEnding}`;
+  return `${pointsFolder}/${vm}/${compactInstant(instant)}-${id.slice(0, 8)}${listedEnding}`;
+}
+
+/** What the path of a manifest is made of. */
+export interface PointName {
+  readonly id: string;
+  readonly source: { readonly provider: string; readonly identity: string; readonly instant: Instant };
 }
 
 /** Whether a manifest's path is that of a repository's point, not of a folder of images. */

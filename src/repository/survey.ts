@@ -4,7 +4,7 @@ import { HypersdkError } from "../model/errors.ts";
 import type { ChunkIndex } from "./chunk-index.ts";
 import { type ChunkedDisk, type Segments, segmentsOf } from "./disk-source.ts";
 import { checkDirectory, damaged, decodeTrailer, idBytes, isZeroId, nameOf, trailerBytes } from "./layout.ts";
-import { listPoints } from "./points.ts";
+import { listPoints, type PointName, pendingPath, pointPath } from "./points.ts";
 import { isDamage, isGone, type NoteProblem, type Repository } from "./repository.ts";
 
 /** A restore point as the care of a repository sees it: what its disks are made of. */
@@ -44,6 +44,8 @@ function disksOf(path: string, bytes: Buffer): ChunkedDisk[] {
     throw new HypersdkError("ArtifactDamaged", `${path} is no JSON`, { cause: error });
   }
   if (!isAsWritten(value)) throw damaged(path, "it is not what was written: its digest is wrong");
+  const name = pointPath(value as unknown as PointName);
+  if (name !== path && pendingPath(name) !== path) throw damaged(path, `it holds the manifest of another point, ${name}`);
   if (!Array.isArray(value.disks) || value.disks.length === 0) throw damaged(path, "it names no disks");
   return value.disks.map((disk: Partial<ChunkedDisk>): ChunkedDisk => {
     const isName = (each: unknown): boolean => each === null || (typeof each === "string" && /^[0-9a-f]{64}$/.test(each));
