@@ -351,6 +351,15 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
       async ([pattern], options, io) => (await import("./commands/state.ts")).forget(pattern as string, options, io),
     ),
   );
+  source(
+    define(
+      state,
+      "rebuild",
+      "find every restore point at a destination again, when the state file is lost",
+      ["hypersdk state rebuild --from backups", "hypersdk state rebuild --from file:///srv/backups"],
+      async (_, options, io) => (await import("./commands/rebuild.ts")).rebuild(options, io),
+    ),
+  ).requiredOption("--from <destination>", "its name in the files, or its URL");
   const lock = group("lock", "who works on the state", ["hypersdk lock show", "hypersdk lock show --json"]);
   source(
     define(

@@ -31,7 +31,9 @@ export class Configuration {
       "INSERT INTO resources (address, spec, file, serial) VALUES (?, ?, ?, ?) ON CONFLICT (address) DO UPDATE SET spec = excluded.spec, file = excluded.file, serial = excluded.serial",
     );
     this.#insertProtection = db.prepare(
-      "INSERT INTO protections (schedule, provider, identity, vm_path, state, effective_since) VALUES (?, ?, ?, ?, 'active', ?)",
+      `INSERT INTO protections (schedule, provider, identity, vm_path, state, effective_since, last_success_at)
+        SELECT @schedule, @provider, @identity, @vmPath, 'active', @since, max(instant) FROM artifacts
+        WHERE schedule = @schedule AND provider = @provider AND identity = @identity AND state = 'good'`,
     );
   }
 
@@ -59,8 +61,9 @@ export class Configuration {
     return (this.#db.prepare("SELECT * FROM protections ORDER BY schedule, vm_path, provider").all() as ProtectionRow[]).map(protectionOf);
   }
 
-  beginProtection(id: ProtectionId, vmPath: VmPath, since: Instant): void {
-    this.#insertProtection.run(id.schedule, id.provider, id.identity, vmPath, since);
+  /** Where restore points of it are known, as after a rebuild, the newest good one is its last success. */
+  beginProtection({ schedule, provider, identity }: ProtectionId, vmPath: VmPath, since: Instant): void {
+    this.#insertProtection.run({ schedule, provider, identity, vmPath, since });
   }
 
   endProtection(id: ProtectionId): void {

@@ -73,6 +73,23 @@ export class State {
     return Number(this.configuration.meta("serial") ?? 0);
   }
 
+  /**
+   * Goes on where a state that is lost left off, so that what it wrote is this one's own. In a transaction.
+   * @throws DestinationForeign when this state has a history of its own
+   */
+  continueLineage(lineage: string): void {
+    if (lineage === this.lineage) return;
+    if (this.artifacts.list().length > 0 || this.runs.open().length > 0)
+      throw new HypersdkError(
+        "DestinationForeign",
+        `this state (${this.lineage.slice(0, 8)}) has restore points of its own, the destination belongs to ${lineage.slice(0, 8)}`,
+        {
+          hint: "name a new state file with --state, or take the destination over with apply --adopt",
+        },
+      );
+    this.configuration.setMeta("lineage", lineage);
+  }
+
   recorded(now: Instant): Recorded {
     return unusable(this.path, () => ({
       lineage: this.lineage,

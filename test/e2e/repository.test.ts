@@ -140,3 +140,32 @@ it("a destination keeps its layout, and an image destination takes no increments
   );
   expect(await hypersdk(folder, ["validate"])).toMatchObject({ code: 3, stdout: expect.stringContaining("HSE026") as string });
 });
+
+it.each(["repository", "image"] as const)(
+  "with the state file gone, everything is found again in a destination of layout %s, and restored",
+  { timeout: 60_000 },
+  async (layout) => {
+    const { folder, disk } = fleet();
+    if (layout === "image") writeFileSync(join(folder, "infrastructure.yaml"), yaml().replace("incremental: true, ", ""));
+    await ok(folder, ["apply", "--auto-approve"]);
+    copyFileSync(disk("web"), join(folder, "web-0.raw"));
+    const before = (JSON.parse(await ok(folder, ["get", "artifacts", "--json"])) as { items: { id: string }[] }).items.map(({ id }) => id).sort();
+    rmSync(join(folder, ".hypersdk"), { recursive: true });
+    // nothing goes on by itself: a second history would expire what the first one keeps
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 6 });
+    rmSync(join(folder, ".hypersdk"), { recursive: true, force: true });
+    expect(await ok(folder, ["state", "rebuild", "--from", "file:./backups"])).toContain("2 restore points found");
+    expect(await ok(folder, ["state", "rebuild", "--from", "file:./backups"])).toContain("0 restore points found at file:./backups, 2 known before");
+    const after = (JSON.parse(await ok(folder, ["get", "artifacts", "--json"])) as { items: { id: string }[] }).items.map(({ id }) => id).sort();
+    expect(after).toEqual(before);
+    await ok(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"]);
+    expect(readFileSync(join(folder, "web.raw")).equals(readFileSync(join(folder, "web-0.raw")))).toBe(true);
+    writeFileSync(join(folder, "infrastructure.yaml"), readFileSync(join(folder, "infrastructure.yaml"), "utf8").replace("initialExport: immediate, ", ""));
+    await ok(folder, ["apply", "--auto-approve"]);
+    expect(await ok(folder, ["plan"])).toContain("0 to add, 0 to change, 0 to remove");
+    // a state with a history of its own does not become another one
+    const other = fleet();
+    await ok(other.folder, ["apply", "--auto-approve"]);
+    expect(await hypersdk(other.folder, ["state", "rebuild", "--from", `file://${folder}/backups`])).toMatchObject({ code: 6 });
+  },
+);

@@ -1,10 +1,7 @@
-import { parseDestinationUrl } from "../../config/destination-url.ts";
 import type { Destination } from "../../destinations/destination.ts";
 import { formatBytes } from "../../model/bytes.ts";
-import type { DestinationAddress } from "../../model/desired.ts";
 import { parseDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import { nearestName } from "../../model/nearest.ts";
 import { checkRepository } from "../../repository/check.ts";
 import { compactRepository } from "../../repository/compact.ts";
 import { repairRepository } from "../../repository/repair.ts";
@@ -18,6 +15,7 @@ import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
 import { askForYes } from "../prompt.ts";
 import { byteProgress } from "./byte-progress.ts";
+import { destinationNamed } from "./destinations.ts";
 
 interface RepositoryOptions extends SourceOptions {
   /** A destination's name, or its URL. */
@@ -176,7 +174,9 @@ async function recordBroken(paths: readonly string[], destination: Destination, 
 /** The repository at a destination that was named, or those at all destinations of the files. */
 async function repositories(options: RepositoryOptions, io: Io): Promise<Repository[]> {
   const found: Repository[] = [];
-  for (const address of await addresses(options, io)) {
+  const { desired } = options.destination?.includes(":") ? {} : await load(options, io.env, io.cwd);
+  const all = desired?.destinations.filter(({ layout }) => layout === "repository") ?? [];
+  for (const address of options.destination === undefined ? all : [destinationNamed(options.destination, desired, io.cwd)]) {
     const repository = await Repository.open(await adapters.openDestination(address));
     if (repository) found.push(repository);
     else if (options.destination !== undefined) throw new HypersdkError("NotFound", `there is no repository at ${address.url}`);
@@ -186,24 +186,6 @@ async function repositories(options: RepositoryOptions, io: Io): Promise<Reposit
       hint: "name one with --destination NAME or --destination file:///…",
     });
   return found;
-}
-
-async function addresses(options: RepositoryOptions, io: Io): Promise<DestinationAddress[]> {
-  const { destination } = options;
-  if (destination?.includes(":")) {
-    const url = parseDestinationUrl(destination, io.cwd);
-    if (!url.ok) throw new HypersdkError("Usage", `--destination ${JSON.stringify(destination)}: ${url.message}`, { hint: url.label });
-    return [{ name: destination, url: url.url }];
-  }
-  const { desired } = await load(options, io.env, io.cwd);
-  const all = desired?.destinations ?? [];
-  if (destination === undefined) return all.filter(({ layout }) => layout === "repository");
-  const named = all.find(({ name }) => name === destination);
-  if (named) return [named];
-  const near = nearestName(destination, new Set(all.map(({ name }) => name)));
-  throw new HypersdkError("NotFound", `no destination is named "${destination}"`, {
-    hint: near ? `did you mean ${near}?` : "hypersdk get destinations lists them",
-  });
 }
 
 function shareOf(readData: string | true | undefined): number {
