@@ -179,6 +179,18 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
   point(
     source(
       add(
+        "mount [point]",
+        "serve the disks of a restore point read-only over NBD, to a guest, qemu-nbd, nbdcopy or qemu-img",
+        ["hypersdk mount --vm /datacenter/vm/web --socket /run/web.sock", "hypersdk mount 1a2b3c4d --listen 127.0.0.1:10809"],
+        async ([id], options, io) => (await import("./commands/mount.ts")).mount(id, options, io),
+      ),
+    ),
+  )
+    .option("--socket <path>", "a Unix socket to make; one in the temporary folder otherwise")
+    .option("--listen <address>", "a port of this machine instead, such as 127.0.0.1:10809");
+  point(
+    source(
+      add(
         "verify [point]",
         "read restore points back and prove them; all, where none is named",
         ["hypersdk verify", "hypersdk verify 1a2b3c4d --level checksum"],

@@ -66,6 +66,12 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
   }
   const oneChunk = (chunk: number): Promise<Buffer> => keptChunks.get(chunk, () => read([chunk]).then(([only]) => only as Buffer));
 
+  async function readPart(chunk: number, within: number, into: Buffer): Promise<void> {
+    const { ids, at } = await segmentOf(chunk);
+    if (isZeroId(ids, at)) into.fill(0);
+    else (await oneChunk(chunk)).copy(into, 0, within, within + into.length);
+  }
+
   async function* extents(range?: ByteRange): AsyncGenerator<Extent> {
     const first = range ? Math.floor(range.offset / chunkBytes) : 0;
     const end = range ? Math.min(chunks, Math.ceil((range.offset + range.length) / chunkBytes)) : chunks;
@@ -108,15 +114,19 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
     dataBytes,
     extents: (range) => joined(extents(range)),
     async read(offset, into) {
+      const reading = new Set<Promise<void>>();
       for (let done = 0; done < into.length; ) {
         const chunk = Math.floor((offset + done) / chunkBytes);
         const within = offset + done - chunk * chunkBytes;
         const length = Math.min(into.length - done, lengthOf(chunk) - within);
-        const { ids, at } = await segmentOf(chunk);
-        if (isZeroId(ids, at)) into.fill(0, done, done + length);
-        else (await oneChunk(chunk)).copy(into, done, within, within + length);
+        const part = into.subarray(done, done + length);
+        const one = readPart(chunk, within, part);
+        reading.add(one);
+        one.finally(() => reading.delete(one)).catch(() => {});
+        if (reading.size >= chunksAtOnce) await Promise.race(reading);
         done += length;
       }
+      await Promise.all(reading);
     },
     async *pieces(signal?: AbortSignal): AsyncGenerator<Piece> {
       let before: { readonly group: readonly number[]; readonly data: Promise<Buffer[]> } | undefined;

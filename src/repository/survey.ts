@@ -44,7 +44,8 @@ function disksOf(path: string, bytes: Buffer): ChunkedDisk[] {
     throw new HypersdkError("ArtifactDamaged", `${path} is no JSON`, { cause: error });
   }
   if (!isAsWritten(value)) throw damaged(path, "it is not what was written: its digest is wrong");
-  const name = pointPath(value as unknown as PointName);
+  if (!isPointName(value)) throw damaged(path, "it is no manifest of a restore point");
+  const name = pointPath(value);
   if (name !== path && pendingPath(name) !== path) throw damaged(path, `it holds the manifest of another point, ${name}`);
   if (!Array.isArray(value.disks) || value.disks.length === 0) throw damaged(path, "it names no disks");
   return value.disks.map((disk: Partial<ChunkedDisk>): ChunkedDisk => {
@@ -53,6 +54,11 @@ function disksOf(path: string, bytes: Buffer): ChunkedDisk[] {
       throw damaged(path, "a disk of it has no size, no chunk size or no segments");
     return disk as ChunkedDisk;
   });
+}
+
+function isPointName(value: unknown): value is PointName {
+  const { id, source } = value as Partial<PointName>;
+  return [id, source?.provider, source?.identity, source?.instant].every((each) => typeof each === "string");
 }
 
 /** What points use: chunks by their number in the index, and segments. */

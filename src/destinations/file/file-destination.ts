@@ -78,12 +78,12 @@ export function fileDestination(spec: DestinationAddress, random: Random): Desti
 /** Makes the folder and works in it; again, where another process removed it in between because it was empty. */
 async function inFolder<T>(final: string, work: () => Promise<T>): Promise<T> {
   for (let attempt = 0; ; attempt++) {
-    await makeFolder(dirname(final));
     try {
+      await makeFolder(dirname(final));
       return await work();
     } catch (error) {
       const cause = error instanceof HypersdkError ? error.cause : error;
-      if (errnoOf(cause) !== "ENOENT" || attempt === 5) throw error;
+      if (errnoOf(cause) !== "ENOENT" || attempt === 50) throw error;
     }
   }
 }

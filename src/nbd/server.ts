@@ -1,0 +1,314 @@
+import { createServer, type Server, type Socket } from "node:net";
+import type { BlockSource } from "../converters/block-source.ts";
+import {
+  allocation,
+  commandFlags,
+  commands,
+  errors,
+  handshake,
+  infos,
+  optionReplies,
+  optionReplyMagic,
+  options,
+  readOnlyFlags,
+  replies,
+  replyDone,
+  requestBytes,
+  requestMagic,
+  simpleReplyMagic,
+  structuredReplyMagic,
+} from "./protocol.ts";
+
+/** A disk that is served, by the name that a client asks for; "" is the one that is meant without a name. */
+export type Exports = ReadonlyMap<string, BlockSource>;
+
+/** The largest request that is answered; what a client may always send. */
+const maxRequestBytes = 32 * 2 ** 20;
+/** Data of all answers on their way to one client: no more requests are taken from it meanwhile. */
+const maxPendingBytes = 64 * 2 ** 20;
+/** An option of a client: names and contexts, a few hundred bytes of honest ones. */
+const maxOptionBytes = 65_536;
+const maxContexts = 32;
+/** Extents in one answer to a question for the map. */
+const maxExtents = 4096;
+
+/** Serves disks read-only to any number of clients at once. The caller listens with it, and closes it. */
+export function nbdServer(exports: Exports): Server {
+  return createServer({ noDelay: true }, (socket) => {
+    // a client that goes away is no event
+    socket.on("error", () => socket.destroy());
+    serve(socket, exports).catch(() => socket.destroy());
+  });
+}
+
+async function serve(socket: Socket, exports: Exports): Promise<void> {
+  const input = new Input(socket);
+  const greeting = Buffer.concat([handshake.magic, handshake.optionMagic, u16(handshake.fixedNewstyle | handshake.noZeroes)]);
+  socket.write(greeting);
+  const clientFlags = (await input.take(4)).readUInt32BE();
+  // a client that knows less than this has been gone for ten years
+  if ((clientFlags & handshake.fixedNewstyle) === 0) return void socket.destroy();
+  const negotiated = await negotiate(socket, input, exports, (clientFlags & handshake.noZeroes) !== 0);
+  if (negotiated) await transmit(socket, input, negotiated);
+  socket.end();
+}
+
+interface Negotiated {
+  readonly source: BlockSource;
+  readonly isStructured: boolean;
+  readonly hasAllocation: boolean;
+}
+
+/** @returns what was agreed on; undefined when the client went without it */
+async function negotiate(socket: Socket, input: Input, exports: Exports, skipsZeroes: boolean): Promise<Negotiated | undefined> {
+  let isStructured = false;
+  let contextOf: string | undefined;
+  for (;;) {
+    const head = await input.take(16);
+    const [option, length] = [head.readUInt32BE(8), head.readUInt32BE(12)];
+    if (!head.subarray(0, 8).equals(handshake.optionMagic) || length > maxOptionBytes) return undefined;
+    const data = await input.take(length);
+    const reply = (type: number, payload: Buffer = Buffer.alloc(0)): void => {
+      const lead = Buffer.alloc(20);
+      lead.writeBigUInt64BE(optionReplyMagic);
+      lead.writeUInt32BE(option, 8);
+      lead.writeUInt32BE(type, 12);
+      lead.writeUInt32BE(payload.length, 16);
+      socket.write(Buffer.concat([lead, payload]));
+    };
+    switch (option) {
+      case options.exportName: {
+        // there is no answer to a wrong name but to hang up
+        const source = exports.get(data.toString("utf8"));
+        if (!source) return undefined;
+        socket.write(Buffer.concat([u64(source.sizeBytes), u16(readOnlyFlags), Buffer.alloc(skipsZeroes ? 0 : 124)]));
+        return { source, isStructured, hasAllocation: isStructured && contextOf === data.toString("utf8") };
+      }
+      case options.abort:
+        reply(optionReplies.ack);
+        return undefined;
+      case options.list:
+        if (length !== 0) reply(optionReplies.invalid);
+        else {
+          for (const name of exports.keys()) reply(optionReplies.server, Buffer.concat([u32(Buffer.byteLength(name)), Buffer.from(name)]));
+          reply(optionReplies.ack);
+        }
+        break;
+      case options.structuredReply:
+        if (length !== 0) reply(optionReplies.invalid);
+        else {
+          isStructured = true;
+          reply(optionReplies.ack);
+        }
+        break;
+      case options.info:
+      case options.go: {
+        const name = nameIn(data, 6);
+        const source = name === undefined ? undefined : exports.get(name);
+        if (name === undefined) reply(optionReplies.invalid);
+        else if (!source) reply(optionReplies.unknown);
+        else {
+          reply(optionReplies.info, Buffer.concat([u16(infos.export), u64(source.sizeBytes), u16(readOnlyFlags)]));
+          reply(optionReplies.info, Buffer.concat([u16(infos.blockSize), u32(1), u32(65_536), u32(maxRequestBytes)]));
+          reply(optionReplies.ack);
+          if (option === options.go) return { source, isStructured, hasAllocation: contextOf === name };
+        }
+        break;
+      }
+      case options.listMetaContext:
+      case options.setMetaContext: {
+        const asked = contextsIn(data);
+        if (!asked || !isStructured) reply(optionReplies.invalid);
+        else if (!exports.has(asked.name)) reply(optionReplies.unknown);
+        else {
+          const isList = option === options.listMetaContext;
+          const wants = asked.queries.some((query) => query === allocation.context || (isList && query === "base:")) || (isList && asked.queries.length === 0);
+          if (!isList) contextOf = wants ? asked.name : undefined;
+          if (wants) reply(optionReplies.metaContext, Buffer.concat([u32(isList ? 0 : allocation.id), Buffer.from(allocation.context)]));
+          reply(optionReplies.ack);
+        }
+        break;
+      }
+      default:
+        reply(optionReplies.unsupported);
+    }
+  }
+}
+
+/** The name at the start of an option's data, of which at least `fixedBytes` are there in all. */
+function nameIn(data: Buffer, fixedBytes: number): string | undefined {
+  if (data.length < fixedBytes) return undefined;
+  const length = data.readUInt32BE();
+  return length + fixedBytes > data.length ? undefined : data.toString("utf8", 4, 4 + length);
+}
+
+function contextsIn(data: Buffer): { readonly name: string; readonly queries: readonly string[] } | undefined {
+  const name = nameIn(data, 8);
+  if (name === undefined) return undefined;
+  let at = 4 + data.readUInt32BE();
+  const count = data.readUInt32BE(at);
+  if (count > maxContexts) return undefined;
+  at += 4;
+  const queries: string[] = [];
+  for (let i = 0; i < count; i++) {
+    if (at + 4 > data.length) return undefined;
+    const length = data.readUInt32BE(at);
+    if (at + 4 + length > data.length) return undefined;
+    queries.push(data.toString("utf8", at + 4, at + 4 + length));
+    at += 4 + length;
+  }
+  return { name, queries };
+}
+
+interface Request {
+  readonly flags: number;
+  readonly type: number;
+  readonly handle: Buffer;
+  readonly offset: number;
+  readonly length: number;
+}
+
+async function transmit(socket: Socket, input: Input, negotiated: Negotiated): Promise<void> {
+  const answers = new Set<Promise<void>>();
+  let pendingBytes = 0;
+  try {
+    for (;;) {
+      const head = await input.take(requestBytes);
+      if (head.readUInt32BE() !== requestMagic) return;
+      const request: Request = {
+        flags: head.readUInt16BE(4),
+        type: head.readUInt16BE(6),
+        handle: Buffer.from(head.subarray(8, 16)),
+        offset: Number(head.readBigUInt64BE(16)),
+        length: head.readUInt32BE(24),
+      };
+      if (request.type === commands.disconnect) return;
+      // what a client writes is refused, and read over
+      if (request.type === commands.write) await input.skip(request.length);
+      const cost = request.type === commands.read ? Math.min(request.length, maxRequestBytes) : 0;
+      pendingBytes += cost;
+      const answer = answerTo(request, negotiated).then((parts) => send(socket, parts));
+      answers.add(answer);
+      answer
+        .finally(() => {
+          answers.delete(answer);
+          pendingBytes -= cost;
+        })
+        .catch(() => socket.destroy());
+      while (pendingBytes > maxPendingBytes || answers.size >= 64) await Promise.race(answers);
+    }
+  } finally {
+    await Promise.allSettled(answers);
+  }
+}
+
+/** One answer after the other, each as a whole; resolves when the client has taken it. */
+function send(socket: Socket, parts: readonly Buffer[]): Promise<void> {
+  return new Promise((resolve, reject) => {
+    socket.cork();
+    for (const part of parts.slice(0, -1)) socket.write(part);
+    socket.write(parts.at(-1) ?? Buffer.alloc(0), (error) => (error ? reject(error) : resolve()));
+    socket.uncork();
+  });
+}
+
+async function answerTo(request: Request, { source, isStructured, hasAllocation }: Negotiated): Promise<Buffer[]> {
+  const { type, offset, length, handle } = request;
+  const fail = (error: number, why: string): Buffer[] =>
+    isStructured ? [chunk(request, replies.error, Buffer.concat([u32(error), u16(why.length), Buffer.from(why)]))] : [simple(handle, error)];
+  const isInside = offset + length <= source.sizeBytes;
+  if (type === commands.read) {
+    if (length > maxRequestBytes) return fail(errors.overflow, `more than ${maxRequestBytes} bytes at once`);
+    if (!isInside || length === 0) return fail(errors.invalid, "outside of the disk");
+    const data = Buffer.allocUnsafeSlow(length);
+    try {
+      await source.read(offset, data);
+    } catch {
+      return fail(errors.io, "the disk cannot be read here");
+    }
+    if (!isStructured) return [simple(handle, 0), data];
+    return [chunkHead(request, replies.offsetData, 8 + length), u64(offset), data];
+  }
+  if (type === commands.blockStatus) {
+    if (!hasAllocation || !isInside || length === 0) return fail(errors.invalid, hasAllocation ? "outside of the disk" : "base:allocation was not asked for");
+    const extents: Buffer[] = [u32(allocation.id)];
+    const most = request.flags & commandFlags.requestOne ? 1 : maxExtents;
+    try {
+      for await (const extent of source.extents({ offset, length })) {
+        extents.push(u32(extent.length), u32(extent.kind === "data" ? 0 : allocation.hole | allocation.zero));
+        if (extents.length > most * 2) break;
+      }
+    } catch {
+      return fail(errors.io, "the disk cannot be read here");
+    }
+    return [chunk(request, replies.blockStatus, Buffer.concat(extents))];
+  }
+  return type === commands.write ? fail(errors.notPermitted, "the disk is read-only") : fail(errors.invalid, `command ${type} is not known here`);
+}
+
+function simple(handle: Buffer, error: number): Buffer {
+  return Buffer.concat([u32(simpleReplyMagic), u32(error), handle]);
+}
+
+function chunk(request: Request, type: number, payload: Buffer): Buffer {
+  return Buffer.concat([chunkHead(request, type, payload.length), payload]);
+}
+
+/** Of the only, and so the last, chunk of an answer. */
+function chunkHead({ handle }: Request, type: number, length: number): Buffer {
+  return Buffer.concat([u32(structuredReplyMagic), u16(replyDone), u16(type), handle, u32(length)]);
+}
+
+function u16(value: number): Buffer {
+  const bytes = Buffer.alloc(2);
+  bytes.writeUInt16BE(value);
+  return bytes;
+}
+
+function u32(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32BE(value);
+  return bytes;
+}
+
+function u64(value: number): Buffer {
+  const bytes = Buffer.alloc(8);
+  bytes.writeBigUInt64BE(BigInt(value));
+  return bytes;
+}
+
+/** What comes from a client, in pieces of the size that is wanted; no more is taken from the socket than that needs. */
+class Input {
+  readonly #socket: Socket;
+  #ended = false;
+  #wake: () => void = () => {};
+
+  constructor(socket: Socket) {
+    this.#socket = socket;
+    // one listener for good: a new one would be told at once of what is there already, and is too little
+    const end = (): void => {
+      this.#ended = true;
+      this.#wake();
+    };
+    socket
+      .on("readable", () => this.#wake())
+      .once("end", end)
+      .once("close", end)
+      .once("error", end);
+  }
+
+  /** @throws when the client goes before */
+  async take(bytes: number): Promise<Buffer> {
+    if (bytes === 0) return Buffer.alloc(0);
+    for (;;) {
+      const data = this.#socket.read(bytes) as Buffer | null;
+      if (data?.length === bytes) return data;
+      if (data !== null || this.#ended || this.#socket.destroyed) throw new Error("the client hung up");
+      await new Promise<void>((resolve) => (this.#wake = resolve));
+    }
+  }
+
+  async skip(bytes: number): Promise<void> {
+    for (let left = bytes; left > 0; left -= 65_536) await this.take(Math.min(left, 65_536));
+  }
+}
