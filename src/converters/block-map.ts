@@ -1,5 +1,7 @@
 import { type BlockSource, type ByteRange, clip, type Extent, joined } from "./block-source.ts";
 import type { ByteFile } from "./byte-file.ts";
+import { loadHoleFinder } from "./raw/hole-finder.ts";
+import { sparseExtents } from "./raw/raw-source.ts";
 
 /** Where a block of the disk is: in this file, known to be zeros, or not here. */
 export type Block =
@@ -34,15 +36,41 @@ export const zeroBlock: Block = { kind: "zero" };
 export function blockMapSource(file: ByteFile, sizeBytes: number, blockBytes: number, blockAt: (index: number) => Promise<Block>): BlockMapSource {
   const whole: ByteRange = { offset: 0, length: sizeBytes };
 
+  /** Blocks that lie one behind the other, with the holes of the file between them: a fixed disk has all of its blocks, and few data. */
   async function* runs(range: ByteRange): AsyncGenerator<Extent> {
+    const finder = isSparse(file) ? await loadHoleFinder() : undefined;
+    if (!finder || file.descriptor === undefined) {
+      for await (const { extent } of blockRuns(range)) yield extent;
+      return;
+    }
+    let run: { start: number; at: number; length: number } | undefined;
+    const inFile = function* (descriptor: number, { start, at, length }: NonNullable<typeof run>): Generator<Extent> {
+      for (const found of sparseExtents(finder, descriptor, file.sizeBytes, { offset: at, length })) yield { ...found, offset: found.offset - at + start };
+    };
+    for await (const { extent, at } of blockRuns(range)) {
+      if (run && at === run.at + run.length) {
+        run.length += extent.length;
+        continue;
+      }
+      if (run) yield* inFile(file.descriptor, run);
+      run = at === undefined ? undefined : { start: extent.offset, at, length: extent.length };
+      if (at === undefined) yield extent;
+    }
+    if (run) yield* inFile(file.descriptor, run);
+  }
+
+  /** `at` is where a whole block of data lies in the file. */
+  async function* blockRuns(range: ByteRange): AsyncGenerator<{ readonly extent: Extent; readonly at?: number }> {
     const end = range.offset + range.length;
     for (let index = Math.floor(range.offset / blockBytes); index * blockBytes < end; ) {
       const start = index * blockBytes;
       const block = await blockAt(index);
       const blocks = block.kind === "data" ? 1 : (block.blocks ?? 1);
       const length = Math.min(blocks * blockBytes, sizeBytes - start);
-      if (block.kind !== "data" || !block.units) yield { offset: start, length, kind: block.kind };
-      else yield* unitRuns(block.units, start, length);
+      const extent: Extent = { offset: start, length, kind: block.kind };
+      if (block.kind !== "data") yield { extent };
+      else if (!block.units) yield { extent, at: block.offset };
+      else for (const unit of unitRuns(block.units, start, length)) yield { extent: unit };
       index += blocks;
     }
   }
@@ -94,6 +122,10 @@ export function blockMapSource(file: ByteFile, sizeBytes: number, blockBytes: nu
     },
     close: () => file.close(),
   };
+}
+
+function isSparse({ allocatedBytes, sizeBytes }: ByteFile): boolean {
+  return allocatedBytes !== undefined && allocatedBytes < sizeBytes;
 }
 
 function* unitRuns({ unitBytes, isPresent, otherwise }: UnitMap, start: number, length: number): Generator<Extent> {

@@ -25,7 +25,13 @@ function* clipped(extent: Extent, range: ByteRange | undefined): Generator<Exten
   if (part) yield part;
 }
 
-function* sparseExtents(finder: HoleFinder, descriptor: number, sizeBytes: number, range: ByteRange = { offset: 0, length: sizeBytes }): Generator<Extent> {
+/** What of a range of a file is data, and what a hole, as the file system says. */
+export function* sparseExtents(
+  finder: HoleFinder,
+  descriptor: number,
+  sizeBytes: number,
+  range: ByteRange = { offset: 0, length: sizeBytes },
+): Generator<Extent> {
   const end = range.offset + range.length;
   let offset = range.offset;
   while (offset < end) {
