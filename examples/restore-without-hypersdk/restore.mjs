@@ -36,7 +36,7 @@ const places = new Map();
 for (const name of readdirSync(join(repository, "index")).filter((each) => /^[0-9a-f]{64}$/.test(each))) {
   const index = readFileSync(join(repository, "index", name));
   if (sha256(index).digest("hex") !== name) fail(`index/${name} is damaged`);
-  let at = 16;
+  let at = 24;
   for (let packs = index.readUInt32LE(8); packs > 0; packs--) {
     const pack = join(repository, "packs", index.toString("hex", at, at + 32));
     const end = at + 40 + index.readUInt32LE(at + 32) * 48;
@@ -87,7 +87,7 @@ function idOf(chunk) {
     segment.bytes = zstdDecompressSync(packed);
     segment.name = name;
   }
-  const at = 20 + (chunk % inSegment) * 32;
+  const at = 24 + (chunk % inSegment) * 32;
   const id = segment.bytes.toString("hex", at, at + 32);
   return /^0+$/.test(id) ? undefined : id;
 }

@@ -27,6 +27,8 @@ export interface StoredFile {
   readonly path: string;
   readonly bytes: number;
   readonly isPartial: boolean;
+  /** A symbolic link, which is not followed. */
+  readonly isLink?: true;
   /** When it was written, by the clock of the store. */
   readonly modifiedMs: number;
 }

@@ -21,6 +21,12 @@ export async function removePoints(
   const failed: { point: RestorePoint; error: HypersdkError }[] = [];
   for (const point of points) {
     if (signal.aborted) break;
+    // somebody may have held it, or removed it, since it was chosen
+    const now = state.artifacts.list().find(({ id }) => id === point.id);
+    if (!now || now.held) {
+      if (now) emit({ type: "warning", code: "Held", text: `the restore point ${point.id} of ${point.vmPath} is held, and stays` });
+      continue;
+    }
     try {
       const spec = destinations.find(({ url }) => url === point.destinationUrl);
       if (!spec) throw new HypersdkError("NotFound", `no destination of the files has the URL ${point.destinationUrl}`);

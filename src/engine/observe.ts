@@ -62,6 +62,7 @@ async function observeDestination(destination: Destination): Promise<ObservedDes
     return { ...base, points: (await listPoints(destination)).map(({ path }) => ({ manifestPath: path, storedBytes: null })) };
   const files = marker ? await destination.list() : [];
   for (const file of files) {
+    if (file.isLink) continue;
     const folder = file.path.slice(0, Math.max(0, file.path.lastIndexOf("/")));
     if (file.path.endsWith(`/${manifestName}`)) points.push({ manifestPath: file.path, storedBytes: 0 });
     else if (!file.isPartial) bytes.set(folder, (bytes.get(folder) ?? 0) + file.bytes);

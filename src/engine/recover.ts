@@ -59,6 +59,7 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
       const manifest = await readManifest(destination, manifestPath);
       const exported = { manifest, manifestPath, storedBytes: manifest.actuals.storedBytes };
       recordPoint({ run }, exported, lease, context);
+      if (isChunked) for (const path of leftovers) await destination.remove(path);
       try {
         await proveAndComplete({ run, verify: schedule?.verify ?? "stored" }, destination, exported, name, lease, context);
         return "completed";

@@ -13,9 +13,10 @@ import type { VmPath } from "../model/vm-path.ts";
 import type { Provider, SnapshotDisk, VmSnapshot } from "../providers/provider.ts";
 import { ChunkSession, chunkSink } from "../repository/chunk-sink.ts";
 import { lockForExport } from "../repository/locks.ts";
-import { pointPath, publishPoint } from "../repository/points.ts";
+import { listPoints, pointPath, publishPoint } from "../repository/points.ts";
 import { Repository } from "../repository/repository.ts";
-import { type ChunkedDisk, type ImageDisk, type Manifest, type ManifestDisk, manifestName, pointFolder } from "./manifest.ts";
+import { type ChunkedDisk, type ImageDisk, isChunked, type Manifest, type ManifestDisk, manifestName, pointFolder } from "./manifest.ts";
+import { readManifest } from "./restore.ts";
 
 export interface ExportRequest {
   readonly pointId: string;
@@ -84,7 +85,7 @@ export async function exportVm(
     );
     const work: Work = { folder, destination, request, observer, signal, written, releases };
     const stored = isRepository
-      ? await storeChunks(snapshot, work, startedAt)
+      ? await storeChunks(snapshot, work, manifestPath, startedAt)
       : request.format === "ova"
         ? await storePackage(snapshot, work)
         : await storeImages(snapshot, request.format, work);
@@ -206,18 +207,28 @@ async function storePackage({ vm, disks }: VmSnapshot, work: Work): Promise<Stor
 }
 
 /** The disks in the chunk store: only what it does not have is sent. */
-async function storeChunks({ disks }: VmSnapshot, { destination, request, observer, signal, releases }: Work, startedAt: Instant): Promise<Stored> {
+async function storeChunks(
+  { disks }: VmSnapshot,
+  { destination, request, observer, signal, releases }: Work,
+  manifestPath: string,
+  startedAt: Instant,
+): Promise<Stored> {
   const repository = await Repository.openOrCreate(destination, request.pointId, startedAt);
   const lock = await lockForExport(repository, request.runId, startedAt);
   releases.push(lock.release);
   let session: ChunkSession | undefined;
   try {
     session = await ChunkSession.begin(repository, request.compression !== "none");
+    const before = await newestBefore(destination, manifestPath);
     const stored: ChunkedDisk[] = [];
     let sent = 0;
     for (const [index, disk] of disks.entries()) {
       const { source } = disk;
-      const sink = chunkSink(session, source.sizeBytes);
+      const sink = chunkSink(
+        session,
+        source.sizeBytes,
+        before.find(({ name }) => name === disk.name),
+      );
       const { readBytes } = await pour(source, sink, { signal, onRead: (bytes) => observer.read(index, bytes) });
       const { chunkBytes, segments, contentHash, dataBytes, newBytes } = sink.stored();
       stored.push({
@@ -250,6 +261,19 @@ async function storeChunks({ disks }: VmSnapshot, { destination, request, observ
     };
   } catch (error) {
     await session?.writer.abandon();
+    throw error;
+  }
+}
+
+/** The disks of the newest point of the same VM; none where it cannot be read. */
+async function newestBefore(destination: Destination, manifestPath: string): Promise<readonly ChunkedDisk[]> {
+  const folder = manifestPath.slice(0, manifestPath.lastIndexOf("/") + 1);
+  const newest = (await listPoints(destination)).filter(({ path }) => path.startsWith(folder)).at(-1);
+  if (!newest) return [];
+  try {
+    return (await readManifest(destination, newest.path)).disks.filter(isChunked);
+  } catch (error) {
+    if (error instanceof HypersdkError && (error.code === "ArtifactDamaged" || error.code === "NotFound")) return [];
     throw error;
   }
 }

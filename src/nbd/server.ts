@@ -24,8 +24,10 @@ export type Exports = ReadonlyMap<string, BlockSource>;
 
 /** The largest request that is answered; what a client may always send. */
 const maxRequestBytes = 32 * 2 ** 20;
-/** Data of all answers on their way to one client: no more requests are taken from it meanwhile. */
-const maxPendingBytes = 64 * 2 ** 20;
+/** What is read and sent in one go. */
+const pieceBytes = 2 ** 20;
+/** A client that has not said what it wants by then goes. */
+const negotiationMs = 30_000;
 /** An option of a client: names and contexts, a few hundred bytes of honest ones. */
 const maxOptionBytes = 65_536;
 const maxContexts = 32;
@@ -45,10 +47,12 @@ async function serve(socket: Socket, exports: Exports): Promise<void> {
   const input = new Input(socket);
   const greeting = Buffer.concat([handshake.magic, handshake.optionMagic, u16(handshake.fixedNewstyle | handshake.noZeroes)]);
   socket.write(greeting);
-  const clientFlags = (await input.take(4)).readUInt32BE();
+  const hello = setTimeout(() => socket.destroy(), negotiationMs);
+  const clientFlags = (await input.take(4).finally(() => clearTimeout(hello))).readUInt32BE();
   // a client that knows less than this has been gone for ten years
   if ((clientFlags & handshake.fixedNewstyle) === 0) return void socket.destroy();
-  const negotiated = await negotiate(socket, input, exports, (clientFlags & handshake.noZeroes) !== 0);
+  const timer = setTimeout(() => socket.destroy(), negotiationMs);
+  const negotiated = await negotiate(socket, input, exports, (clientFlags & handshake.noZeroes) !== 0).finally(() => clearTimeout(timer));
   if (negotiated) await transmit(socket, input, negotiated);
   socket.end();
 }
@@ -68,13 +72,13 @@ async function negotiate(socket: Socket, input: Input, exports: Exports, skipsZe
     const [option, length] = [head.readUInt32BE(8), head.readUInt32BE(12)];
     if (!head.subarray(0, 8).equals(handshake.optionMagic) || length > maxOptionBytes) return undefined;
     const data = await input.take(length);
-    const reply = (type: number, payload: Buffer = Buffer.alloc(0)): void => {
+    const reply = (type: number, payload: Buffer = Buffer.alloc(0)): Promise<void> => {
       const lead = Buffer.alloc(20);
       lead.writeBigUInt64BE(optionReplyMagic);
       lead.writeUInt32BE(option, 8);
       lead.writeUInt32BE(type, 12);
       lead.writeUInt32BE(payload.length, 16);
-      socket.write(Buffer.concat([lead, payload]));
+      return send(socket, lead, payload);
     };
     switch (option) {
       case options.exportName: {
@@ -85,32 +89,32 @@ async function negotiate(socket: Socket, input: Input, exports: Exports, skipsZe
         return { source, isStructured, hasAllocation: isStructured && contextOf === data.toString("utf8") };
       }
       case options.abort:
-        reply(optionReplies.ack);
+        await reply(optionReplies.ack);
         return undefined;
       case options.list:
-        if (length !== 0) reply(optionReplies.invalid);
+        if (length !== 0) await reply(optionReplies.invalid);
         else {
-          for (const name of exports.keys()) reply(optionReplies.server, Buffer.concat([u32(Buffer.byteLength(name)), Buffer.from(name)]));
-          reply(optionReplies.ack);
+          for (const name of exports.keys()) await reply(optionReplies.server, Buffer.concat([u32(Buffer.byteLength(name)), Buffer.from(name)]));
+          await reply(optionReplies.ack);
         }
         break;
       case options.structuredReply:
-        if (length !== 0) reply(optionReplies.invalid);
+        if (length !== 0) await reply(optionReplies.invalid);
         else {
           isStructured = true;
-          reply(optionReplies.ack);
+          await reply(optionReplies.ack);
         }
         break;
       case options.info:
       case options.go: {
         const name = nameIn(data, 6);
         const source = name === undefined ? undefined : exports.get(name);
-        if (name === undefined) reply(optionReplies.invalid);
-        else if (!source) reply(optionReplies.unknown);
+        if (name === undefined) await reply(optionReplies.invalid);
+        else if (!source) await reply(optionReplies.unknown);
         else {
-          reply(optionReplies.info, Buffer.concat([u16(infos.export), u64(source.sizeBytes), u16(readOnlyFlags)]));
-          reply(optionReplies.info, Buffer.concat([u16(infos.blockSize), u32(1), u32(65_536), u32(maxRequestBytes)]));
-          reply(optionReplies.ack);
+          await reply(optionReplies.info, Buffer.concat([u16(infos.export), u64(source.sizeBytes), u16(readOnlyFlags)]));
+          await reply(optionReplies.info, Buffer.concat([u16(infos.blockSize), u32(1), u32(65_536), u32(maxRequestBytes)]));
+          await reply(optionReplies.ack);
           if (option === options.go) return { source, isStructured, hasAllocation: contextOf === name };
         }
         break;
@@ -118,19 +122,19 @@ async function negotiate(socket: Socket, input: Input, exports: Exports, skipsZe
       case options.listMetaContext:
       case options.setMetaContext: {
         const asked = contextsIn(data);
-        if (!asked || !isStructured) reply(optionReplies.invalid);
-        else if (!exports.has(asked.name)) reply(optionReplies.unknown);
+        if (!asked || !isStructured) await reply(optionReplies.invalid);
+        else if (!exports.has(asked.name)) await reply(optionReplies.unknown);
         else {
           const isList = option === options.listMetaContext;
           const wants = asked.queries.some((query) => query === allocation.context || (isList && query === "base:")) || (isList && asked.queries.length === 0);
           if (!isList) contextOf = wants ? asked.name : undefined;
-          if (wants) reply(optionReplies.metaContext, Buffer.concat([u32(isList ? 0 : allocation.id), Buffer.from(allocation.context)]));
-          reply(optionReplies.ack);
+          if (wants) await reply(optionReplies.metaContext, Buffer.concat([u32(isList ? 0 : allocation.id), Buffer.from(allocation.context)]));
+          await reply(optionReplies.ack);
         }
         break;
       }
       default:
-        reply(optionReplies.unsupported);
+        await reply(optionReplies.unsupported);
     }
   }
 }
@@ -168,42 +172,78 @@ interface Request {
   readonly length: number;
 }
 
-async function transmit(socket: Socket, input: Input, negotiated: Negotiated): Promise<void> {
-  const answers = new Set<Promise<void>>();
-  let pendingBytes = 0;
-  try {
-    for (;;) {
-      const head = await input.take(requestBytes);
-      if (head.readUInt32BE() !== requestMagic) return;
-      const request: Request = {
-        flags: head.readUInt16BE(4),
-        type: head.readUInt16BE(6),
-        handle: Buffer.from(head.subarray(8, 16)),
-        offset: Number(head.readBigUInt64BE(16)),
-        length: head.readUInt32BE(24),
-      };
-      if (request.type === commands.disconnect) return;
+/** One request after the other; a client that wants several at once makes several connections. */
+async function transmit(socket: Socket, input: Input, { source, isStructured, hasAllocation }: Negotiated): Promise<void> {
+  for (;;) {
+    const head = await input.take(requestBytes);
+    if (head.readUInt32BE() !== requestMagic) return;
+    const request: Request = {
+      flags: head.readUInt16BE(4),
+      type: head.readUInt16BE(6),
+      handle: Buffer.from(head.subarray(8, 16)),
+      offset: Number(head.readBigUInt64BE(16)),
+      length: head.readUInt32BE(24),
+    };
+    const { type, offset, length, handle } = request;
+    const fail = (error: number, why: string): Promise<void> =>
+      send(socket, isStructured ? chunk(request, replies.error, Buffer.concat([u32(error), u16(why.length), Buffer.from(why)])) : simple(handle, error));
+    const isInside = length > 0 && offset + length <= source.sizeBytes;
+    if (type === commands.disconnect) return;
+    if (type === commands.read) {
+      const isWhole = (request.flags & commandFlags.dontFragment) !== 0;
+      if (length > maxRequestBytes || (isWhole && length > pieceBytes)) await fail(errors.overflow, "too much at once");
+      else if (!isInside) await fail(errors.invalid, "outside of the disk");
+      else await answerRead(socket, request, source, isStructured, fail);
+    } else if (type === commands.blockStatus) {
+      if (!hasAllocation) await fail(errors.invalid, "base:allocation was not asked for");
+      else if (!isInside) await fail(errors.invalid, "outside of the disk");
+      else await answerStatus(socket, request, source, fail);
+    } else if (type === commands.write) {
       // what a client writes is refused, and read over
-      if (request.type === commands.write) await input.skip(request.length);
-      const cost = request.type === commands.read ? Math.min(request.length, maxRequestBytes) : 0;
-      pendingBytes += cost;
-      const answer = answerTo(request, negotiated).then((parts) => send(socket, parts));
-      answers.add(answer);
-      answer
-        .finally(() => {
-          answers.delete(answer);
-          pendingBytes -= cost;
-        })
-        .catch(() => socket.destroy());
-      while (pendingBytes > maxPendingBytes || answers.size >= 64) await Promise.race(answers);
-    }
-  } finally {
-    await Promise.allSettled(answers);
+      await input.skip(length);
+      await fail(errors.notPermitted, "the disk is read-only");
+    } else await fail(errors.invalid, `command ${type} is not known here`);
   }
 }
 
-/** One answer after the other, each as a whole; resolves when the client has taken it. */
-function send(socket: Socket, parts: readonly Buffer[]): Promise<void> {
+type Fail = (error: number, why: string) => Promise<void>;
+
+/** In pieces, each taken by the client before the next is read: memory is one piece for each client. */
+async function answerRead(socket: Socket, request: Request, source: BlockSource, isStructured: boolean, fail: Fail): Promise<void> {
+  const { offset, length, handle } = request;
+  for (let done = 0; done < length; ) {
+    const data = Buffer.allocUnsafeSlow(Math.min(pieceBytes, length - done));
+    try {
+      await source.read(offset + done, data);
+    } catch {
+      // without structure, what was begun cannot be taken back
+      if (!isStructured && done > 0) return void socket.destroy();
+      return fail(errors.io, "the disk cannot be read here");
+    }
+    const isLast = done + data.length === length;
+    if (isStructured) await send(socket, chunkHead(request, replies.offsetData, 8 + data.length, isLast), u64(offset + done), data);
+    else await send(socket, ...(done === 0 ? [simple(handle, 0)] : []), data);
+    done += data.length;
+  }
+}
+
+async function answerStatus(socket: Socket, request: Request, source: BlockSource, fail: Fail): Promise<void> {
+  const { offset, length } = request;
+  const extents: Buffer[] = [u32(allocation.id)];
+  const most = request.flags & commandFlags.requestOne ? 1 : maxExtents;
+  try {
+    for await (const extent of source.extents({ offset, length })) {
+      extents.push(u32(extent.length), u32(extent.kind === "data" ? 0 : allocation.hole | allocation.zero));
+      if (extents.length > most * 2) break;
+    }
+  } catch {
+    return fail(errors.io, "the disk cannot be read here");
+  }
+  return send(socket, chunk(request, replies.blockStatus, Buffer.concat(extents)));
+}
+
+/** Resolves when the client has taken it: nothing piles up for one that does not read. */
+function send(socket: Socket, ...parts: readonly Buffer[]): Promise<void> {
   return new Promise((resolve, reject) => {
     socket.cork();
     for (const part of parts.slice(0, -1)) socket.write(part);
@@ -212,51 +252,16 @@ function send(socket: Socket, parts: readonly Buffer[]): Promise<void> {
   });
 }
 
-async function answerTo(request: Request, { source, isStructured, hasAllocation }: Negotiated): Promise<Buffer[]> {
-  const { type, offset, length, handle } = request;
-  const fail = (error: number, why: string): Buffer[] =>
-    isStructured ? [chunk(request, replies.error, Buffer.concat([u32(error), u16(why.length), Buffer.from(why)]))] : [simple(handle, error)];
-  const isInside = offset + length <= source.sizeBytes;
-  if (type === commands.read) {
-    if (length > maxRequestBytes) return fail(errors.overflow, `more than ${maxRequestBytes} bytes at once`);
-    if (!isInside || length === 0) return fail(errors.invalid, "outside of the disk");
-    const data = Buffer.allocUnsafeSlow(length);
-    try {
-      await source.read(offset, data);
-    } catch {
-      return fail(errors.io, "the disk cannot be read here");
-    }
-    if (!isStructured) return [simple(handle, 0), data];
-    return [chunkHead(request, replies.offsetData, 8 + length), u64(offset), data];
-  }
-  if (type === commands.blockStatus) {
-    if (!hasAllocation || !isInside || length === 0) return fail(errors.invalid, hasAllocation ? "outside of the disk" : "base:allocation was not asked for");
-    const extents: Buffer[] = [u32(allocation.id)];
-    const most = request.flags & commandFlags.requestOne ? 1 : maxExtents;
-    try {
-      for await (const extent of source.extents({ offset, length })) {
-        extents.push(u32(extent.length), u32(extent.kind === "data" ? 0 : allocation.hole | allocation.zero));
-        if (extents.length > most * 2) break;
-      }
-    } catch {
-      return fail(errors.io, "the disk cannot be read here");
-    }
-    return [chunk(request, replies.blockStatus, Buffer.concat(extents))];
-  }
-  return type === commands.write ? fail(errors.notPermitted, "the disk is read-only") : fail(errors.invalid, `command ${type} is not known here`);
-}
-
 function simple(handle: Buffer, error: number): Buffer {
   return Buffer.concat([u32(simpleReplyMagic), u32(error), handle]);
 }
 
 function chunk(request: Request, type: number, payload: Buffer): Buffer {
-  return Buffer.concat([chunkHead(request, type, payload.length), payload]);
+  return Buffer.concat([chunkHead(request, type, payload.length, true), payload]);
 }
 
-/** Of the only, and so the last, chunk of an answer. */
-function chunkHead({ handle }: Request, type: number, length: number): Buffer {
-  return Buffer.concat([u32(structuredReplyMagic), u16(replyDone), u16(type), handle, u32(length)]);
+function chunkHead({ handle }: Request, type: number, length: number, isLast: boolean): Buffer {
+  return Buffer.concat([u32(structuredReplyMagic), u16(isLast ? replyDone : 0), u16(type), handle, u32(length)]);
 }
 
 function u16(value: number): Buffer {

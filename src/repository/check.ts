@@ -1,6 +1,6 @@
 import { ChunkIndex, type PackInfo } from "./chunk-index.ts";
 import { readPack } from "./chunk-reader.ts";
-import { entryAt, entryBytes, packsFolder, trailerBytes } from "./layout.ts";
+import { entryAt, entryBytes, packFileBytes, packsFolder } from "./layout.ts";
 import { isDamage, isGone, type Present, type Repository, type StoredObject } from "./repository.ts";
 import { type PointDisks, readDirectory, readPoints, type Used, usedBy } from "./survey.ts";
 
@@ -34,6 +34,8 @@ export interface CheckReport {
 export interface Examination {
   readonly problems: readonly Problem[];
   readonly damagedIndexes: readonly string[];
+  /** Every index that was read. */
+  readonly indexPaths: readonly string[];
   /** Packs of which something is damaged or gone, with the part of their directory that still holds. */
   readonly damagedPacks: ReadonlyMap<string, { readonly pack: PackInfo; readonly sound: Buffer }>;
   /** All chunks that can be read, as far as was looked. */
@@ -80,6 +82,7 @@ export async function examine(repository: Repository, options: CheckOptions): Pr
     problems.push({ path, message: error.message });
   });
   const present = await repository.present();
+  for (const path of present.unreadable) problems.push({ path, message: `${path}: it is no list of what is condemned` });
   const listed = new ChunkIndex();
   for (const each of indexes.flatMap(({ directories }) => directories)) listed.add(each);
 
@@ -129,6 +132,7 @@ export async function examine(repository: Repository, options: CheckOptions): Pr
   return {
     problems,
     damagedIndexes,
+    indexPaths: indexes.map(({ path }) => path),
     damagedPacks,
     sound,
     present,
@@ -142,12 +146,7 @@ export async function examine(repository: Repository, options: CheckOptions): Pr
 
 /** What a pack is by its listing and its own directory; undefined when that is what the index says. */
 async function structureOf(repository: Repository, { name, directory }: PackInfo, { path, bytes }: StoredObject): Promise<string | undefined> {
-  let end = 0;
-  for (let at = 0; at < directory.length; at += entryBytes) {
-    const { offset, storedBytes } = entryAt(directory, at);
-    end = Math.max(end, offset + storedBytes);
-  }
-  const expected = end + directory.length + trailerBytes;
+  const expected = packFileBytes(directory);
   if (bytes !== expected) return `${path}: it has ${bytes} bytes, ${expected} were stored`;
   try {
     await readDirectory(repository, path, name);

@@ -151,7 +151,7 @@ export async function* readPack(repository: Repository, pack: PackInfo, noteUnso
     await file.close();
   }
   const data = bytes.subarray(0, Math.max(0, bytes.length - trailerBytes - pack.directory.length));
-  const crc = bytes.length >= trailerBytes ? bytes.readUInt32LE(bytes.length - trailerBytes + 16) : -1;
+  const crc = bytes.length >= trailerBytes ? bytes.readUInt32LE(bytes.length - trailerBytes + 12) : -1;
   const isWhole = crc32(data) === crc;
   let isSound = true;
   const checking: Promise<ReadChunk>[] = [];

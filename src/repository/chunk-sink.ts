@@ -3,9 +3,10 @@ import { constants, zstdCompress } from "node:zlib";
 import type { DiskSink } from "../converters/disk-sink.ts";
 import { zeroPieceHash } from "../model/tree-hash.ts";
 import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
+import { type ChunkedDisk, segmentsOf } from "./disk-source.ts";
 import { idBytes, methods, segmentBytes } from "./layout.ts";
 import { type PackedChunk, PackWriter } from "./pack-writer.ts";
-import type { IsCondemned, Repository } from "./repository.ts";
+import { isDamage, type Present, type Repository } from "./repository.ts";
 import { sha256 } from "./sha256.ts";
 
 /** Chunks that are hashed and compressed at once, on the threads of the pool. */
@@ -35,19 +36,19 @@ export class ChunkSession {
   readonly compresses: boolean;
   segmentBytes = 0;
 
-  readonly isCondemned: IsCondemned;
+  readonly present: Present;
 
-  private constructor(repository: Repository, index: ChunkIndex, isCondemned: IsCondemned, compresses: boolean) {
+  private constructor(repository: Repository, index: ChunkIndex, present: Present, compresses: boolean) {
     this.repository = repository;
     this.index = index;
-    this.isCondemned = isCondemned;
-    this.writer = new PackWriter(repository, index, { isCondemned });
+    this.present = present;
+    this.writer = new PackWriter(repository, index);
     this.compresses = compresses;
   }
 
   static async begin(repository: Repository, compresses: boolean): Promise<ChunkSession> {
     const { index, present } = await repository.loadIndex();
-    return new ChunkSession(repository, index, present.isCondemned, compresses);
+    return new ChunkSession(repository, index, present, compresses);
   }
 
   /** Everything is at the store and can be found. */
@@ -57,8 +58,11 @@ export class ChunkSession {
   }
 }
 
-/** Stores a disk chunk by chunk: what the repository has is not sent again, what is zero is not stored at all. */
-export function chunkSink(session: ChunkSession, sizeBytes: number): DiskSink & { stored(): StoredDisk } {
+/**
+ * Stores a disk chunk by chunk: what the repository has is not sent again, what is zero is not stored at all.
+ * @param before the same disk in an earlier point: the lists of what did not change are taken from there
+ */
+export function chunkSink(session: ChunkSession, sizeBytes: number, before?: ChunkedDisk): DiskSink & { stored(): StoredDisk } {
   const { repository, index, writer, used, pending } = session;
   const { chunkBytes } = repository.config;
   const chunks = Math.ceil(sizeBytes / chunkBytes);
@@ -87,12 +91,28 @@ export function chunkSink(session: ChunkSession, sizeBytes: number): DiskSink & 
   async function endSegment(): Promise<void> {
     if (ids.length === 0) segments.push(null);
     else {
-      const { name, bytes } = await repository.saveSegment(chunkBytes, ids, session.isCondemned);
+      const name = (await sameAsBefore(segments.length)) ?? (await saved());
       session.segments.add(name);
-      session.segmentBytes += bytes;
       segments.push(name);
     }
     ids = Buffer.alloc(0);
+  }
+  async function saved(): Promise<string> {
+    const { name, bytes } = await repository.saveSegment(chunkBytes, ids);
+    session.segmentBytes += bytes;
+    return name;
+  }
+  /** The segment of the point before, where nothing of this GiB has changed since. */
+  async function sameAsBefore(segment: number): Promise<string | undefined> {
+    const name = before?.segments[segment];
+    if (!before || !name || before.virtualBytes !== sizeBytes || before.chunkBytes !== chunkBytes || !session.present.isUsable(name)) return undefined;
+    try {
+      return (await segmentsOf(repository, before).load(segment)).equals(ids) ? name : undefined;
+    } catch (error) {
+      // one that is damaged is written anew
+      if (isDamage(error)) return undefined;
+      throw error;
+    }
   }
   async function place(chunk: number, data: Buffer, hashed: Promise<Buffer>): Promise<void> {
     const id = await hashed;

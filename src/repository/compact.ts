@@ -6,6 +6,7 @@ import { readPack } from "./chunk-reader.ts";
 import { condemnedFolder, entryBytes, idBytes, type PackDirectory, packsFolder } from "./layout.ts";
 import { oldestExport } from "./locks.ts";
 import { PackWriter } from "./pack-writer.ts";
+import { isPending } from "./points.ts";
 import { type Condemnation, isDamage, isGone, type Present, type Repository, type StoredObject } from "./repository.ts";
 import { readDirectory, readPoints, type Used, usedBy } from "./survey.ts";
 
@@ -90,7 +91,11 @@ async function lookOnce(repository: Repository): Promise<State> {
     if (there && !index.pack(name)) index.add({ name, directory: await readDirectory(repository, there.path, name) }, false);
   }
   const points = await readPoints(repository);
-  return { index, indexPaths: indexes.map(({ path }) => path), present, used: await usedBy(repository, index, points) };
+  // what an export that died had not sent to the end is missed by nobody
+  const used = await usedBy(repository, index, points, (point, error) => {
+    if (!isPending(point.path)) throw error;
+  });
+  return { index, indexPaths: indexes.map(({ path }) => path), present, used };
 }
 
 /** Deletes what was condemned before `untilMs` and is still unused; what is used again is spared. */
@@ -134,8 +139,8 @@ async function settle(
 
 /** Writes one index for all packs in the place of those that were read; those that others write meanwhile stay. */
 export async function replaceIndexes(repository: Repository, old: readonly string[], packs: readonly PackDirectory[]): Promise<void> {
-  const path = packs.length > 0 ? await repository.saveIndex(packs) : undefined;
-  for (const each of old) if (each !== path) await repository.destination.remove(each);
+  await repository.saveIndex(packs);
+  for (const path of old) await repository.destination.remove(path);
 }
 
 function takenChunks(pack: NonNullable<ReturnType<ChunkIndex["pack"]>>, { index, used }: State): number[] {
@@ -185,7 +190,7 @@ async function rewrite(repository: Repository, state: State, packs: readonly Sto
     }
     return bytes;
   }
-  const writer = new PackWriter(repository, index, { isCondemned: state.present.isCondemned });
+  const writer = new PackWriter(repository, index);
   try {
     for (const { name } of packs) {
       const pack = index.pack(name);

@@ -148,6 +148,9 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
   };
 }
 
+/** As of every disk that is read. */
+const maxVirtualBytes = 64 * 2 ** 40;
+
 /** The lists of chunk ids that a disk is made of. */
 export interface Segments {
   readonly count: number;
@@ -161,6 +164,7 @@ export interface Segments {
 export function segmentsOf(repository: Repository, { virtualBytes, chunkBytes, segments }: Omit<ChunkedDisk, "dataBytes">): Segments {
   if (chunkBytes < minChunkBytes || chunkBytes > maxChunkBytes || (chunkBytes & (chunkBytes - 1)) !== 0)
     throw damaged("the manifest", `chunks of ${chunkBytes} bytes are not of this version`);
+  if (!(virtualBytes >= 0 && virtualBytes <= maxVirtualBytes)) throw damaged("the manifest", `a disk of ${virtualBytes} bytes is none`);
   const chunks = Math.ceil(virtualBytes / chunkBytes);
   const chunksEach = segmentBytes / chunkBytes;
   const count = Math.ceil(chunks / chunksEach);

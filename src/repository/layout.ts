@@ -1,4 +1,4 @@
-import { createHash } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { HypersdkError } from "../model/errors.ts";
 
 /**
@@ -6,12 +6,13 @@ import { HypersdkError } from "../model/errors.ts";
  *
  *     pack      chunks, one behind the other · directory: an entry for each · trailer
  *     entry     0 id (32) · 32 offset u32 · 36 stored bytes u32 · 40 raw bytes u32 · 44 method u8 · 45 zero (3)
- *     trailer   0 "HSPACK\0\1" · 8 entries u32 · 12 salt u32 · 16 CRC-32 of everything before the directory u32 · 20 zero u32
- *     index     0 "HSINDX\0\1" · 8 packs u32 · 12 zero u32 · then for each: name (32) · entries u32 · zero u32 · its directory
- *     segment   zstd over: 0 "HSSEGM\0\1" · 8 chunk bytes u32 · 12 chunks u32 · 16 salt u32 · an id (32) for each, zeros for a chunk of zeros
+ *     trailer   0 "HSPACK\0\1" · 8 entries u32 · 12 CRC-32 of everything before the directory u32 · 16 salt (8)
+ *     index     0 "HSINDX\0\1" · 8 packs u32 · 12 zero u32 · 16 salt (8) · then for each: name (32) · entries u32 · zero u32 · its directory
+ *     segment   zstd over: 0 "HSSEGM\0\1" · 8 chunk bytes u32 · 12 chunks u32 · 16 salt (8) · an id (32) for each, zeros for a chunk of zeros
  *
  * A pack is named by the SHA-256 of its directory and trailer, which name its chunks by theirs; an index and a segment by that of their
- * bytes. No bit of any of them can change unnoticed. The salt is 0, but where an object of the same content is condemned: then it makes another name.
+ * bytes. No bit of any of them can change unnoticed. The salt is random: no name is
+ * ever given twice, so that whoever decided to delete an object can never meet another one under its name.
  */
 export const repositoryVersion = 1;
 
@@ -29,7 +30,10 @@ export const segmentBytes: number = 2 ** 30;
 /** A pack is closed when it holds this much; offsets in it are 32 bits. */
 export const packBytes: number = 16 * 2 ** 20;
 export const maxPackBytes: number = 64 * 2 ** 20;
-const maxIndexBytes = 512 * 2 ** 20;
+const maxIndexBytes = 64 * 2 ** 20;
+const saltBytes = 8;
+/** In front of an index and of a segment. */
+const headBytes = 24;
 
 export const packsFolder = "packs";
 export const indexFolder = "index";
@@ -69,6 +73,16 @@ export function encodeEntry({ id, offset, storedBytes, rawBytes, method }: Chunk
   return entry;
 }
 
+/** How long the file of a pack with this directory is. */
+export function packFileBytes(directory: Buffer): number {
+  let end = 0;
+  for (let at = 0; at < directory.length; at += entryBytes) {
+    const { offset, storedBytes } = entryAt(directory, at);
+    end = Math.max(end, offset + storedBytes);
+  }
+  return end + directory.length + trailerBytes;
+}
+
 /** The entry at `at` of a directory that {@link checkDirectory} has seen. */
 export function entryAt(directory: Buffer, at: number): ChunkEntry {
   return {
@@ -80,12 +94,12 @@ export function entryAt(directory: Buffer, at: number): ChunkEntry {
   };
 }
 
-export function packTrailer(entries: number, crc: number, salt: number): Buffer {
+export function packTrailer(entries: number, crc: number): Buffer {
   const trailer = Buffer.alloc(trailerBytes);
   magics.pack.copy(trailer);
   trailer.writeUInt32LE(entries, 8);
-  trailer.writeUInt32LE(salt, 12);
-  trailer.writeUInt32LE(crc, 16);
+  trailer.writeUInt32LE(crc, 12);
+  randomBytes(saltBytes).copy(trailer, 16);
   return trailer;
 }
 
@@ -116,9 +130,10 @@ export interface PackDirectory {
 }
 
 export function encodeIndex(packs: readonly PackDirectory[]): Buffer {
-  const head = Buffer.alloc(16);
+  const head = Buffer.alloc(headBytes);
   magics.index.copy(head);
   head.writeUInt32LE(packs.length, 8);
+  randomBytes(saltBytes).copy(head, 16);
   return Buffer.concat([
     head,
     ...packs.flatMap(({ name, directory }) => {
@@ -131,9 +146,9 @@ export function encodeIndex(packs: readonly PackDirectory[]): Buffer {
 }
 
 export function decodeIndex(path: string, bytes: Buffer): PackDirectory[] {
-  if (bytes.length < 16 || !bytes.subarray(0, 8).equals(magics.index)) throw damaged(path, "it does not begin as an index of version 1");
+  if (bytes.length < headBytes || !bytes.subarray(0, 8).equals(magics.index)) throw damaged(path, "it does not begin as an index of version 1");
   const packs: PackDirectory[] = [];
-  let at = 16;
+  let at = headBytes;
   for (let left = bytes.readUInt32LE(8); left > 0; left--) {
     const directoryAt = at + 40;
     const end = directoryAt + (directoryAt <= bytes.length ? bytes.readUInt32LE(at + 32) * entryBytes : 0);
@@ -153,24 +168,22 @@ export const maxObjectBytes: { readonly index: number; readonly segment: number 
 };
 
 /** @param ids 32 bytes for each chunk */
-export function encodeSegment(chunkBytes: number, ids: Buffer, salt: number): Buffer {
-  const head = Buffer.alloc(segmentHeadBytes);
+export function encodeSegment(chunkBytes: number, ids: Buffer): Buffer {
+  const head = Buffer.alloc(headBytes);
   magics.segment.copy(head);
   head.writeUInt32LE(chunkBytes, 8);
   head.writeUInt32LE(ids.length / idBytes, 12);
-  head.writeUInt32LE(salt, 16);
+  randomBytes(saltBytes).copy(head, 16);
   return Buffer.concat([head, ids]);
 }
 
 /** @returns 32 bytes for each chunk */
 export function decodeSegment(path: string, bytes: Buffer, chunkBytes: number, chunks: number): Buffer {
-  if (bytes.length < segmentHeadBytes || !bytes.subarray(0, 8).equals(magics.segment)) throw damaged(path, "it does not begin as a segment of version 1");
-  if (bytes.readUInt32LE(8) !== chunkBytes || bytes.readUInt32LE(12) !== chunks || bytes.length !== segmentHeadBytes + chunks * idBytes)
+  if (bytes.length < headBytes || !bytes.subarray(0, 8).equals(magics.segment)) throw damaged(path, "it does not begin as a segment of version 1");
+  if (bytes.readUInt32LE(8) !== chunkBytes || bytes.readUInt32LE(12) !== chunks || bytes.length !== headBytes + chunks * idBytes)
     throw damaged(path, `it lists ${bytes.readUInt32LE(12)} chunks of ${bytes.readUInt32LE(8)} bytes, wanted are ${chunks} of ${chunkBytes}`);
-  return bytes.subarray(segmentHeadBytes);
+  return bytes.subarray(headBytes);
 }
-
-const segmentHeadBytes = 20;
 
 export function isZeroId(ids: Buffer, at: number): boolean {
   return ids.readUInt32LE(at) === 0 && zeroId.equals(ids.subarray(at, at + idBytes));

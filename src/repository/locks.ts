@@ -23,7 +23,7 @@ export async function oldestExport(repository: Repository, now: Instant): Promis
   for (const { path } of await repository.list(locksFolder)) {
     let atMs: number;
     try {
-      atMs = epochMsOf((JSON.parse((await repository.destination.get(path, 65_536)).toString("utf8")) as { at: Instant }).at);
+      atMs = epochMsOf((JSON.parse((await repository.destination.get(path, 65_536)).toString("utf8")) as { at?: Instant } | null)?.at ?? ("" as Instant));
     } catch (error) {
       // gone meanwhile, or half of one that somebody wrote by hand
       if (error instanceof SyntaxError || (error instanceof HypersdkError && error.code === "NotFound")) continue;

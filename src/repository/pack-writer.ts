@@ -1,7 +1,7 @@
 import { crc32 } from "node:zlib";
 import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
 import { encodeEntry, nameOf, type PackDirectory, packBytes, packsFolder, packTrailer } from "./layout.ts";
-import { type IsCondemned, type Repository, unlessCondemned } from "./repository.ts";
+import type { Repository } from "./repository.ts";
 
 /** Packs on their way to the store at once: each is held in memory until it is there. */
 const uploadsAtOnce = 2;
@@ -16,17 +16,10 @@ export interface PackedChunk {
   readonly method: number;
 }
 
-export interface PackWriterOptions {
-  readonly isCondemned: IsCondemned;
-  /** A pack of the same name is known to be damaged: write over it. */
-  readonly replaces?: boolean;
-}
-
 /** Gathers chunks into packs and sends them: a pack that has arrived is in the index of this process, and soon in one at the store. */
 export class PackWriter {
   readonly #repository: Repository;
   readonly #index: ChunkIndex;
-  readonly #options: PackWriterOptions;
   readonly #uploads = new Set<Promise<void>>();
   #chunks: PackedChunk[] = [];
   #bytes = 0;
@@ -36,10 +29,9 @@ export class PackWriter {
   /** Bytes of packs and indexes that were sent. */
   sentBytes = 0;
 
-  constructor(repository: Repository, index: ChunkIndex, options: PackWriterOptions) {
+  constructor(repository: Repository, index: ChunkIndex) {
     this.#repository = repository;
     this.#index = index;
-    this.#options = options;
   }
 
   async add(chunk: PackedChunk): Promise<void> {
@@ -73,14 +65,10 @@ export class PackWriter {
       }),
     );
     const crc = chunks.reduce((sum, { stored }) => crc32(stored, sum), 0);
-    const { name, trailer } = unlessCondemned(this.#options.isCondemned, (salt) => {
-      const trailer = packTrailer(chunks.length, crc, salt);
-      return { trailer, name: nameOf(directory, trailer) };
-    });
+    const trailer = packTrailer(chunks.length, crc);
+    const name = nameOf(directory, trailer);
     const bytes = Buffer.concat([...chunks.map(({ stored }) => stored), directory, trailer]);
-    const path = `${packsFolder}/${name}`;
-    const sending = this.#options.replaces ? this.#repository.destination.put(path, bytes) : this.#repository.putOnce(path, bytes);
-    const upload = sending.then(() => {
+    const upload = this.#repository.destination.put(`${packsFolder}/${name}`, bytes, { exclusive: true }).then(() => {
       this.sentBytes += bytes.length;
       this.packs.push(this.#index.add({ name, directory }));
       this.#unindexed.push({ name, directory });

@@ -4,6 +4,7 @@ import { HypersdkError } from "../model/errors.ts";
 import { compactInstant, type Instant } from "../model/instant.ts";
 import type { ChunkSession } from "./chunk-sink.ts";
 import { pointsFolder } from "./layout.ts";
+import { refuseLink } from "./repository.ts";
 
 const listedEnding = ".json";
 /** A manifest on its way: compaction counts it, nobody lists it. */
@@ -34,9 +35,13 @@ export async function listPoints(
   destination: Destination,
   options: { readonly withPending?: boolean } = {},
 ): Promise<{ readonly path: string; readonly bytes: number }[]> {
-  const files = (await destination.list(pointsFolder)).filter(({ isPartial }) => !isPartial);
+  const files = (await destination.list(pointsFolder)).filter(({ isPartial }) => !isPartial).map(refuseLink);
   const listed = files.filter(({ path }) => isRepositoryPoint(path));
   return options.withPending ? [...listed, ...files.filter(({ path }) => path.endsWith(pendingEnding))] : listed;
+}
+
+export function isPending(path: string): boolean {
+  return path.endsWith(pendingEnding);
 }
 
 export function pendingPath(path: string): string {

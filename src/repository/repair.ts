@@ -49,7 +49,7 @@ export async function repairRepository(repository: Repository, options: Omit<Che
     sound.push({ name, directory });
     index.add({ name, directory }, present.isUsable(name));
   }
-  const writer = new PackWriter(repository, index, { isCondemned: present.isCondemned, replaces: true });
+  const writer = new PackWriter(repository, index);
   let salvagedChunks = 0;
   try {
     for (const { pack } of damagedPacks.values()) {
@@ -66,14 +66,13 @@ export async function repairRepository(repository: Repository, options: Omit<Che
   }
   const isChanged = dropped.length + damagedIndexes.length + foundPacks + damagedPacks.size > 0;
   if (isChanged) {
-    // a damaged one may have the very name that the sound one will have
     for (const path of damagedIndexes) await repository.destination.remove(path);
-    const old = (await repository.readIndexes(() => {})).map(({ path }) => path);
-    await replaceIndexes(repository, old, [...sound, ...writer.packs.map(({ name, directory }) => ({ name, directory }))]);
+    // only those that were read: an export may have written its own meanwhile
+    await replaceIndexes(repository, seen.indexPaths, [...sound, ...writer.packs.map(({ name, directory }) => ({ name, directory }))]);
   }
   for (const name of damagedSegments) dropped.push(`${segmentsFolder}/${name}`);
-  const rewritten = new Set(writer.packs.map(({ name }) => `${packsFolder}/${name}`));
-  for (const path of dropped) if (!rewritten.has(path)) await repository.destination.remove(path);
+  dropped.push(...present.unreadable);
+  for (const path of dropped) await repository.destination.remove(path);
   const brokenPoints = new Set(seen.points.length === 0 ? [] : seen.brokenPoints.filter((path) => !seen.points.some((point) => point.path === path)));
   await usedBy(repository, index, seen.points, (point) => void brokenPoints.add(point.path));
   return {

@@ -1,4 +1,3 @@
-import { randomBytes } from "node:crypto";
 import { promisify } from "node:util";
 import { constants, zstdCompressSync, zstdDecompress } from "node:zlib";
 import type { Destination, StoredFile } from "../destinations/destination.ts";
@@ -15,10 +14,14 @@ import {
   encodeIndex,
   encodeSegment,
   indexFolder,
+  maxChunkBytes,
   maxObjectBytes,
+  minChunkBytes,
   nameOf,
   type PackDirectory,
+  packFileBytes,
   packsFolder,
+  pointsFolder,
   repositoryVersion,
   segmentsFolder,
 } from "./layout.ts";
@@ -58,9 +61,10 @@ export interface StoredObject {
 /** What is there of packs and segments, with its size, and what of it may be built on. */
 export interface Present {
   readonly condemned: readonly Condemnation[];
+  /** Lists of what is condemned that cannot be read: nobody can act on them. */
+  readonly unreadable: readonly string[];
   readonly packs: ReadonlyMap<string, StoredObject>;
   readonly segments: ReadonlyMap<string, StoredObject>;
-  readonly isCondemned: IsCondemned;
   readonly isUsable: (name: string) => boolean;
 }
 
@@ -84,6 +88,11 @@ export class Repository {
   static async openOrCreate(destination: Destination, id: string, createdAt: Instant): Promise<Repository> {
     const there = await Repository.open(destination);
     if (there) return there;
+    for (const folder of [packsFolder, pointsFolder])
+      if ((await destination.list(folder)).some(({ isPartial }) => !isPartial))
+        throw new HypersdkError("ArtifactDamaged", `${destination.spec.name} holds ${folder} and no config: it was a repository whose config is gone`, {
+          hint: "put the file config back, from a copy of the destination; with another one, nothing that is there can be read",
+        });
     const config: RepositoryConfig = withDigest({
       formatVersion: repositoryVersion,
       kind: "hypersdk-repository" as const,
@@ -106,7 +115,8 @@ export class Repository {
     const directories = (await this.readIndexes()).flatMap((each) => each.directories);
     const present = await this.present();
     const index = new ChunkIndex();
-    for (const each of directories) index.add(each, present.isUsable(each.name));
+    // a pack that was cut short is not built on: what it held is sent again
+    for (const each of directories) index.add(each, present.isUsable(each.name) && present.packs.get(each.name)?.bytes === packFileBytes(each.directory));
     return { index, present };
   }
 
@@ -128,39 +138,43 @@ export class Repository {
     });
   }
 
-  async saveIndex(packs: readonly PackDirectory[]): Promise<string> {
-    const bytes = encodeIndex(packs);
-    const path = `${indexFolder}/${nameOf(bytes)}`;
-    await this.putOnce(path, bytes);
-    return path;
+  /** One object, or several where the packs are so many. */
+  async saveIndex(packs: readonly PackDirectory[]): Promise<void> {
+    for (let first = 0; first < packs.length; ) {
+      let [end, bytes] = [first, 0];
+      while (end < packs.length && (end === first || bytes + (packs[end] as PackDirectory).directory.length < maxObjectBytes.index / 2))
+        bytes += (packs[end++] as PackDirectory).directory.length;
+      const content = encodeIndex(packs.slice(first, end));
+      await this.destination.put(`${indexFolder}/${nameOf(content)}`, content, { exclusive: true });
+      first = end;
+    }
   }
 
   /** Looks again at what is condemned, then at what is there: in this order, whatever was condemned before the call is seen. */
   async present(): Promise<Present> {
-    const condemned = await this.condemnations();
+    const unreadable: string[] = [];
+    const condemned = await this.condemnations((path) => void unreadable.push(path));
     const names = new Set(condemned.flatMap(({ packs, segments }) => [...packs, ...segments]));
-    const isCondemned = (name: string): boolean => names.has(name);
     const packs = new Map((await this.list(packsFolder)).map((each) => [each.name, each]));
     const segments = new Map((await this.list(segmentsFolder)).map((each) => [each.name, each]));
-    return { condemned, packs, segments, isCondemned, isUsable: (name) => !names.has(name) && (packs.has(name) || segments.has(name)) };
+    return { condemned, unreadable, packs, segments, isUsable: (name) => !names.has(name) && (packs.has(name) || segments.has(name)) };
   }
 
-  async condemnations(): Promise<Condemnation[]> {
-    return this.#all(condemnedFolder, async (path) => {
-      const bytes = await this.destination.get(path, 64 * 2 ** 20);
-      const value = JSON.parse(bytes.toString("utf8")) as Condemnation;
-      if (!Array.isArray(value.packs) || !Array.isArray(value.segments)) throw damaged(path, "it is no list of what is condemned");
-      return value;
+  async condemnations(unreadable: (path: string) => void = () => {}): Promise<Condemnation[]> {
+    const all = await this.#all(condemnedFolder, async (path) => {
+      const value = jsonOf(await this.destination.get(path, 64 * 2 ** 20)) as Partial<Condemnation> | undefined;
+      const isList = (names: unknown): boolean => Array.isArray(names) && names.every((name) => typeof name === "string");
+      if (typeof value?.at === "string" && typeof value.id === "string" && isList(value.packs) && isList(value.segments)) return [value as Condemnation];
+      unreadable(path);
+      return [];
     });
+    return all.flat();
   }
 
-  /** @param isTaken whether the content needs another name, since an object of that name is condemned */
-  async saveSegment(chunkBytes: number, ids: Buffer, isTaken: IsCondemned): Promise<{ readonly name: string; readonly bytes: number }> {
-    const { name, bytes } = unlessCondemned(isTaken, (salt) => {
-      const bytes = zstdCompressSync(encodeSegment(chunkBytes, ids, salt), { params: { [constants.ZSTD_c_compressionLevel]: 1 } });
-      return { bytes, name: nameOf(bytes) };
-    });
-    await this.putOnce(`${segmentsFolder}/${name}`, bytes);
+  async saveSegment(chunkBytes: number, ids: Buffer): Promise<{ readonly name: string; readonly bytes: number }> {
+    const bytes = zstdCompressSync(encodeSegment(chunkBytes, ids), { params: { [constants.ZSTD_c_compressionLevel]: 1 } });
+    const name = nameOf(bytes);
+    await this.destination.put(`${segmentsFolder}/${name}`, bytes, { exclusive: true });
     return { name, bytes: bytes.length };
   }
 
@@ -176,19 +190,11 @@ export class Repository {
     return decodeSegment(path, content, chunkBytes, chunks);
   }
 
-  /** Objects never change: one that is there already is the one. */
-  async putOnce(path: string, bytes: Uint8Array): Promise<void> {
-    try {
-      await this.destination.put(path, bytes, { exclusive: true });
-    } catch (error) {
-      if (!(error instanceof HypersdkError && error.code === "AlreadyExists")) throw error;
-    }
-  }
-
   /** The objects of a folder; foreign files and what was never finished are left out. */
   async list(folder: string): Promise<StoredObject[]> {
     return (await this.destination.list(folder))
       .filter((file: StoredFile) => !file.isPartial)
+      .map(refuseLink)
       .map(({ path, bytes, modifiedMs }) => ({ path, bytes, modifiedMs, name: path.slice(folder.length + 1).replace(/\.json$/, "") }))
       .filter(({ name }) => /^[0-9a-f-]{32,64}$/.test(name));
   }
@@ -206,18 +212,32 @@ export class Repository {
   }
 }
 
+/** A link would be read by some and not be seen by others. @throws ArtifactDamaged */
+export function refuseLink(file: StoredFile): StoredFile {
+  if (file.isLink) throw damaged(file.path, "it is a symbolic link, and a repository holds files: put what it leads to in its place");
+  return file;
+}
+
+function jsonOf(bytes: Buffer): object | undefined {
+  try {
+    const value: unknown = JSON.parse(bytes.toString("utf8"));
+    return typeof value === "object" && value !== null ? value : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 function decodeConfig(destination: Destination, bytes: Buffer): RepositoryConfig {
   const path = `${configPath} of ${destination.spec.name}`;
-  let config: Partial<RepositoryConfig>;
-  try {
-    config = JSON.parse(bytes.toString("utf8")) as RepositoryConfig;
-  } catch (error) {
-    throw new HypersdkError("ArtifactDamaged", `${path} is no JSON`, { cause: error });
-  }
+  const config = jsonOf(bytes) as Partial<RepositoryConfig> | undefined;
+  if (!config) throw damaged(path, "it is no JSON object");
   if (config.kind !== "hypersdk-repository") throw damaged(path, "this is no repository of hypersdk");
   if (typeof config.formatVersion !== "number" || config.formatVersion > repositoryVersion)
-    throw new HypersdkError("ArtifactDamaged", `${path} has format version ${config.formatVersion}: a newer hypersdk wrote it`, { hint: "use that version" });
+    throw new HypersdkError("Failed", `${path} has format version ${config.formatVersion}: a newer hypersdk wrote it`, { hint: "use that version" });
   if (typeof config.id !== "string" || typeof config.chunkBytes !== "number") throw damaged(path, "fields are missing");
+  const { chunkBytes } = config;
+  if (!(chunkBytes >= minChunkBytes && chunkBytes <= maxChunkBytes && (chunkBytes & (chunkBytes - 1)) === 0))
+    throw damaged(path, `chunks of ${chunkBytes} bytes are not of this version`);
   if (!isAsWritten(config)) throw damaged(path, "it is not what was written: its digest is wrong");
   return config as RepositoryConfig;
 }
@@ -229,14 +249,6 @@ async function getOrNothing(destination: Destination, path: string, maxBytes: nu
     if (isGone(error)) return undefined;
     throw error;
   }
-}
-
-export type IsCondemned = (name: string) => boolean;
-
-/** An object as it is, or, where one of its content is about to go, with a salt that gives it a name of its own. */
-export function unlessCondemned<T extends { readonly name: string }>(isCondemned: IsCondemned, make: (salt: number) => T): T {
-  const plain = make(0);
-  return isCondemned(plain.name) ? make(randomBytes(4).readUInt32LE() || 1) : plain;
 }
 
 /** Called for each object that is damaged. */

@@ -23,7 +23,7 @@ export async function readPoints(repository: Repository, problem?: NoteProblem):
       const points: PointDisks[] = [];
       for (const { path } of await listPoints(destination, { withPending: true })) {
         try {
-          points.push({ path, disks: disksOf(path, await destination.get(path, maxManifestBytes)) });
+          points.push({ path, disks: disksOf(repository, path, await destination.get(path, maxManifestBytes)) });
         } catch (error) {
           if (!problem || !isDamage(error)) throw error;
           problem(path, error);
@@ -36,7 +36,7 @@ export async function readPoints(repository: Repository, problem?: NoteProblem):
   }
 }
 
-function disksOf(path: string, bytes: Buffer): ChunkedDisk[] {
+function disksOf(repository: Repository, path: string, bytes: Buffer): ChunkedDisk[] {
   let value: { disks?: unknown };
   try {
     value = JSON.parse(bytes.toString("utf8")) as { disks?: unknown };
@@ -46,6 +46,8 @@ function disksOf(path: string, bytes: Buffer): ChunkedDisk[] {
   if (!isAsWritten(value)) throw damaged(path, "it is not what was written: its digest is wrong");
   if (!isPointName(value)) throw damaged(path, "it is no manifest of a restore point");
   const name = pointPath(value);
+  const owner = (value as { repository?: { id?: unknown } }).repository?.id;
+  if (owner !== repository.config.id) throw damaged(path, `it belongs to repository ${String(owner)}, the config here is that of ${repository.config.id}`);
   if (name !== path && pendingPath(name) !== path) throw damaged(path, `it holds the manifest of another point, ${name}`);
   if (!Array.isArray(value.disks) || value.disks.length === 0) throw damaged(path, "it names no disks");
   return value.disks.map((disk: Partial<ChunkedDisk>): ChunkedDisk => {

@@ -71,7 +71,7 @@ async function manifestsAt(
   const paths =
     layout === "repository"
       ? (await listPoints(destination)).map(({ path }) => path)
-      : (await destination.list()).filter(({ path, isPartial }) => !isPartial && path.endsWith(`/${manifestName}`)).map(({ path }) => path);
+      : (await destination.list()).filter(({ path, isPartial, isLink }) => !isPartial && !isLink && path.endsWith(`/${manifestName}`)).map(({ path }) => path);
   const manifests: { path: string; manifest: Manifest }[] = [];
   const damaged: string[] = [];
   let foreign = 0;

@@ -133,6 +133,7 @@ function listInto(files: StoredFile[], root: string, prefix: string): void {
   for (const entry of entries) {
     const path = prefix === "" ? entry.name : `${prefix}/${entry.name}`;
     if (entry.isDirectory()) listInto(files, root, path);
+    else if (entry.isSymbolicLink()) files.push({ path, bytes: 0, isPartial: entry.name.endsWith(partialEnding), isLink: true, modifiedMs: 0 });
     else if (entry.isFile()) {
       const stat = statSync(join(root, path), { throwIfNoEntry: false });
       // one that was removed meanwhile is not there
