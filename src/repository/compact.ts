@@ -3,10 +3,10 @@ import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import { isTaken, unusedOf } from "./check.ts";
 import { ChunkIndex } from "./chunk-index.ts";
 import { readPack } from "./chunk-reader.ts";
-import { condemnedFolder, entryBytes, idBytes, type PackDirectory, packsFolder } from "./layout.ts";
+import { condemnedFolder, entryBytes, idBytes, type PackDirectory, packsFolder, pointsFolder } from "./layout.ts";
 import { oldestExport } from "./locks.ts";
 import { PackWriter } from "./pack-writer.ts";
-import { isPending } from "./points.ts";
+import { isPending, pointOfPending } from "./points.ts";
 import { type Condemnation, isDamage, isGone, type Present, type Repository, type StoredObject } from "./repository.ts";
 import { readDirectory, readPoints, type Used, usedBy } from "./survey.ts";
 
@@ -38,6 +38,8 @@ export interface CompactReport {
 
 /** An export writes its clock, the store its own; nothing but a needless retry depends on this. */
 const clockSlackMs = 15 * 60_000;
+/** No export waits so long between its manifest and its last look. */
+const deadAfterMs = 24 * 3_600_000;
 /** So many index objects are joined into one. */
 const manyIndexes = 32;
 
@@ -47,6 +49,7 @@ const manyIndexes = 32;
  */
 export async function compactRepository(repository: Repository, options: CompactOptions): Promise<CompactReport> {
   const nowMs = epochMsOf(options.now);
+  if (!options.dryRun) await clearPending(repository, nowMs);
   const before = await settle(repository, nowMs - options.graceMs, options);
   const { condemnedBytes, rewrittenBytes } = await condemn(repository, options);
   const after = options.graceMs === 0 && condemnedBytes > 0 ? await settle(repository, nowMs, options) : { freedBytes: 0, sparedBytes: 0 };
@@ -57,6 +60,17 @@ export async function compactRepository(repository: Repository, options: Compact
     freeAt: condemnedBytes - after.freedBytes > 0 ? instantOf(nowMs + options.graceMs) : null,
     rewrittenBytes,
   };
+}
+
+/** A manifest on its way that has arrived, or whose export died a day ago, holds nothing back any longer. */
+async function clearPending(repository: Repository, nowMs: number): Promise<void> {
+  const { destination } = repository;
+  const files = await destination.list(pointsFolder);
+  const there = new Set(files.map(({ path }) => path));
+  for (const { path, modifiedMs } of files) {
+    if (!isPending(path)) continue;
+    if (there.has(pointOfPending(path)) || modifiedMs < nowMs - deadAfterMs) await destination.remove(path);
+  }
 }
 
 interface State {

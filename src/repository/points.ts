@@ -44,6 +44,11 @@ export function isPending(path: string): boolean {
   return path.endsWith(pendingEnding);
 }
 
+/** The name that a pending manifest will have. */
+export function pointOfPending(path: string): string {
+  return path.slice(0, -pendingEnding.length) + listedEnding;
+}
+
 export function pendingPath(path: string): string {
   return path.slice(0, -listedEnding.length) + pendingEnding;
 }

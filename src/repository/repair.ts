@@ -70,7 +70,8 @@ export async function repairRepository(repository: Repository, options: Omit<Che
     // only those that were read: an export may have written its own meanwhile
     await replaceIndexes(repository, seen.indexPaths, [...sound, ...writer.packs.map(({ name, directory }) => ({ name, directory }))]);
   }
-  for (const name of damagedSegments) dropped.push(`${segmentsFolder}/${name}`);
+  // a manifest that asks for something else than a sound segment holds is no reason to drop the segment
+  for (const name of damagedSegments) if (!(await repository.hasSegment(name))) dropped.push(`${segmentsFolder}/${name}`);
   dropped.push(...present.unreadable);
   for (const path of dropped) await repository.destination.remove(path);
   const brokenPoints = new Set(seen.points.length === 0 ? [] : seen.brokenPoints.filter((path) => !seen.points.some((point) => point.path === path)));

@@ -178,6 +178,12 @@ export class Repository {
     return { name, bytes: bytes.length };
   }
 
+  /** Whether a segment is there and is what its name says. */
+  async hasSegment(name: string): Promise<boolean> {
+    const bytes = await getOrNothing(this.destination, `${segmentsFolder}/${name}`, maxObjectBytes.segment);
+    return bytes !== undefined && nameOf(bytes) === name;
+  }
+
   /** @returns the ids, 32 bytes for each chunk */
   async loadSegment(name: string, chunkBytes: number, chunks: number): Promise<Buffer> {
     const path = `${segmentsFolder}/${name}`;

@@ -3,7 +3,7 @@ import { isAsWritten } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { ChunkIndex } from "./chunk-index.ts";
 import { type ChunkedDisk, type Segments, segmentsOf } from "./disk-source.ts";
-import { checkDirectory, damaged, decodeTrailer, idBytes, isZeroId, nameOf, trailerBytes } from "./layout.ts";
+import { checkDirectory, damaged, decodeTrailer, idBytes, isZeroId, nameOf, segmentBytes, trailerBytes } from "./layout.ts";
 import { listPoints, type PointName, pendingPath, pointPath } from "./points.ts";
 import { isDamage, isGone, type NoteProblem, type Repository } from "./repository.ts";
 
@@ -81,6 +81,7 @@ export async function usedBy(
 ): Promise<Used> {
   const chunks = new Uint8Array(index.chunks);
   const seen = new Map<string, WalkProblem | undefined>();
+  const used = new Set<string>();
   const complain = (point: PointDisks, error: unknown, segment?: string): void => {
     if (!missing || !isDamage(error)) throw error;
     missing(point, error, segment);
@@ -96,13 +97,16 @@ export async function usedBy(
       }
       for (const [i, name] of disk.segments.entries()) {
         if (name === null) continue;
-        if (!seen.has(name)) seen.set(name, await walk(segments.load(i), index, chunks));
-        const problem = seen.get(name);
+        // what one disk may ask of a segment, another may not
+        const key = `${name} ${disk.chunkBytes} ${Math.min(disk.virtualBytes - i * segmentBytes, segmentBytes)}`;
+        if (!seen.has(key)) seen.set(key, await walk(segments.load(i), index, chunks));
+        const problem = seen.get(key);
+        used.add(name);
         if (problem) complain(point, problem.error, problem.isSegment ? name : undefined);
       }
     }
   }
-  return { chunks, segments: new Set(seen.keys()) };
+  return { chunks, segments: used };
 }
 
 interface WalkProblem {

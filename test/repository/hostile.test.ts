@@ -1,0 +1,144 @@
+import { randomUUID } from "node:crypto";
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, symlinkSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import type { Destination } from "../../src/destinations/destination.ts";
+import { withDigest } from "../../src/model/digest.ts";
+import { checkRepository } from "../../src/repository/check.ts";
+import { compactRepository } from "../../src/repository/compact.ts";
+import { listPoints } from "../../src/repository/points.ts";
+import { repairRepository } from "../../src/repository/repair.ts";
+import { Repository } from "../../src/repository/repository.ts";
+import { temporaryFolder } from "../support/cli.ts";
+import { bytes, KiB } from "../support/disks.ts";
+import { clock, contentOf, destinationAt, exportDisk } from "./support.ts";
+
+const disk = bytes(3 * 256 * KiB + 1000, 1);
+const opened = async (destination: Destination): Promise<Repository> => (await Repository.open(destination)) as Repository;
+const compactNow = async (destination: Destination): Promise<unknown> =>
+  compactRepository(await opened(destination), { now: clock.now(), id: randomUUID(), graceMs: 0, maxUnused: 0 });
+
+async function exported(): Promise<{ readonly root: string; readonly destination: Destination; readonly path: string }> {
+  const root = temporaryFolder();
+  const destination = destinationAt(root);
+  return { root, destination, path: await exportDisk(destination, disk, "repository") };
+}
+
+const largest = (folder: string): string =>
+  readdirSync(folder)
+    .map((name) => join(folder, name))
+    .sort((a, b) => statSync(b).size - statSync(a).size)[0] as string;
+
+describe("a compaction that sleeps between its decision and its deed", () => {
+  it("deletes nothing that was stored anew meanwhile, though its content is the same", async () => {
+    const { destination, path } = await exported();
+    await destination.remove(path);
+    let wake = (): void => {};
+    let asleep = (): void => {};
+    const isAsleep = new Promise<void>((resolve) => (asleep = resolve));
+    let hasSlept = false;
+    const sleepy: Destination = {
+      ...destination,
+      async remove(target) {
+        if (target.startsWith("packs/") && !hasSlept) {
+          hasSlept = true;
+          asleep();
+          await new Promise<void>((resolve) => (wake = resolve));
+        }
+        return destination.remove(target);
+      },
+    };
+    const late = compactNow(sleepy);
+    await isAsleep;
+    await compactNow(destination);
+    const again = await exportDisk(destination, disk, "repository");
+    wake();
+    await late;
+    expect((await contentOf(destination, again)).equals(disk)).toBe(true);
+    expect(await checkRepository(await opened(destination), { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [] });
+  });
+});
+
+describe("a repository that somebody changed by hand", () => {
+  it.each(["packs", "points"])("with a symbolic link in %s is refused by those who would delete past it", async (folder) => {
+    const { root, destination, path } = await exported();
+    const object = folder === "packs" ? largest(join(root, "packs")) : join(root, path);
+    const elsewhere = join(temporaryFolder(), "object");
+    renameSync(object, elsewhere);
+    symlinkSync(elsewhere, object);
+    const refusal = { code: "ArtifactDamaged", message: expect.stringContaining("symbolic link") as string };
+    await expect(compactNow(destination)).rejects.toMatchObject(refusal);
+    await expect(checkRepository(await opened(destination))).rejects.toMatchObject(refusal);
+    await expect(repairRepository(await opened(destination), {})).rejects.toMatchObject(refusal);
+    await expect(exportDisk(destination, disk, "repository")).rejects.toMatchObject(refusal);
+  });
+
+  it("whose pack was cut short is not built on: the next export sends it again, and all is whole", async () => {
+    const { root, destination, path } = await exported();
+    truncateSync(largest(join(root, "packs")), 100);
+    await expect(contentOf(destination, path)).rejects.toMatchObject({ code: "ArtifactDamaged" });
+    const again = await exportDisk(destination, disk, "repository");
+    expect((await contentOf(destination, again)).equals(disk)).toBe(true);
+    await repairRepository(await opened(destination), {});
+    expect((await contentOf(destination, path)).equals(disk)).toBe(true);
+    expect(await checkRepository(await opened(destination), { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [] });
+  });
+
+  it("whose config is gone does not become another one", async () => {
+    const { root, destination, path } = await exported();
+    const config = readFileSync(join(root, "config"));
+    rmSync(join(root, "config"));
+    await expect(exportDisk(destination, disk, "repository")).rejects.toMatchObject({
+      code: "ArtifactDamaged",
+      message: expect.stringContaining("config is gone") as string,
+    });
+    writeFileSync(join(root, "config"), JSON.stringify(withDigest({ ...(JSON.parse(config.toString()) as object), id: randomUUID(), digest: undefined })));
+    expect((await checkRepository(await opened(destination))).problems).not.toEqual([]);
+    writeFileSync(join(root, "config"), config);
+    expect((await contentOf(destination, path)).equals(disk)).toBe(true);
+  });
+
+  it.each([0, 1, 32_768, 100_000, 2 ** 23, null])("whose config says chunks of %s bytes is refused", async (chunkBytes) => {
+    const { root, destination } = await exported();
+    const { digest: _, ...config } = JSON.parse(readFileSync(join(root, "config"), "utf8")) as Record<string, unknown>;
+    writeFileSync(join(root, "config"), JSON.stringify(withDigest({ ...config, chunkBytes })));
+    await expect(Repository.open(destination)).rejects.toMatchObject({ code: "ArtifactDamaged" });
+  });
+
+  it.each(["null", "{", '{"packs": 3}'])("whose list of what is condemned is %s is read all the same, and mended", async (text) => {
+    const { root, destination, path } = await exported();
+    mkdirSync(join(root, "condemned"));
+    mkdirSync(join(root, "locks"), { recursive: true });
+    writeFileSync(join(root, "condemned", `${randomUUID()}.json`), text);
+    writeFileSync(join(root, "locks", `${randomUUID()}.json`), text);
+    expect((await contentOf(destination, path)).equals(disk)).toBe(true);
+    await compactNow(destination);
+    const repository = await opened(destination);
+    expect((await checkRepository(repository)).problems).toHaveLength(1);
+    await repairRepository(repository, {});
+    expect(await checkRepository(repository, { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [] });
+    expect(await listPoints(destination)).toHaveLength(1);
+  });
+
+  it("with a manifest that asks too little of a segment loses nothing but that manifest", async () => {
+    const { root, destination, path } = await exported();
+    const { digest: _, ...manifest } = JSON.parse(readFileSync(join(root, path), "utf8")) as { digest: string; id: string; disks: { virtualBytes: number }[] };
+    const forged = { ...manifest, id: `0000${manifest.id.slice(4)}`, disks: manifest.disks.map((each) => ({ ...each, virtualBytes: 512 })) };
+    writeFileSync(join(root, path.replace(/-[0-9a-f]{8}\.json$/, `-${forged.id.slice(0, 8)}.json`)), JSON.stringify(withDigest(forged)));
+    await repairRepository(await opened(destination), {});
+    expect((await contentOf(destination, path)).equals(disk)).toBe(true);
+  });
+
+  it("with a manifest on its way that arrived, or that died, is not held back by it", async () => {
+    const { root, destination, path } = await exported();
+    const pending = path.replace(/\.json$/, ".pending");
+    writeFileSync(join(root, pending), readFileSync(join(root, path)));
+    await compactNow(destination);
+    expect(readdirSync(join(root, "points"), { recursive: true })).not.toContain(pending.slice("points/".length));
+    writeFileSync(join(root, pending), readFileSync(join(root, path)));
+    utimesSync(join(root, pending), 1_600_000_000, 1_600_000_000);
+    await destination.remove(path);
+    await compactNow(destination);
+    expect((await destination.list("packs")).length).toBe(0);
+  });
+});
