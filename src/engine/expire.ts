@@ -22,7 +22,7 @@ export async function removePoints(
   for (const point of points) {
     if (signal.aborted) break;
     // somebody may have held it, or removed it, since it was chosen
-    const now = state.artifacts.list().find(({ id }) => id === point.id);
+    const now = state.artifacts.get(point.id);
     if (!now || now.held) {
       if (now) emit({ type: "warning", code: "Held", text: `the restore point ${point.id} of ${point.vmPath} is held, and stays` });
       continue;

@@ -27,7 +27,7 @@ export interface CompactOptions {
 export interface CompactReport {
   /** Condemned before, and gone now. */
   readonly freedBytes: number;
-  /** Condemned before, and in use again. */
+  /** Condemned before, and still in use. */
   readonly sparedBytes: number;
   /** Condemned now: free from `freeAt` on, when compact runs again. */
   readonly condemnedBytes: number;
@@ -112,7 +112,7 @@ async function lookOnce(repository: Repository): Promise<State> {
   return { index, indexPaths: indexes.map(({ path }) => path), present, used };
 }
 
-/** Deletes what was condemned before `untilMs` and is still unused; what is used again is spared. */
+/** Deletes what was condemned before `untilMs` and is still unused; what is used is spared as long as it is. */
 async function settle(
   repository: Repository,
   untilMs: number,
@@ -147,7 +147,10 @@ async function settle(
   const staying: PackDirectory[] = [...index.packs].filter(({ name }) => !goingNames.has(name)).map(({ name, directory }) => ({ name, directory }));
   if (goingPacks.length > 0 || indexPaths.length > manyIndexes) await replaceIndexes(repository, indexPaths, staying);
   for (const { path } of going) await repository.destination.remove(path);
-  for (const { id } of due) await repository.destination.remove(`${condemnedFolder}/${id}.json`);
+  // what is condemned stays so while it is there: another compaction may hold an older decision to delete it, so nobody may build on it again
+  const gone = new Set(going.map(({ name }) => name));
+  const isLeft = (name: string): boolean => !gone.has(name) && (present.packs.has(name) || present.segments.has(name));
+  for (const each of due) if (![...each.packs, ...each.segments].some(isLeft)) await repository.destination.remove(`${condemnedFolder}/${each.id}.json`);
   return report;
 }
 

@@ -89,10 +89,14 @@ export class Repository {
     const there = await Repository.open(destination);
     if (there) return there;
     for (const folder of [packsFolder, pointsFolder])
-      if ((await destination.list(folder)).some(({ isPartial }) => !isPartial))
+      if ((await destination.list(folder)).some(({ isPartial }) => !isPartial)) {
+        // somebody else may have made it in between
+        const made = await Repository.open(destination);
+        if (made) return made;
         throw new HypersdkError("ArtifactDamaged", `${destination.spec.name} holds ${folder} and no config: it was a repository whose config is gone`, {
           hint: "put the file config back, from a copy of the destination; with another one, nothing that is there can be read",
         });
+      }
     const config: RepositoryConfig = withDigest({
       formatVersion: repositoryVersion,
       kind: "hypersdk-repository" as const,
@@ -110,9 +114,12 @@ export class Repository {
     }
   }
 
-  /** All chunks of all packs that an index names; those of condemned packs and of packs that are gone are not usable. */
+  /**
+   * All chunks of all packs that an index names; those of condemned packs and of packs that are gone are not usable. An index that is
+   * damaged is passed over: a reader misses only what is in no other, and a writer sends that again.
+   */
   async loadIndex(): Promise<{ readonly index: ChunkIndex; readonly present: Present }> {
-    const directories = (await this.readIndexes()).flatMap((each) => each.directories);
+    const directories = (await this.readIndexes(() => {})).flatMap((each) => each.directories);
     const present = await this.present();
     const index = new ChunkIndex();
     // a pack that was cut short is not built on: what it held is sent again

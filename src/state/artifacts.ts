@@ -46,6 +46,11 @@ export class Artifacts {
     this.#db.prepare("UPDATE artifacts SET expires_at = NULL, expiry_rule = NULL WHERE id = ?").run(id);
   }
 
+  get(id: string): RestorePoint | undefined {
+    const row = this.#db.prepare("SELECT * FROM artifacts WHERE id = ?").get(id) as RawArtifact | undefined;
+    return row && pointOf(row);
+  }
+
   /** @param reason undefined lets go of it */
   setHeld(id: string, reason: string | undefined): void {
     this.#db.prepare("UPDATE artifacts SET held_reason = ? WHERE id = ?").run(reason ?? null, id);

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, symlinkSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Destination } from "../../src/destinations/destination.ts";
 import { withDigest } from "../../src/model/digest.ts";
@@ -29,33 +29,62 @@ const largest = (folder: string): string =>
     .map((name) => join(folder, name))
     .sort((a, b) => statSync(b).size - statSync(a).size)[0] as string;
 
+/** A destination whose first removal in a folder waits until it is woken. */
+function sleepy(destination: Destination, folder: "packs" | "index"): { readonly destination: Destination; readonly isAsleep: Promise<void>; wake(): void } {
+  let wake = (): void => {};
+  let fallAsleep = (): void => {};
+  const isAsleep = new Promise<void>((resolve) => (fallAsleep = resolve));
+  const woken = new Promise<void>((resolve) => (wake = resolve));
+  let hasSlept = false;
+  const slow: Destination = {
+    ...destination,
+    async remove(target) {
+      if (target.startsWith(`${folder}/`) && !hasSlept) {
+        hasSlept = true;
+        fallAsleep();
+        await woken;
+      }
+      return destination.remove(target);
+    },
+  };
+  return { destination: slow, isAsleep, wake };
+}
+
 describe("a compaction that sleeps between its decision and its deed", () => {
   it("deletes nothing that was stored anew meanwhile, though its content is the same", async () => {
     const { destination, path } = await exported();
     await destination.remove(path);
-    let wake = (): void => {};
-    let asleep = (): void => {};
-    const isAsleep = new Promise<void>((resolve) => (asleep = resolve));
-    let hasSlept = false;
-    const sleepy: Destination = {
-      ...destination,
-      async remove(target) {
-        if (target.startsWith("packs/") && !hasSlept) {
-          hasSlept = true;
-          asleep();
-          await new Promise<void>((resolve) => (wake = resolve));
-        }
-        return destination.remove(target);
-      },
-    };
-    const late = compactNow(sleepy);
-    await isAsleep;
+    const slow = sleepy(destination, "packs");
+    const late = compactNow(slow.destination);
+    await slow.isAsleep;
     await compactNow(destination);
     const again = await exportDisk(destination, disk, "repository");
-    wake();
+    slow.wake();
     await late;
     expect((await contentOf(destination, again)).equals(disk)).toBe(true);
     expect(await checkRepository(await opened(destination), { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [] });
+  });
+
+  it("deletes nothing that a new point is built on, though another compaction spared it meanwhile", async () => {
+    const { root, destination, path } = await exported();
+    const manifest = readFileSync(join(root, path));
+    await destination.remove(path);
+    const slow = sleepy(destination, "index");
+    const late = compactNow(slow.destination);
+    await slow.isAsleep;
+    // an export that is about to be refused, but has its manifest on the way while the other compaction looks
+    const pending = join(root, path.replace(/\.json$/, ".pending"));
+    mkdirSync(dirname(pending), { recursive: true });
+    writeFileSync(pending, manifest);
+    await compactNow(destination);
+    rmSync(pending);
+    const again = await exportDisk(destination, disk, "repository");
+    slow.wake();
+    await late;
+    expect((await contentOf(destination, again)).equals(disk)).toBe(true);
+    expect(await checkRepository(await opened(destination), { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [] });
+    await compactNow(destination);
+    expect(await destination.list("condemned")).toEqual([]);
   });
 });
 

@@ -87,7 +87,7 @@ export async function compact(options: CompactCommandOptions, io: Io): Promise<n
       if (io.json) continue;
       const would = options.dryRun ? "would be " : "";
       io.out(`${name}: ${formatBytes(report.freedBytes)} ${would}freed`);
-      if (report.sparedBytes > 0) io.out(`, ${formatBytes(report.sparedBytes)} in use again and ${would}kept`);
+      if (report.sparedBytes > 0) io.out(`, ${formatBytes(report.sparedBytes)} still in use and ${would}kept`);
       if (report.rewrittenBytes > 0) io.out(`, ${formatBytes(report.rewrittenBytes)} ${would}moved into new packs`);
       io.out(
         report.freeAt
