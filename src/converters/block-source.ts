@@ -82,11 +82,15 @@ async function* first(reading: { piece: Piece; done: Promise<void> }[]): AsyncGe
 
 const zeros = Buffer.alloc(pieceBytes);
 
-/** True when the bytes from `from` to `to`, at most 1 MiB, are all zero. */
+/** True when the bytes from `from` to `to` are all zero. */
 export function isZero(data: Uint8Array, from: number = 0, to: number = data.length): boolean {
   // most blocks of data give themselves away at once
   if (to > from && (data[from] !== 0 || data[to - 1] !== 0 || data[(from + to) >> 1] !== 0)) return false;
-  return zeros.compare(data, from, to, 0, to - from) === 0;
+  for (let at = from; at < to; at += zeros.length) {
+    const end = Math.min(to, at + zeros.length);
+    if (zeros.compare(data, at, end, 0, end - at) !== 0) return false;
+  }
+  return true;
 }
 
 /** The part of an extent inside a range, or undefined. */

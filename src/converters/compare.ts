@@ -36,7 +36,7 @@ async function compareContent(left: BlockSource, right: BlockSource, onRead: (by
         if (!x.equals(y)) return { kind: "content", offset: at + firstDifference(x, y) };
       } else {
         const data = x ?? y;
-        if (data && !isZeroOfAnySize(data)) return { kind: "content", offset: at + data.findIndex((byte) => byte !== 0) };
+        if (data && !isZero(data)) return { kind: "content", offset: at + data.findIndex((byte) => byte !== 0) };
       }
       at = next;
     }
@@ -93,9 +93,4 @@ class Cursor {
 function firstDifference(a: Buffer, b: Buffer): number {
   for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return i;
   return a.length;
-}
-
-function isZeroOfAnySize(data: Buffer): boolean {
-  for (let at = 0; at < data.length; at += 1 << 20) if (!isZero(data.subarray(at, at + (1 << 20)))) return false;
-  return true;
 }

@@ -36,8 +36,8 @@ export interface Examination {
   readonly damagedIndexes: readonly string[];
   /** Every index that was read. */
   readonly indexPaths: readonly string[];
-  /** Packs of which something is damaged or gone, with the part of their directory that still holds. */
-  readonly damagedPacks: ReadonlyMap<string, { readonly pack: PackInfo; readonly sound: Buffer }>;
+  /** Packs of which something is damaged or gone, by name. */
+  readonly damagedPacks: ReadonlyMap<string, PackInfo>;
   /** All chunks that can be read, as far as was looked. */
   readonly sound: ChunkIndex;
   readonly present: Present;
@@ -86,7 +86,7 @@ export async function examine(repository: Repository, options: CheckOptions): Pr
   const listed = new ChunkIndex();
   for (const each of indexes.flatMap(({ directories }) => directories)) listed.add(each);
 
-  const damagedPacks = new Map<string, { readonly pack: PackInfo; readonly sound: Buffer }>();
+  const damagedPacks = new Map<string, PackInfo>();
   const sound = new ChunkIndex();
   const gone: string[] = [];
   let readBytes = 0;
@@ -111,7 +111,7 @@ export async function examine(repository: Repository, options: CheckOptions): Pr
       directory = Buffer.concat(holds);
     }
     for (const message of damage) problems.push({ path, message });
-    if (damage.length > 0 || !there) damagedPacks.set(pack.name, { pack, sound: directory });
+    if (damage.length > 0 || !there) damagedPacks.set(pack.name, pack);
     sound.add({ name: pack.name, directory }, present.isUsable(pack.name));
   }
 

@@ -34,9 +34,8 @@ export class ChunkSession {
   /** Chunks that are on their way to the store. */
   readonly pending: Set<string> = new Set();
   readonly compresses: boolean;
-  segmentBytes = 0;
-
   readonly present: Present;
+  segmentBytes = 0;
 
   private constructor(repository: Repository, index: ChunkIndex, present: Present, compresses: boolean) {
     this.repository = repository;

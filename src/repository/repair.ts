@@ -52,7 +52,7 @@ export async function repairRepository(repository: Repository, options: Omit<Che
   const writer = new PackWriter(repository, index);
   let salvagedChunks = 0;
   try {
-    for (const { pack } of damagedPacks.values()) {
+    for (const pack of damagedPacks.values()) {
       if (!present.packs.has(pack.name)) continue;
       for await (const { entry, stored, problem } of readPack(repository, pack)) {
         if (problem || index.find(entry.id)) continue;

@@ -131,8 +131,8 @@ describe.skipIf(!has("qemu-img"))("a VM of several disks", () => {
 
 describe("the header of an archive's member", () => {
   it.each([0, 511, 8 ** 11 - 1, 8 ** 11, 3 * 2 ** 40])("of %d bytes is read by Python as it was written", (bytes) => {
-    const header = tarHeader("disk.vmdk", bytes);
-    const script = "import sys, tarfile; t = tarfile.TarInfo.frombuf(sys.stdin.buffer.read(512), 'utf-8', 'strict'); print(t.name, t.size, t.isreg())";
-    expect(execFileSync("python3", ["-c", script], { input: header, encoding: "utf8" })).toBe(`disk.vmdk ${bytes} True\n`);
+    const header = tarHeader("disk.vmdk", bytes, 1_700_000_000);
+    const script = "import sys, tarfile; t = tarfile.TarInfo.frombuf(sys.stdin.buffer.read(512), 'utf-8', 'strict'); print(t.name, t.size, t.mtime)";
+    expect(execFileSync("python3", ["-c", script], { input: header, encoding: "utf8" })).toBe(`disk.vmdk ${bytes} 1700000000\n`);
   });
 });

@@ -72,7 +72,10 @@ describe("a VMDK", () => {
     const table = bytes.readUInt32LE(Number(bytes.readBigUInt64LE(56)) * 512) * 512;
     bytes.writeUInt32LE(2, table);
     writeFileSync(path, bytes);
-    expect((await checkImage(path, {})).problems).toContainEqual(expect.stringContaining("its own structures") as string);
+    expect((await checkImage(path, {})).problems).toEqual([
+      expect.stringContaining("the redundant grain table 0") as string,
+      expect.stringContaining("its own structures") as string,
+    ]);
   });
 
   it.skipIf(!has("qemu-img"))("knows a parent whose CID begins with a zero, which qemu leaves out", async () => {
@@ -153,7 +156,7 @@ describe.skipIf(!has("qemu-img"))("a QCOW2", () => {
     const path = join(folder, "sparse.qcow2");
     qemuImg("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "1M");
     truncateSync(path, 8 * 2 ** 40);
-    expect(await checkImage(path, {})).toMatchObject({ format: "qcow2", problems: [], leaks: 0 });
+    expect(await checkImage(path, {})).toEqual({ format: "qcow2", problems: [], leaks: 0, notes: [] });
   });
 
   it("with persistent bitmaps has no leaks", async () => {
@@ -161,7 +164,7 @@ describe.skipIf(!has("qemu-img"))("a QCOW2", () => {
     const path = join(folder, "bitmap.qcow2");
     qemuImg("create", "-q", "-f", "qcow2", path, "10M");
     qemuImg("bitmap", "--add", path, "b0");
-    expect(await checkImage(path, {})).toMatchObject({ format: "qcow2", problems: [], leaks: 0 });
+    expect(await checkImage(path, {})).toEqual({ format: "qcow2", problems: [], leaks: 0, notes: [] });
   });
 
   it("finds a backing file whose name holds a colon", async () => {

@@ -72,7 +72,7 @@ export async function packMachine(out: ByteSink, stem: string, machine: Packaged
     });
     const bytes = content.position;
     await endMember(out, bytes);
-    await fillHeader(tarHeader(member, bytes));
+    await fillHeader(tarHeader(member, bytes, nowS()));
     const { sha256, tree } = content.digest();
     hashes.push(sha256);
     disks.push({ member, offset, bytes, hash: tree, poured });
@@ -101,13 +101,17 @@ export function wholeSectors(bytes: number): number {
   return Math.ceil(bytes / 512) * 512;
 }
 
+function nowS(): number {
+  return Math.floor(Date.now() / 1000);
+}
+
 /** A member whose content comes later, and of which only the size is known. */
 async function reserveMember(out: ByteSink, bytes: number): Promise<(name: string, content: Buffer) => Promise<void>> {
   const fillHeader = out.reserve(512);
   const fillContent = out.reserve(bytes);
   await endMember(out, bytes);
   return async (name, content) => {
-    await fillHeader(tarHeader(name, bytes));
+    await fillHeader(tarHeader(name, bytes, nowS()));
     await fillContent(content);
   };
 }

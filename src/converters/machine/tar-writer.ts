@@ -1,8 +1,8 @@
 import type { ByteSink } from "../../model/byte-sink.ts";
 import { HypersdkError } from "../../model/errors.ts";
 
-/** The header of a regular file in a ustar archive (POSIX.1-1988); sizes from 8 GiB on in GNU's base 256. */
-export function tarHeader(name: string, bytes: number): Buffer {
+/** The header of a regular file in a ustar archive (POSIX.1-1988); sizes from 8 GiB on in GNU's base 256; `modifiedS` is seconds since 1970. */
+export function tarHeader(name: string, bytes: number, modifiedS: number): Buffer {
   if (Buffer.byteLength(name) > 99) throw new HypersdkError("Usage", `the name ${JSON.stringify(name)} is too long for an archive`);
   const header = Buffer.alloc(512);
   header.write(name, 0, "utf8");
@@ -14,13 +14,7 @@ export function tarHeader(name: string, bytes: number): Buffer {
     header[124] = 0x80;
     header.writeBigUInt64BE(BigInt(bytes), 128);
   }
-  header.write(
-    `${Math.floor(Date.now() / 1000)
-      .toString(8)
-      .padStart(11, "0")}\0`,
-    136,
-    "latin1",
-  );
+  header.write(`${modifiedS.toString(8).padStart(11, "0")}\0`, 136, "latin1");
   header.write("        0", 148, "latin1");
   header.write("ustar\x0000", 257, "latin1");
   let sum = 0;
