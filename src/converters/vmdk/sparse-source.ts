@@ -1,5 +1,5 @@
 import { inflate } from "node:zlib";
-import { absentBlock, type Block, blockMapSource, zeroBlock } from "../block-map.ts";
+import { type Block, blockMapSource } from "../block-map.ts";
 import { type BlockSource, type ByteRange, clip, type Extent, joined, type Piece } from "../block-source.ts";
 import type { ByteFile } from "../byte-file.ts";
 import { damaged } from "../checked.ts";
@@ -115,10 +115,12 @@ export function sparseSource(file: ByteFile, header: SparseHeader): BlockSource 
 
   if (!header.isCompressed) {
     return blockMapSource(file, capacityBytes, grainBytes, async (index): Promise<Block> => {
+      const first = index % entriesPerTable;
       const tableOffset = await tableOffsetOf(Math.floor(index / entriesPerTable));
-      if (tableOffset === 0) return { kind: "absent", blocks: entriesPerTable - (index % entriesPerTable) };
-      const offset = entryToOffset((await table.bytes(tableOffset + (index % entriesPerTable) * 4, 4)).readUInt32LE(0), index);
-      return offset === 0 ? absentBlock : offset < 0 ? zeroBlock : { kind: "data", offset };
+      if (tableOffset === 0) return { kind: "absent", blocks: entriesPerTable - first };
+      const entries = await table.bytes(tableOffset + first * 4, (entriesPerTable - first) * 4);
+      const offset = entryToOffset(entries.readUInt32LE(0), index);
+      return offset > 0 ? { kind: "data", offset } : { kind: offset === 0 ? "absent" : "zero", blocks: equalAtStart(entries) };
     });
   }
   return {
@@ -145,4 +147,11 @@ export function sparseSource(file: ByteFile, header: SparseHeader): BlockSource 
     pieces,
     close: () => file.close(),
   };
+}
+
+/** How many entries of 4 bytes at the start of a table are the same. */
+function equalAtStart(entries: Buffer): number {
+  let bytes = 4;
+  while (bytes < entries.length && entries.readUInt32LE(bytes) === entries.readUInt32LE(0)) bytes += 4;
+  return bytes / 4;
 }
