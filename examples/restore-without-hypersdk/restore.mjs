@@ -2,15 +2,17 @@
 //
 //     node restore.mjs REPOSITORY                          lists what there is
 //     node restore.mjs REPOSITORY POINT DISK OUT.raw       POINT is a path of that list, DISK a number from 0
-import { createHash } from "node:crypto";
+//
+// An encrypted repository needs HYPERSDK_PASSPHRASE, or HYPERSDK_MASTER_KEY: what `age -d -i IDENTITY` makes of the `wrapped` of an age slot in keys/.
+import { createDecipheriv, createHash, createHmac, scryptSync } from "node:crypto";
 import { closeSync, existsSync, ftruncateSync, openSync, readdirSync, readFileSync, readSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { zstdDecompressSync } from "node:zlib";
 
 const [repository, point, disk, out] = process.argv.slice(2);
 const sha256 = (...parts) => parts.reduce((hash, part) => hash.update(part), createHash("sha256"));
-const json = (path) => {
-  const { digest, ...rest } = JSON.parse(readFileSync(join(repository, path), "utf8"));
+const json = (path, bytes = readFileSync(join(repository, path))) => {
+  const { digest, ...rest } = JSON.parse(bytes.toString("utf8"));
   return sha256(JSON.stringify(rest)).digest("hex") === digest ? rest : fail(`${path} is damaged`);
 };
 const fail = (why) => {
@@ -21,11 +23,13 @@ const fail = (why) => {
 if (!repository) fail("node restore.mjs REPOSITORY [POINT DISK OUT.raw]");
 const config = json("config");
 if (config.kind !== "hypersdk-repository" || config.formatVersion !== 1) fail("this is no repository of version 1");
+const masterKey = config.encryption === "aes-256-gcm" ? theMasterKey() : undefined;
+const pointAt = (path) => json(path, opened("point", readFileSync(join(repository, path))) ?? fail(`${path} does not open`));
 
 if (!point) {
   for (const path of readdirSync(join(repository, "points"), { recursive: true }).sort()) {
     if (!path.endsWith(".json")) continue;
-    const { source, disks } = json(join("points", path));
+    const { source, disks } = pointAt(join("points", path));
     console.log(`points/${path}  ${source.vm}  ${source.instant}  ${disks.map(({ name, virtualBytes }) => `${name} (${virtualBytes} bytes)`).join(", ")}`);
   }
   process.exit(0);
@@ -34,8 +38,9 @@ if (!point) {
 // an index lists packs, each with the directory of its chunks: 48 bytes a chunk
 const places = new Map();
 for (const name of readdirSync(join(repository, "index")).filter((each) => /^[0-9a-f]{64}$/.test(each))) {
-  const index = readFileSync(join(repository, "index", name));
-  if (sha256(index).digest("hex") !== name) fail(`index/${name} is damaged`);
+  const bytes = readFileSync(join(repository, "index", name));
+  const index = sha256(bytes).digest("hex") === name ? opened("index", bytes) : undefined;
+  if (!index) fail(`index/${name} is damaged`);
   let at = 24;
   for (let packs = index.readUInt32LE(8); packs > 0; packs--) {
     const pack = join(repository, "packs", index.toString("hex", at, at + 32));
@@ -47,7 +52,7 @@ for (const name of readdirSync(join(repository, "index")).filter((each) => /^[0-
   }
 }
 
-const chosen = json(point).disks[Number(disk)] ?? fail(`there is no disk ${disk}`);
+const chosen = pointAt(point).disks[Number(disk)] ?? fail(`there is no disk ${disk}`);
 const { virtualBytes, chunkBytes, segments, contentHash } = chosen;
 const inSegment = 2 ** 30 / chunkBytes;
 const content = createHash("sha256");
@@ -68,7 +73,8 @@ for (let chunk = 0; chunk * chunkBytes < virtualBytes; chunk++) {
   if (!open.has(pack)) open.set(pack, openSync(pack));
   const bytes = Buffer.alloc(stored);
   readSync(open.get(pack), bytes, 0, stored, from);
-  const data = method === 1 ? zstdDecompressSync(bytes) : bytes;
+  const packed = opened("chunk", bytes) ?? fail(`chunk ${chunk} of the disk does not open`);
+  const data = method === 1 ? zstdDecompressSync(packed) : packed;
   if (sha256(data).digest("hex") !== id || data.length !== length) fail(`chunk ${chunk} of the disk is damaged in ${pack}`);
   content.update(Buffer.from(id, "hex"));
   writeSync(file, data, 0, length, offset);
@@ -84,10 +90,37 @@ function idOf(chunk) {
   if (segment.name !== name) {
     const packed = readFileSync(join(repository, "segments", name));
     if (sha256(packed).digest("hex") !== name) fail(`segments/${name} is damaged`);
-    segment.bytes = zstdDecompressSync(packed);
+    segment.bytes = zstdDecompressSync(opened("segment", packed) ?? fail(`segments/${name} does not open`));
     segment.name = name;
   }
   const at = 24 + (chunk % inSegment) * 32;
   const id = segment.bytes.toString("hex", at, at + 32);
   return /^0+$/.test(id) ? undefined : id;
+}
+
+/** What was sealed for a purpose, or undefined: salt (32), AES-256-GCM, tag (16), with a key of its own that the salt gives. */
+function opened(purpose, sealed, key = masterKey) {
+  if (!key) return sealed;
+  const salt = sealed.subarray(0, 32);
+  const objectKey = createHmac("sha256", key).update(`hypersdk ${purpose}\0`).update(salt).digest();
+  const gcm = createDecipheriv("aes-256-gcm", objectKey, Buffer.alloc(12)).setAuthTag(sealed.subarray(-16));
+  try {
+    return Buffer.concat([gcm.update(sealed.subarray(32, -16)), gcm.final()]);
+  } catch {
+    return undefined;
+  }
+}
+
+function theMasterKey() {
+  const { HYPERSDK_MASTER_KEY, HYPERSDK_PASSPHRASE } = process.env;
+  if (HYPERSDK_MASTER_KEY) return Buffer.from(HYPERSDK_MASTER_KEY.trim(), "hex");
+  if (!HYPERSDK_PASSPHRASE) fail("the repository is encrypted: set HYPERSDK_PASSPHRASE");
+  for (const name of readdirSync(join(repository, "keys")).filter((each) => each.endsWith(".json"))) {
+    const { kind, N, r, p, salt, wrapped } = json(join("keys", name));
+    if (kind !== "passphrase") continue;
+    const key = scryptSync(HYPERSDK_PASSPHRASE.normalize("NFC"), Buffer.from(salt, "base64"), 32, { N, r, p, maxmem: 256 * N * r });
+    const found = opened("key", Buffer.from(wrapped, "base64"), key);
+    if (found) return found;
+  }
+  return fail("the passphrase opens no slot of keys/");
 }

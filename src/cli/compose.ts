@@ -4,6 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { openDestination } from "../destinations/registry.ts";
 import type { EngineContext } from "../engine/context.ts";
 import type { Emit } from "../engine/events.ts";
+import { readSecret } from "../files/read-secret.ts";
 import { instantOf } from "../model/instant.ts";
 import type { Clock, Random } from "../model/ports.ts";
 import type { Revision } from "../plan/plan.ts";
@@ -27,7 +28,7 @@ export function toolVersion(): string {
 /** Providers and destinations, for those who only look. */
 export const adapters: Pick<EngineContext, "openProvider" | "openDestination"> = {
   openProvider: (spec) => openProvider(spec, clock),
-  openDestination: (spec) => openDestination(spec, random),
+  openDestination: (spec) => openDestination(spec, random, (ref) => readSecret(ref, process.env)),
 };
 
 export function engineContext(

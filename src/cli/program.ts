@@ -199,7 +199,37 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     ),
   ).addOption(new Option("--level <level>", "checksum reads the files back; restore rebuilds the disks (default)").choices(["checksum", "restore"]));
   const repository = (command: Command): Command =>
-    source(command).option("--destination <name>", "its name, or its URL; all repositories of the files otherwise");
+    keyed(source(command)).option("--destination <name>", "its name, or its URL; all repositories of the files otherwise");
+  const keys = group("key", "the ways into an encrypted repository", ["hypersdk key list", "hypersdk key add --recipient age1…"]);
+  repository(
+    define(
+      keys,
+      "list",
+      "the slots that hold the repository's key",
+      ["hypersdk key list", "hypersdk key list --destination file:///srv/backups --key-file key"],
+      async (_, options, io) => (await import("./commands/key.ts")).keyList(options, io),
+    ),
+  );
+  repository(
+    define(
+      keys,
+      "add",
+      "let another passphrase or age identity open it",
+      ["hypersdk key add --new-key-file new-key", "hypersdk key add --recipient age1…"],
+      async (_, options, io) => (await import("./commands/key.ts")).keyAdd(options, io),
+    ),
+  )
+    .option("--new-key-file <file>", "a passphrase, or an age identity")
+    .option("--recipient <age1…>", "the recipient of an age identity that somebody else keeps");
+  repository(
+    define(
+      keys,
+      "remove <slot>",
+      "take a way in away",
+      ["hypersdk key remove 1a2b3c4d", "hypersdk key remove 1a2b3c4d --key-file new-key"],
+      async ([id], options, io) => (await import("./commands/key.ts")).keyRemove(id as string, options, io),
+    ),
+  );
   repository(
     add(
       "check",
@@ -371,7 +401,9 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
       ["hypersdk state rebuild --from backups", "hypersdk state rebuild --from file:///srv/backups"],
       async (_, options, io) => (await import("./commands/rebuild.ts")).rebuild(options, io),
     ),
-  ).requiredOption("--from <destination>", "its name in the files, or its URL");
+  )
+    .option(...keyFile)
+    .requiredOption("--from <destination>", "its name in the files, or its URL");
   const lock = group("lock", "who works on the state", ["hypersdk lock show", "hypersdk lock show --json"]);
   source(
     define(
@@ -434,8 +466,14 @@ function narrowing(command: Command): Command {
   return command.option("--target <what...>", "only this: a VM pattern or an address such as schedule.nightly").option("--exclude <what...>", "all but this");
 }
 
+const keyFile = ["--key-file <file>", "the key of an encrypted repository, where the files do not name it"] as const;
+
+function keyed(command: Command): Command {
+  return command.option(...keyFile);
+}
+
 function point(command: Command): Command {
-  return command
+  return keyed(command)
     .option("--vm <path>", "the newest good restore point of this VM")
     .option("--at <time>", "the newest at or before this time")
     .option("--schedule <name>", "of this schedule");

@@ -16,6 +16,7 @@ import { complainAboutSchedule, decodeSchedule } from "./decode-schedule.ts";
 import { alertsOf, durationOf, patternsOf, priorityOf } from "./decode-values.ts";
 import { parseDestinationUrl } from "./destination-url.ts";
 import { type Diagnostic, sortDiagnostics } from "./diagnostic.ts";
+import { encryptionsOf } from "./encryption.ts";
 import { reportFindings } from "./findings.ts";
 import type { Fragment, RawItem, Section } from "./read-file.ts";
 import { Report } from "./report.ts";
@@ -102,7 +103,13 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     return vm && formerly ? [{ vm, formerly, origin }] : [];
   });
 
-  const laidOut = named([...byName.values()].map((destination): DestinationSpec => ({ ...destination, layout: layoutOf(destination) })));
+  const encryptions = encryptionsOf(schedules, folders, report);
+  const laidOut = named(
+    [...byName.values()].map((destination): DestinationSpec => {
+      const encryption = encryptions.get(destination.name);
+      return { ...destination, layout: layoutOf(destination), ...(encryption ? { encryption } : {}) };
+    }),
+  );
   checkReferences(schedules, policies, new Set([...items("schedules").map((item) => String(item.value["name"])), ...broken("schedules")]), report);
   if (access) checkAccess(files, folders, providers, laidOut, access, report);
   const usesDefaultProvider = providers.length === 0 && schedules.length > 0;

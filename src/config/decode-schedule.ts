@@ -8,7 +8,7 @@ import type { Report } from "./report.ts";
 
 const weekdays = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 /** Fields whose whole presence has no effect in this version. */
-const laterFields = ["carbon", "bandwidth", "encryption", "keepImage", "replicateTo"];
+const laterFields = ["carbon", "bandwidth", "keepImage", "replicateTo"];
 
 /** One schedule with its defaults filled in; undefined when something in it is wrong, which has been reported. */
 export function decodeSchedule(
@@ -63,6 +63,12 @@ export function decodeSchedule(
     report,
   );
 
+  const encryption = get<{ key?: string; recipients?: string[] }>("encryption");
+  if (encryption && layout !== "repository")
+    report.error("HSE027", origin, below("encryption"), "only a repository is encrypted", "say layout: repository at its destination");
+  else if (encryption && encryption.key === undefined)
+    report.error("HSE027", origin, below("encryption"), "encryption has no key", "an export reads what is there: give it a passphrase or an age identity");
+
   const windows = ((get("windows") as Record<string, unknown>[] | undefined) ?? []).map((window, i): WindowSpec => {
     const zone = (window["timezone"] as string | undefined) ?? timezone;
     if (!isTimezone(zone))
@@ -100,6 +106,9 @@ export function decodeSchedule(
       };
     }),
     destination: value["destination"] as string,
+    ...(encryption === undefined
+      ? undefined
+      : { encryption: { ...(encryption.key === undefined ? {} : { key: encryption.key }), recipients: encryption.recipients ?? [] } }),
     exclude: patternsOf((value["exclude"] as string[] | undefined) ?? [], origin, ["exclude"], "exclude", report),
     format,
     ...(incremental === false ? undefined : { incremental: { fullReadEveryMs: fullReadEveryMs ?? 7 * 86_400_000 } }),

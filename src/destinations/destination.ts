@@ -13,6 +13,8 @@ import type { DestinationAddress } from "../model/desired.ts";
  */
 export interface Destination {
   readonly spec: DestinationAddress;
+  /** How a repository there is sealed and opened; undefined where no key is known. */
+  readonly encryption?: Encryption;
   create(path: string): Promise<Upload>;
   put(path: string, data: string | Uint8Array, options?: { readonly exclusive?: boolean }): Promise<void>;
   /** A small file. @throws NotFound when it is not there */
@@ -21,6 +23,13 @@ export interface Destination {
   /** Every file below `prefix`, sorted by path; leftovers of uploads that never finished are marked. */
   list(prefix?: string): Promise<StoredFile[]>;
   remove(path: string): Promise<void>;
+}
+
+export interface Encryption {
+  /** A passphrase or an age identity. @throws KeyRefused when it cannot be had */
+  key(): string;
+  /** age recipients that shall be able to open it as well. */
+  readonly recipients: readonly string[];
 }
 
 export interface StoredFile {

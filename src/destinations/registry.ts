@@ -1,6 +1,7 @@
 import type { DestinationAddress } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Random } from "../model/ports.ts";
+import type { SecretRef } from "../model/secret.ts";
 import type { Destination } from "./destination.ts";
 
 /** One line for each kind of store, by the scheme of its URL. */
@@ -8,9 +9,19 @@ const kinds: Readonly<Record<string, (spec: DestinationAddress, random: Random) 
   file: async (spec, random) => (await import("./file/file-destination.ts")).fileDestination(spec, random),
 };
 
-export function openDestination(spec: DestinationAddress, random: Random): Promise<Destination> {
+/** @param readSecret called when a repository there turns out to need its key */
+export async function openDestination(spec: DestinationAddress, random: Random, readSecret: (ref: SecretRef) => string): Promise<Destination> {
   const scheme = spec.url.slice(0, spec.url.indexOf(":"));
   const open = kinds[scheme];
   if (!open) throw new HypersdkError("NotAvailableYet", `a destination at ${scheme}:// is not available yet`);
-  return open(spec, random);
+  const destination = await open(spec, random);
+  const { encryption } = spec;
+  if (!encryption) return destination;
+  const { key, recipients } = encryption;
+  const refuse = (): never => {
+    throw new HypersdkError("KeyRefused", `${spec.name} has recipients, and no key`, {
+      hint: "an export needs encryption.key: a passphrase, or an age identity",
+    });
+  };
+  return { ...destination, encryption: { key: () => (key ? readSecret(key) : refuse()), recipients } };
 }

@@ -69,23 +69,23 @@ export async function exportVm(
   signal: AbortSignal,
 ): Promise<Exported> {
   const startedAt = clock.now();
+  const repository = request.layout === "repository" ? await Repository.openOrCreate(destination, request.pointId, startedAt) : undefined;
   const snapshot = await provider.snapshot(request.sourceIdentity, signal);
-  const isRepository = request.layout === "repository";
-  const folder = isRepository ? "" : pointFolder(request.schedule, request.vmPath, snapshot.instant, request.runId);
-  const manifestPath = isRepository
-    ? pointPath({ id: request.pointId, source: { provider: provider.name, identity: request.identity, instant: snapshot.instant } })
+  const folder = repository ? "" : pointFolder(request.schedule, request.vmPath, snapshot.instant, request.runId);
+  const manifestPath = repository
+    ? pointPath(repository, { id: request.pointId, source: { provider: provider.name, identity: request.identity, instant: snapshot.instant } })
     : `${folder}/${manifestName}`;
   const written: string[] = [];
   const releases: (() => Promise<void>)[] = [];
   try {
     if (snapshot.disks.length === 0) throw new HypersdkError("SourceUnavailable", `${request.vmPath} has no disks`);
     observer.begins(
-      isRepository ? manifestPath : folder,
+      repository ? manifestPath : folder,
       snapshot.disks.map(({ name, source }) => ({ name, dataBytes: source.dataBytes, virtualBytes: source.sizeBytes })),
     );
     const work: Work = { folder, destination, request, observer, signal, written, releases };
-    const stored = isRepository
-      ? await storeChunks(snapshot, work, manifestPath, startedAt)
+    const stored = repository
+      ? await storeChunks(snapshot, repository, work, manifestPath, startedAt)
       : request.format === "ova"
         ? await storePackage(snapshot, work)
         : await storeImages(snapshot, request.format, work);
@@ -209,11 +209,11 @@ async function storePackage({ vm, disks }: VmSnapshot, work: Work): Promise<Stor
 /** The disks in the chunk store: only what it does not have is sent. */
 async function storeChunks(
   { disks }: VmSnapshot,
+  repository: Repository,
   { destination, request, observer, signal, releases }: Work,
   manifestPath: string,
   startedAt: Instant,
 ): Promise<Stored> {
-  const repository = await Repository.openOrCreate(destination, request.pointId, startedAt);
   const lock = await lockForExport(repository, request.runId, startedAt);
   releases.push(lock.release);
   let session: ChunkSession | undefined;

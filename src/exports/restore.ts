@@ -15,10 +15,19 @@ import { Repository } from "../repository/repository.ts";
 import { type ImageDisk, isChunked, type Manifest, type ManifestDisk, maxManifestBytes, parseManifest } from "./manifest.ts";
 
 export async function readManifest(destination: Destination, path: string): Promise<Manifest> {
-  const manifest = parseManifest(path, await destination.get(path, maxManifestBytes));
-  if (isRepositoryPoint(path) && pointPath(manifest) !== path)
-    throw new HypersdkError("ArtifactDamaged", `${path} holds the manifest of another point, ${pointPath(manifest)}`);
+  if (!isRepositoryPoint(path)) return parseManifest(path, await destination.get(path, maxManifestBytes));
+  const repository = await openRepository(destination);
+  const manifest = parseManifest(path, await repository.getPoint(path));
+  const place = pointPath(repository, manifest);
+  if (place !== path) throw new HypersdkError("ArtifactDamaged", `${path} holds the manifest of another point, ${place}`);
   return manifest;
+}
+
+/** The repository at a destination where one must be. */
+export async function openRepository(destination: Destination): Promise<Repository> {
+  const repository = await Repository.open(destination);
+  if (!repository) throw new HypersdkError("ArtifactDamaged", `${destination.spec.name} holds no repository: its config is gone`);
+  return repository;
 }
 
 /** The disks of a restore point, wherever its manifest says that they are. @param manifestPath relative to the destination */
@@ -34,8 +43,7 @@ export async function storedDisks(destination: Destination, manifestPath: string
 }
 
 async function openRepositoryOf(destination: Destination, id: string): Promise<{ readonly repository: Repository; readonly index: ChunkIndex }> {
-  const repository = await Repository.open(destination);
-  if (!repository) throw new HypersdkError("ArtifactDamaged", `${destination.spec.name} holds no repository: its config is gone`);
+  const repository = await openRepository(destination);
   if (repository.config.id !== id)
     throw new HypersdkError("ArtifactDamaged", `the point belongs to repository ${id}, ${destination.spec.name} holds ${repository.config.id}`);
   return { repository, index: (await repository.loadIndex()).index };

@@ -4,10 +4,9 @@ import { HypersdkError } from "../model/errors.ts";
 import { storedPieceBytes, TreeHash } from "../model/tree-hash.ts";
 import { readPack } from "../repository/chunk-reader.ts";
 import { packsFolder } from "../repository/layout.ts";
-import { Repository } from "../repository/repository.ts";
 import { readDirectory } from "../repository/survey.ts";
 import { isChunked, type Manifest, type ManifestDisk } from "./manifest.ts";
-import { discardingSink, restoreDisk, storedDisks } from "./restore.ts";
+import { discardingSink, openRepository, restoreDisk, storedDisks } from "./restore.ts";
 
 export type VerifyLevel = "none" | "stored" | "checksum" | "restore";
 
@@ -48,8 +47,7 @@ async function rebuild(source: BlockSource, disk: ManifestDisk, options: VerifyO
 
 /** What an export sent to a repository is read back; what it found there was proved by the export that had sent it. */
 async function verifySent(destination: Destination, { packs }: { readonly packs: readonly string[] }, { signal, onRead }: VerifyOptions): Promise<void> {
-  const repository = await Repository.open(destination);
-  if (!repository) throw new HypersdkError("ArtifactDamaged", `${destination.spec.name} holds no repository: its config is gone`);
+  const repository = await openRepository(destination);
   for (const name of packs) {
     const directory = await readDirectory(repository, `${packsFolder}/${name}`, name);
     for await (const { problem, stored } of readPack(repository, { name, directory, usable: true })) {

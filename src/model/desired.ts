@@ -1,4 +1,5 @@
 import type { ExportFormat, ImageCompression } from "./image-formats.ts";
+import type { EncryptionRef } from "./secret.ts";
 import type { VmPath } from "./vm-path.ts";
 
 /** The desired state after reading, defaults and references: what the planner takes. All of it is plain, frozen-by-type data. */
@@ -39,13 +40,15 @@ export interface ProviderSpec {
 }
 
 /** Where a destination is: enough to open it. */
-export type DestinationAddress = Pick<DestinationSpec, "name" | "url">;
+export type DestinationAddress = Pick<DestinationSpec, "name" | "url" | "encryption">;
 
 export interface DestinationSpec {
   readonly name: string;
   readonly url: string;
   readonly layout: "image" | "repository";
   readonly expiryGraceMs: number;
+  /** What its schedules say. */
+  readonly encryption?: EncryptionRef;
   /** True for a destination that a schedule wrote in place as a URL: its name is that URL. */
   readonly inline: boolean;
   readonly origin: Origin;
@@ -106,6 +109,8 @@ export interface ScheduleSpec {
   readonly compression: ImageCompression;
   /** Only what changed is stored, and, where blocks are tracked, read: all of it again after this long at the latest. */
   readonly incremental?: { readonly fullReadEveryMs: number };
+  /** As it is written: the key is a reference. */
+  readonly encryption?: { readonly key?: string; readonly recipients: readonly string[] };
   readonly retention?: RetentionSpec;
   readonly verify: VerifyLevel;
   readonly alerts: readonly Alert[];

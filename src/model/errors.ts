@@ -20,6 +20,7 @@ export type ErrorCode =
   | "ImageUnsupported"
   | "ImageUnsafe"
   | "ArtifactDamaged"
+  | "KeyRefused"
   | "StateUnusable"
   | "StateFull"
   | "LockHeld"

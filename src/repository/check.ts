@@ -1,6 +1,7 @@
 import { ChunkIndex, type PackInfo } from "./chunk-index.ts";
 import { readPack } from "./chunk-reader.ts";
-import { entryAt, entryBytes, packFileBytes, packsFolder } from "./layout.ts";
+import { listSlots } from "./keys.ts";
+import { entryAt, entryBytes, keysFolder, packFileBytes, packsFolder } from "./layout.ts";
 import { isDamage, isGone, type Present, type Repository, type StoredObject } from "./repository.ts";
 import { type PointDisks, readDirectory, readPoints, type Used, usedBy } from "./survey.ts";
 
@@ -9,6 +10,8 @@ export interface CheckOptions {
   readonly readData?: number;
   readonly signal?: AbortSignal;
   readonly onRead?: (bytes: number) => void;
+  /** Called once, with how many bytes will be read. */
+  readonly onTotal?: (bytes: number) => void;
 }
 
 export interface Problem {
@@ -34,6 +37,7 @@ export interface CheckReport {
 export interface Examination {
   readonly problems: readonly Problem[];
   readonly damagedIndexes: readonly string[];
+  readonly damagedSlots: readonly string[];
   /** Every index that was read. */
   readonly indexPaths: readonly string[];
   /** Packs of which something is damaged or gone, by name. */
@@ -74,7 +78,7 @@ export async function checkRepository(repository: Repository, options: CheckOpti
 }
 
 export async function examine(repository: Repository, options: CheckOptions): Promise<Examination> {
-  const { readData = 0, signal, onRead } = options;
+  const { readData = 0, signal, onRead, onTotal } = options;
   const problems: Problem[] = [];
   const damagedIndexes: string[] = [];
   const indexes = await repository.readIndexes((path, error) => {
@@ -83,9 +87,11 @@ export async function examine(repository: Repository, options: CheckOptions): Pr
   });
   const present = await repository.present();
   for (const path of present.unreadable) problems.push({ path, message: `${path}: it is no list of what is condemned` });
+  const damagedSlots = await lookAtSlots(repository, problems);
   const listed = new ChunkIndex();
   for (const each of indexes.flatMap(({ directories }) => directories)) listed.add(each);
 
+  onTotal?.([...present.packs.values()].reduce((sum, { name, bytes }) => sum + (isChosen(name, readData) ? bytes : 0), 0));
   const damagedPacks = new Map<string, PackInfo>();
   const sound = new ChunkIndex();
   const gone: string[] = [];
@@ -132,6 +138,7 @@ export async function examine(repository: Repository, options: CheckOptions): Pr
   return {
     problems,
     damagedIndexes,
+    damagedSlots,
     indexPaths: indexes.map(({ path }) => path),
     damagedPacks,
     sound,
@@ -146,7 +153,7 @@ export async function examine(repository: Repository, options: CheckOptions): Pr
 
 /** What a pack is by its listing and its own directory; undefined when that is what the index says. */
 async function structureOf(repository: Repository, { name, directory }: PackInfo, { path, bytes }: StoredObject): Promise<string | undefined> {
-  const expected = packFileBytes(directory);
+  const expected = packFileBytes(directory, repository.sealing.overheadBytes);
   if (bytes !== expected) return `${path}: it has ${bytes} bytes, ${expected} were stored`;
   try {
     await readDirectory(repository, path, name);
@@ -155,6 +162,16 @@ async function structureOf(repository: Repository, { name, directory }: PackInfo
     if (!isDamage(error) && !isGone(error)) throw error;
     return (error as Error).message;
   }
+}
+
+/** @returns the paths of key slots that cannot be read */
+async function lookAtSlots({ destination, config }: Repository, problems: Problem[]): Promise<string[]> {
+  const damagedSlots: string[] = [];
+  if (!config.encryption) return damagedSlots;
+  const slots = await listSlots(destination, config.id, (path) => void damagedSlots.push(path));
+  for (const path of damagedSlots) problems.push({ path, message: `${path}: it is no key slot, or not what was written` });
+  if (slots.length === 0) problems.push({ path: keysFolder, message: `${keysFolder}: no slot of it holds the repository's key` });
+  return damagedSlots;
 }
 
 /** The same packs for the same share, spread evenly: names are uniform. */

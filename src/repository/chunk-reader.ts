@@ -47,7 +47,11 @@ export class ChunkReader {
       run.catch(() => {});
       for (let i = first; i <= last; i++) {
         const { id, place } = wanted[i] as (typeof wanted)[number];
-        raw.push(run.then((bytes) => unpack(place, id, bytes.subarray(place.offset - start.offset, place.offset - start.offset + place.storedBytes))));
+        raw.push(
+          run.then((bytes) =>
+            unpack(this.#repository, place, id, bytes.subarray(place.offset - start.offset, place.offset - start.offset + place.storedBytes)),
+          ),
+        );
       }
       first = last + 1;
     }
@@ -119,8 +123,9 @@ async function closeWhenRead({ file, reads }: OpenPack): Promise<void> {
   );
 }
 
-async function unpack({ pack, rawBytes, method, offset }: ChunkPlace, id: Buffer, stored: Buffer): Promise<Buffer> {
-  const raw = method === methods.zstd ? await decompress(stored, { maxOutputLength: rawBytes }).catch(() => undefined) : stored;
+async function unpack({ sealing }: Repository, { pack, rawBytes, method, offset }: ChunkPlace, id: Buffer, stored: Buffer): Promise<Buffer> {
+  const packed = await sealing.open("chunk", `${packsFolder}/${pack.name}: the chunk at ${offset}`, stored);
+  const raw = method === methods.zstd ? await decompress(packed, { maxOutputLength: rawBytes }).catch(() => undefined) : packed;
   if (!raw || raw.length !== rawBytes || !(await sha256(raw)).equals(id))
     throw damaged(`${packsFolder}/${pack.name}`, `the chunk at ${offset} is not ${id.toString("hex")}`);
   return raw;
@@ -150,7 +155,7 @@ export async function* readPack(repository: Repository, pack: PackInfo, noteUnso
   } finally {
     await file.close();
   }
-  const data = bytes.subarray(0, Math.max(0, bytes.length - trailerBytes - pack.directory.length));
+  const data = bytes.subarray(0, Math.max(0, bytes.length - trailerBytes - pack.directory.length - repository.sealing.overheadBytes));
   const crc = bytes.length >= trailerBytes ? bytes.readUInt32LE(bytes.length - trailerBytes + 12) : -1;
   const isWhole = crc32(data) === crc;
   let isSound = true;
@@ -160,7 +165,9 @@ export async function* readPack(repository: Repository, pack: PackInfo, noteUnso
     const record = pack.directory.subarray(at, at + entryBytes);
     const stored = bytes.subarray(entry.offset, entry.offset + entry.storedBytes);
     const isThere = stored.length === entry.storedBytes;
-    const raw = isThere ? unpack({ ...entry, pack }, entry.id, stored) : Promise.reject(damaged(path, `it ends before the chunk at ${entry.offset}`));
+    const raw = isThere
+      ? unpack(repository, { ...entry, pack }, entry.id, stored)
+      : Promise.reject(damaged(path, `it ends before the chunk at ${entry.offset}`));
     checking.push(
       raw.then(
         () => ({ entry, record, stored, problem: undefined }),

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { promisify } from "node:util";
 import { constants, zstdCompress } from "node:zlib";
 import type { DiskSink } from "../converters/disk-sink.ts";
 import { zeroPieceHash } from "../model/tree-hash.ts";
@@ -8,6 +9,8 @@ import { idBytes, methods, segmentBytes } from "./layout.ts";
 import { type PackedChunk, PackWriter } from "./pack-writer.ts";
 import { isDamage, type Present, type Repository } from "./repository.ts";
 import { sha256 } from "./sha256.ts";
+
+const compress = promisify(zstdCompress);
 
 /** Chunks that are hashed and compressed at once, on the threads of the pool. */
 const chunksAtOnce = 12;
@@ -126,7 +129,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
     else if (!pending.has(id.toString("latin1"))) {
       pending.add(id.toString("latin1"));
       newBytes += data.length;
-      const packed = pack(id, data, session.compresses);
+      const packed = pack(repository, id, data, session.compresses);
       packed.catch(() => {});
       packing.push(packed);
       await send(chunksAtOnce);
@@ -172,14 +175,10 @@ function zeroHashes(chunkBytes: number): Buffer {
   return slab;
 }
 
-/** On a thread of the pool. A chunk that does not shrink is stored as it is. */
-function pack(id: Buffer, data: Buffer, compresses: boolean): Promise<PackedChunk> {
-  const asIs = (): PackedChunk => ({ id, stored: Buffer.from(data), rawBytes: data.length, method: methods.stored });
-  if (!compresses) return Promise.resolve(asIs());
-  return new Promise((resolve, reject) => {
-    zstdCompress(data, { params: { [constants.ZSTD_c_compressionLevel]: 1 } }, (error, stored) => {
-      if (error) reject(error);
-      else resolve(stored.length < data.length ? { id, stored, rawBytes: data.length, method: methods.zstd } : asIs());
-    });
-  });
+/** On threads of the pool. A chunk that does not shrink is stored as it is. */
+async function pack({ sealing }: Repository, id: Buffer, data: Buffer, compresses: boolean): Promise<PackedChunk> {
+  const packed = compresses ? await compress(data, { params: { [constants.ZSTD_c_compressionLevel]: 1 } }) : data;
+  const isSmaller = packed.length < data.length;
+  const stored = await sealing.seal("chunk", isSmaller ? packed : data);
+  return { id, stored: stored === data ? Buffer.from(data) : stored, rawBytes: data.length, method: isSmaller ? methods.zstd : methods.stored };
 }

@@ -41,10 +41,11 @@ export const segmentsFolder = "segments";
 export const pointsFolder = "points";
 export const condemnedFolder = "condemned";
 export const locksFolder = "locks";
+export const keysFolder = "keys";
 
 /** Whether a path is one that a repository writes at once, an object or a leftover of one. */
 export function isOfRepository(path: string): boolean {
-  return [packsFolder, indexFolder, segmentsFolder, pointsFolder, condemnedFolder, locksFolder].includes(path.slice(0, path.indexOf("/")));
+  return [packsFolder, indexFolder, segmentsFolder, pointsFolder, condemnedFolder, locksFolder, keysFolder].includes(path.slice(0, path.indexOf("/")));
 }
 
 const magics = { pack: Buffer.from("HSPACK\0\x01", "latin1"), index: Buffer.from("HSINDX\0\x01", "latin1"), segment: Buffer.from("HSSEGM\0\x01", "latin1") };
@@ -73,14 +74,14 @@ export function encodeEntry({ id, offset, storedBytes, rawBytes, method }: Chunk
   return entry;
 }
 
-/** How long the file of a pack with this directory is. */
-export function packFileBytes(directory: Buffer): number {
+/** How long the file of a pack with this directory is. @param overheadBytes by how much sealing makes the directory longer */
+export function packFileBytes(directory: Buffer, overheadBytes: number): number {
   let end = 0;
   for (let at = 0; at < directory.length; at += entryBytes) {
     const { offset, storedBytes } = entryAt(directory, at);
     end = Math.max(end, offset + storedBytes);
   }
-  return end + directory.length + trailerBytes;
+  return end + directory.length + overheadBytes + trailerBytes;
 }
 
 /** The entry at `at` of a directory that {@link checkDirectory} has seen. */
@@ -104,21 +105,22 @@ export function packTrailer(entries: number, crc: number): Buffer {
 }
 
 /** @returns how many bytes of directory stand in front of the trailer */
-export function decodeTrailer(path: string, trailer: Buffer, fileBytes: number): number {
+export function decodeTrailer(path: string, trailer: Buffer, fileBytes: number, overheadBytes: number): number {
   if (!trailer.subarray(0, 8).equals(magics.pack)) throw damaged(path, "it does not end as a pack of version 1");
-  const bytes = trailer.readUInt32LE(8) * entryBytes;
-  if (fileBytes > maxPackBytes || bytes + trailerBytes > fileBytes)
-    throw damaged(path, `its trailer counts ${bytes / entryBytes} chunks in ${fileBytes} bytes`);
+  const entries = trailer.readUInt32LE(8);
+  const bytes = entries * entryBytes + overheadBytes;
+  if (fileBytes > maxPackBytes || bytes + trailerBytes > fileBytes) throw damaged(path, `its trailer counts ${entries} chunks in ${fileBytes} bytes`);
   return bytes;
 }
 
-/** Every field of every entry, so that whoever looks one up may trust it. */
-export function checkDirectory(path: string, directory: Buffer): void {
+/** Every field of every entry, so that whoever looks one up may trust it. @param overheadBytes by how much sealing makes a chunk longer */
+export function checkDirectory(path: string, directory: Buffer, overheadBytes: number): void {
+  if (directory.length % entryBytes !== 0) throw damaged(path, `its directory has ${directory.length} bytes`);
   for (let at = 0; at < directory.length; at += entryBytes) {
     const { offset, storedBytes, rawBytes, method } = entryAt(directory, at);
-    if (offset + storedBytes > maxPackBytes || rawBytes === 0 || rawBytes > maxChunkBytes || storedBytes > maxChunkBytes)
+    if (offset + storedBytes > maxPackBytes || rawBytes === 0 || rawBytes > maxChunkBytes || storedBytes > maxChunkBytes + overheadBytes)
       throw damaged(path, `its entry ${at / entryBytes} says ${storedBytes} bytes at ${offset} for ${rawBytes}`);
-    if (method !== methods.zstd && !(method === methods.stored && storedBytes === rawBytes))
+    if (method !== methods.zstd && !(method === methods.stored && storedBytes === rawBytes + overheadBytes))
       throw damaged(path, `its entry ${at / entryBytes} has the method ${method}`);
   }
 }
@@ -145,7 +147,7 @@ export function encodeIndex(packs: readonly PackDirectory[]): Buffer {
   ]);
 }
 
-export function decodeIndex(path: string, bytes: Buffer): PackDirectory[] {
+export function decodeIndex(path: string, bytes: Buffer, overheadBytes: number): PackDirectory[] {
   if (bytes.length < headBytes || !bytes.subarray(0, 8).equals(magics.index)) throw damaged(path, "it does not begin as an index of version 1");
   const packs: PackDirectory[] = [];
   let at = headBytes;
@@ -154,7 +156,7 @@ export function decodeIndex(path: string, bytes: Buffer): PackDirectory[] {
     const end = directoryAt + (directoryAt <= bytes.length ? bytes.readUInt32LE(at + 32) * entryBytes : 0);
     if (end > bytes.length || directoryAt > bytes.length) throw damaged(path, `it ends at ${bytes.length}, in its pack ${packs.length}`);
     const directory = bytes.subarray(directoryAt, end);
-    checkDirectory(path, directory);
+    checkDirectory(path, directory, overheadBytes);
     packs.push({ name: bytes.toString("hex", at, at + idBytes), directory });
     at = end;
   }
@@ -162,7 +164,8 @@ export function decodeIndex(path: string, bytes: Buffer): PackDirectory[] {
   return packs;
 }
 
-export const maxObjectBytes: { readonly index: number; readonly segment: number } = {
+export const maxObjectBytes: { readonly index: number; readonly segment: number; readonly point: number } = {
+  point: 32 * 2 ** 20,
   index: maxIndexBytes,
   segment: 2 * (segmentBytes / minChunkBytes) * idBytes,
 };

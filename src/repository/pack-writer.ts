@@ -66,8 +66,9 @@ export class PackWriter {
     );
     const crc = chunks.reduce((sum, { stored }) => crc32(stored, sum), 0);
     const trailer = packTrailer(chunks.length, crc);
-    const name = nameOf(directory, trailer);
-    const bytes = Buffer.concat([...chunks.map(({ stored }) => stored), directory, trailer]);
+    const sealed = await this.#repository.sealing.seal("directory", directory);
+    const name = nameOf(sealed, trailer);
+    const bytes = Buffer.concat([...chunks.map(({ stored }) => stored), sealed, trailer]);
     const upload = this.#repository.destination.put(`${packsFolder}/${name}`, bytes, { exclusive: true }).then(() => {
       this.sentBytes += bytes.length;
       this.packs.push(this.#index.add({ name, directory }));

@@ -1,22 +1,20 @@
-import { createHash } from "node:crypto";
 import type { Destination } from "../destinations/destination.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { compactInstant, type Instant } from "../model/instant.ts";
 import type { ChunkSession } from "./chunk-sink.ts";
 import { pointsFolder } from "./layout.ts";
-import { refuseLink } from "./repository.ts";
+import { type Repository, refuseLink } from "./repository.ts";
 
 const listedEnding = ".json";
 /** A manifest on its way: compaction counts it, nobody lists it. */
 const pendingEnding = ".pending";
 
-/** `points/<VM>/<time>-<id>.json`: the VM is a hash of what it is called at its provider. A manifest that was put in another's place is found out by it. */
-export function pointPath({ id, source: { provider, identity, instant } }: PointName): string {
-  const vm = createHash("sha256")
-    .update(JSON.stringify([provider, identity]))
-    .digest("hex")
-    .slice(0, 32);
-  return `${pointsFolder}/${vm}/${compactInstant(instant)}-${id.slice(0, 8)}${listedEnding}`;
+/**
+ * `points/<VM>/<time>-<id>.json`: the VM is a hash of what it is called at its provider, with the key where there is one. A manifest that
+ * was put in another's place is found out by it.
+ */
+export function pointPath({ sealing }: Repository, { id, source: { provider, identity, instant } }: PointName): string {
+  return `${pointsFolder}/${sealing.nameFor(JSON.stringify([provider, identity]))}/${compactInstant(instant)}-${id.slice(0, 8)}${listedEnding}`;
 }
 
 /** What the path of a manifest is made of. */
@@ -71,9 +69,9 @@ export async function publishPoint({ repository, used, segments }: ChunkSession,
         });
   };
   try {
-    await destination.put(pending, manifest);
+    await repository.putPoint(pending, manifest);
     await refuseCondemned();
-    await destination.put(path, manifest);
+    await repository.putPoint(path, manifest);
   } finally {
     await destination.remove(pending).catch(() => {});
   }

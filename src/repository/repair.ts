@@ -1,7 +1,9 @@
+import type { Instant } from "../model/instant.ts";
 import { type CheckOptions, examine, type Problem } from "./check.ts";
 import { ChunkIndex } from "./chunk-index.ts";
 import { readPack } from "./chunk-reader.ts";
 import { replaceIndexes } from "./compact.ts";
+import { restoreSlot } from "./keys.ts";
 import { type PackDirectory, packsFolder, segmentsFolder } from "./layout.ts";
 import { PackWriter } from "./pack-writer.ts";
 import { isDamage, type Repository } from "./repository.ts";
@@ -23,7 +25,7 @@ export interface RepairReport {
  * Drops what is provably damaged, after every byte was read, and keeps everything that is sound. A point that loses data stays, and is
  * named: the next export of its VM sends what the source still has, and with that it may be whole again.
  */
-export async function repairRepository(repository: Repository, options: Omit<CheckOptions, "readData">): Promise<RepairReport> {
+export async function repairRepository(repository: Repository, options: Omit<CheckOptions, "readData"> & { readonly now: Instant }): Promise<RepairReport> {
   const seen = await examine(repository, { ...options, readData: 1 });
   const { present, damagedPacks, damagedSegments, damagedIndexes } = seen;
   const index = new ChunkIndex();
@@ -72,8 +74,9 @@ export async function repairRepository(repository: Repository, options: Omit<Che
   }
   // a manifest that asks for something else than a sound segment holds is no reason to drop the segment
   for (const name of damagedSegments) if (!(await repository.hasSegment(name))) dropped.push(`${segmentsFolder}/${name}`);
-  dropped.push(...present.unreadable);
+  dropped.push(...present.unreadable, ...seen.damagedSlots);
   for (const path of dropped) await repository.destination.remove(path);
+  if (repository.config.encryption) await restoreSlot(repository.destination, repository.config.id, options.now);
   const brokenPoints = new Set(seen.points.length === 0 ? [] : seen.brokenPoints.filter((path) => !seen.points.some((point) => point.path === path)));
   await usedBy(repository, index, seen.points, (point) => void brokenPoints.add(point.path));
   return {

@@ -5,6 +5,7 @@ import { isAsWritten, withDigest } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
 import { ChunkIndex } from "./chunk-index.ts";
+import { addMissingRecipients, makeKey, unlock } from "./keys.ts";
 import {
   condemnedFolder,
   damaged,
@@ -25,6 +26,7 @@ import {
   repositoryVersion,
   segmentsFolder,
 } from "./layout.ts";
+import { type Sealing, sealedWith, unsealed } from "./sealing.ts";
 
 const decompress = promisify(zstdDecompress);
 
@@ -36,6 +38,8 @@ export interface RepositoryConfig {
   readonly createdAt: Instant;
   /** Chunk size of disks that are stored for the first time. */
   readonly chunkBytes: number;
+  /** How everything but this file, `condemned/`, `locks/` and `keys/` is sealed; nothing is where it is missing. */
+  readonly encryption?: "aes-256-gcm";
   /** SHA-256 over the compact JSON of everything above. */
   readonly digest: string;
 }
@@ -72,22 +76,39 @@ export interface Present {
 export class Repository {
   readonly destination: Destination;
   readonly config: RepositoryConfig;
+  readonly sealing: Sealing;
 
-  private constructor(destination: Destination, config: RepositoryConfig) {
+  private constructor(destination: Destination, config: RepositoryConfig, sealing: Sealing) {
     this.destination = destination;
     this.config = config;
+    this.sealing = sealing;
   }
 
-  /** Undefined where there is none. @throws ArtifactDamaged for one that cannot be read, or of a newer version */
+  /**
+   * Undefined where there is none.
+   * @throws ArtifactDamaged for one that cannot be read, or of a newer version; KeyRefused for one that is encrypted and that the
+   * destination's key does not open
+   */
   static async open(destination: Destination): Promise<Repository | undefined> {
     const bytes = await getOrNothing(destination, configPath, 65_536);
-    return bytes && new Repository(destination, decodeConfig(destination, bytes));
+    if (!bytes) return undefined;
+    const config = decodeConfig(destination, bytes);
+    return new Repository(destination, config, config.encryption ? sealedWith(await unlock(destination, config.id)) : unsealed);
   }
 
-  /** Opens the repository, or makes it; of two that make it at once, the second opens what the first made. */
+  /** Opens the repository for an export, or makes it; of two that make it at once, the second opens what the first made. */
   static async openOrCreate(destination: Destination, id: string, createdAt: Instant): Promise<Repository> {
-    const there = await Repository.open(destination);
-    if (there) return there;
+    const repository = (await Repository.open(destination)) ?? (await Repository.#create(destination, id, createdAt));
+    const { name } = destination.spec;
+    if (destination.encryption && !repository.config.encryption)
+      throw new HypersdkError("KeyRefused", `the files want ${name} encrypted, and the repository there is not`, {
+        hint: "what is there cannot be sealed in place: name a new destination, and let this one expire",
+      });
+    if (repository.config.encryption) await addMissingRecipients(destination, repository.config.id, await unlock(destination, repository.config.id), createdAt);
+    return repository;
+  }
+
+  static async #create(destination: Destination, id: string, createdAt: Instant): Promise<Repository> {
     for (const folder of [packsFolder, pointsFolder])
       if ((await destination.list(folder)).some(({ isPartial }) => !isPartial)) {
         // somebody else may have made it in between
@@ -97,20 +118,24 @@ export class Repository {
           hint: "put the file config back, from a copy of the destination; with another one, nothing that is there can be read",
         });
       }
+    const made = destination.encryption && (await makeKey(destination, id, createdAt));
     const config: RepositoryConfig = withDigest({
       formatVersion: repositoryVersion,
       kind: "hypersdk-repository" as const,
       id,
       createdAt,
       chunkBytes: defaultChunkBytes,
+      ...(made ? { encryption: "aes-256-gcm" as const } : {}),
     } as const);
     try {
       await destination.put(configPath, `${JSON.stringify(config, null, 2)}\n`, { exclusive: true });
-      return new Repository(destination, config);
+      return new Repository(destination, config, made ? sealedWith(made.masterKey) : unsealed);
     } catch (error) {
       const other = error instanceof HypersdkError && error.code === "AlreadyExists" ? await Repository.open(destination) : undefined;
-      if (other) return other;
-      throw error;
+      if (!other) throw error;
+      // only where it is somebody else's for sure: without its slots, a repository is lost
+      if (other.config.id !== id) for (const path of made?.paths ?? []) await destination.remove(path).catch(() => {});
+      return other;
     }
   }
 
@@ -123,7 +148,8 @@ export class Repository {
     const present = await this.present();
     const index = new ChunkIndex();
     // a pack that was cut short is not built on: what it held is sent again
-    for (const each of directories) index.add(each, present.isUsable(each.name) && present.packs.get(each.name)?.bytes === packFileBytes(each.directory));
+    for (const each of directories)
+      index.add(each, present.isUsable(each.name) && present.packs.get(each.name)?.bytes === packFileBytes(each.directory, this.sealing.overheadBytes));
     return { index, present };
   }
 
@@ -136,7 +162,7 @@ export class Repository {
       const bytes = await this.destination.get(path, maxObjectBytes.index);
       try {
         if (nameOf(bytes) !== name) throw damaged(path, "its content is not what its name says");
-        return { path, directories: decodeIndex(path, bytes) };
+        return { path, directories: decodeIndex(path, await this.sealing.open("index", path, bytes), this.sealing.overheadBytes) };
       } catch (error) {
         if (!problem || !isDamage(error)) throw error;
         problem(path, error);
@@ -151,7 +177,7 @@ export class Repository {
       let [end, bytes] = [first, 0];
       while (end < packs.length && (end === first || bytes + (packs[end] as PackDirectory).directory.length < maxObjectBytes.index / 2))
         bytes += (packs[end++] as PackDirectory).directory.length;
-      const content = encodeIndex(packs.slice(first, end));
+      const content = await this.sealing.seal("index", encodeIndex(packs.slice(first, end)));
       await this.destination.put(`${indexFolder}/${nameOf(content)}`, content, { exclusive: true });
       first = end;
     }
@@ -179,7 +205,8 @@ export class Repository {
   }
 
   async saveSegment(chunkBytes: number, ids: Buffer): Promise<{ readonly name: string; readonly bytes: number }> {
-    const bytes = zstdCompressSync(encodeSegment(chunkBytes, ids), { params: { [constants.ZSTD_c_compressionLevel]: 1 } });
+    const packed = zstdCompressSync(encodeSegment(chunkBytes, ids), { params: { [constants.ZSTD_c_compressionLevel]: 1 } });
+    const bytes = await this.sealing.seal("segment", packed);
     const name = nameOf(bytes);
     await this.destination.put(`${segmentsFolder}/${name}`, bytes, { exclusive: true });
     return { name, bytes: bytes.length };
@@ -198,9 +225,19 @@ export class Repository {
       throw isGone(error) ? damaged(path, "it is gone") : error;
     });
     if (nameOf(bytes) !== name) throw damaged(path, "its content is not what its name says");
-    const content = await decompress(bytes, { maxOutputLength: maxObjectBytes.segment }).catch(() => undefined);
+    const packed = await this.sealing.open("segment", path, bytes);
+    const content = await decompress(packed, { maxOutputLength: maxObjectBytes.segment }).catch(() => undefined);
     if (!content) throw damaged(path, "it does not unpack");
     return decodeSegment(path, content, chunkBytes, chunks);
+  }
+
+  /** A manifest, as it was put. @throws NotFound when it is not there */
+  async getPoint(path: string): Promise<Buffer> {
+    return this.sealing.open("point", path, await this.destination.get(path, maxObjectBytes.point));
+  }
+
+  async putPoint(path: string, manifest: string): Promise<void> {
+    await this.destination.put(path, await this.sealing.seal("point", Buffer.from(manifest)));
   }
 
   /** The objects of a folder; foreign files and what was never finished are left out. */
@@ -251,6 +288,7 @@ function decodeConfig(destination: Destination, bytes: Buffer): RepositoryConfig
   const { chunkBytes } = config;
   if (!(chunkBytes >= minChunkBytes && chunkBytes <= maxChunkBytes && (chunkBytes & (chunkBytes - 1)) === 0))
     throw damaged(path, `chunks of ${chunkBytes} bytes are not of this version`);
+  if (config.encryption !== undefined && config.encryption !== "aes-256-gcm") throw damaged(path, `it is sealed with ${String(config.encryption)}`);
   if (!isAsWritten(config)) throw damaged(path, "it is not what was written: its digest is wrong");
   return config as RepositoryConfig;
 }

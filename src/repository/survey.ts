@@ -13,8 +13,6 @@ export interface PointDisks {
   readonly disks: readonly ChunkedDisk[];
 }
 
-const maxManifestBytes = 32 * 2 ** 20;
-
 /** Every point, and those on their way; listed again when one goes meanwhile. */
 export async function readPoints(repository: Repository, problem?: NoteProblem): Promise<PointDisks[]> {
   const { destination } = repository;
@@ -23,7 +21,7 @@ export async function readPoints(repository: Repository, problem?: NoteProblem):
       const points: PointDisks[] = [];
       for (const { path } of await listPoints(destination, { withPending: true })) {
         try {
-          points.push({ path, disks: disksOf(repository, path, await destination.get(path, maxManifestBytes)) });
+          points.push({ path, disks: disksOf(repository, path, await repository.getPoint(path)) });
         } catch (error) {
           if (!problem || !isDamage(error)) throw error;
           problem(path, error);
@@ -45,7 +43,7 @@ function disksOf(repository: Repository, path: string, bytes: Buffer): ChunkedDi
   }
   if (!isAsWritten(value)) throw damaged(path, "it is not what was written: its digest is wrong");
   if (!isPointName(value)) throw damaged(path, "it is no manifest of a restore point");
-  const name = pointPath(value);
+  const name = pointPath(repository, value);
   const owner = (value as { repository?: { id?: unknown } }).repository?.id;
   if (owner !== repository.config.id) throw damaged(path, `it belongs to repository ${String(owner)}, the config here is that of ${repository.config.id}`);
   if (name !== path && pendingPath(name) !== path) throw damaged(path, `it holds the manifest of another point, ${name}`);
@@ -134,20 +132,21 @@ async function walk(loading: Promise<Buffer>, index: ChunkIndex, chunks: Uint8Ar
 }
 
 /** The directory at the end of a pack, which need not be in any index. @throws ArtifactDamaged when it is not what the pack's name says */
-export async function readDirectory(repository: Repository, path: string, name: string): Promise<Buffer> {
+export async function readDirectory({ destination, sealing }: Repository, path: string, name: string): Promise<Buffer> {
   let file: ByteFile;
   try {
-    file = await repository.destination.open(path);
+    file = await destination.open(path);
   } catch (error) {
     throw isGone(error) ? damaged(path, "it is gone") : error;
   }
   try {
     if (file.sizeBytes < trailerBytes) throw damaged(path, `it has ${file.sizeBytes} bytes`);
     const trailer = await readBytes(file, file.sizeBytes - trailerBytes, trailerBytes);
-    const directoryBytes = decodeTrailer(path, trailer, file.sizeBytes);
-    const directory = await readBytes(file, file.sizeBytes - trailerBytes - directoryBytes, directoryBytes);
-    if (nameOf(directory, trailer) !== name) throw damaged(path, "its directory is not what its name says");
-    checkDirectory(path, directory);
+    const directoryBytes = decodeTrailer(path, trailer, file.sizeBytes, sealing.overheadBytes);
+    const sealed = await readBytes(file, file.sizeBytes - trailerBytes - directoryBytes, directoryBytes);
+    if (nameOf(sealed, trailer) !== name) throw damaged(path, "its directory is not what its name says");
+    const directory = await sealing.open("directory", path, sealed);
+    checkDirectory(path, directory, sealing.overheadBytes);
     return directory;
   } finally {
     await file.close();

@@ -81,7 +81,7 @@ function changeSection({ changes, at }: Plan, { style, timezoneOf }: PlanViewOpt
 function shownFields(change: Change & { readonly kind: "create" }): [string, string][] {
   const spec = JSON.parse(change.after) as Record<string, unknown>;
   const fields: Record<Change["resource"], readonly string[]> = {
-    schedule: ["cron", "timezone", "destination", "format", "incremental", "retention", "windows", "dependsOn", "suspend"],
+    schedule: ["cron", "timezone", "destination", "format", "incremental", "encryption", "retention", "windows", "dependsOn", "suspend"],
     policy: ["match", "schedule", "priority", "rpoMs"],
     destination: ["url", "layout"],
     provider: ["type", "writtenPath", "root"],

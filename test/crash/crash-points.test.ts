@@ -9,6 +9,7 @@ vi.mock("node:fs/promises", async (load) => (await import("./recorded-fs.ts")).r
 import type { Destination } from "../../src/destinations/destination.ts";
 import { checkRepository } from "../../src/repository/check.ts";
 import { compactRepository } from "../../src/repository/compact.ts";
+import { addSlot, unlock } from "../../src/repository/keys.ts";
 import { listPoints } from "../../src/repository/points.ts";
 import { Repository } from "../../src/repository/repository.ts";
 import { clock, contentOf, destinationAt, exportDisk } from "../repository/support.ts";
@@ -39,10 +40,12 @@ function disk(version: number): Buffer {
   return content;
 }
 
-type Layout = "image" | "repository";
+type Layout = "image" | "repository" | "sealed";
+
+const layoutOf = (layout: Layout): "image" | "repository" => (layout === "image" ? "image" : "repository");
 
 async function listed(destination: Destination, layout: Layout): Promise<string[]> {
-  if (layout === "repository") return (await listPoints(destination)).map(({ path }) => path);
+  if (layout !== "image") return (await listPoints(destination)).map(({ path }) => path);
   return (await destination.list()).filter(({ path, isPartial }) => !isPartial && path.endsWith("/manifest.json")).map(({ path }) => path);
 }
 
@@ -60,7 +63,7 @@ async function tryCrashes(layout: Layout, work: (destination: Destination, lives
   let tried = 0;
   try {
     operations.length = 0;
-    await work(destinationAt(root), lives);
+    await work(destinationAt(root, layout === "sealed"), lives);
     const all = [...operations];
     for (let count = 0; count <= all.length; count++) {
       for (const [i, loss] of losses.entries()) {
@@ -88,7 +91,7 @@ async function tryCrashes(layout: Layout, work: (destination: Destination, lives
 
 /** What must hold after any crash: everything listed restores, nothing published is lost, and the next run goes on. */
 async function holds(root: string, layout: Layout, lives: ReadonlyMap<string, Life>, count: number, when: string): Promise<void> {
-  const destination = destinationAt(root);
+  const destination = destinationAt(root, layout === "sealed");
   const points = await listed(destination, layout);
   for (const path of points) {
     const life = lives.get(path);
@@ -98,7 +101,7 @@ async function holds(root: string, layout: Layout, lives: ReadonlyMap<string, Li
   for (const [path, { from, until }] of lives)
     if (from <= count && count < until) expect([when, points]).toEqual([when, expect.arrayContaining([path]) as string[]]);
   const next = disk(7);
-  const path = await exportDisk(destination, next, layout);
+  const path = await exportDisk(destination, next, layoutOf(layout));
   expect((await contentOf(destination, path)).equals(next)).toBe(true);
   if (layout === "image") return;
   const repository = (await Repository.open(destination)) as Repository;
@@ -133,22 +136,30 @@ describe("a crash behind any operation of the file system", () => {
     expect(tried).toBeGreaterThan(20);
   });
 
-  it("of exports into a repository, of an expiry and a compaction, lists nothing half and loses nothing whole", { timeout: 3_600_000 }, async () => {
-    const tried = await tryCrashes("repository", async (destination, lives) => {
-      const paths: string[] = [];
-      for (const version of [0, 1, 2]) {
-        const content = disk(version);
-        const path = await exportDisk(destination, content, "repository");
-        paths.push(path);
-        lives.set(path, { content, from: operations.length, until: Number.POSITIVE_INFINITY });
-      }
-      for (const path of paths.slice(0, 2)) {
-        (lives.get(path) as Life).until = operations.length;
-        await destination.remove(path);
-      }
-      const repository = (await Repository.open(destination)) as Repository;
-      await compactRepository(repository, { now: clock.now(), id: randomUUID(), graceMs: 0, maxUnused: 0 });
-    });
-    expect(tried).toBeGreaterThan(50);
-  });
+  it.each(["repository", "sealed"] as const)(
+    "of exports into a %s, of an expiry, a change of keys and a compaction, lists nothing half and loses nothing whole",
+    { timeout: 3_600_000 },
+    async (layout) => {
+      const tried = await tryCrashes(layout, async (destination, lives) => {
+        const paths: string[] = [];
+        for (const version of [0, 1, 2]) {
+          const content = disk(version);
+          const path = await exportDisk(destination, content, "repository");
+          paths.push(path);
+          lives.set(path, { content, from: operations.length, until: Number.POSITIVE_INFINITY });
+        }
+        for (const path of paths.slice(0, 2)) {
+          (lives.get(path) as Life).until = operations.length;
+          await destination.remove(path);
+        }
+        const repository = (await Repository.open(destination)) as Repository;
+        if (layout === "sealed") {
+          const { id } = repository.config;
+          await destination.remove(await addSlot(destination, id, await unlock(destination, id), "another way in", clock.now()));
+        }
+        await compactRepository(repository, { now: clock.now(), id: randomUUID(), graceMs: 0, maxUnused: 0 });
+      });
+      expect(tried).toBeGreaterThan(50);
+    },
+  );
 });

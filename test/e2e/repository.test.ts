@@ -169,3 +169,52 @@ it.each(["repository", "image"] as const)(
     expect(await hypersdk(other.folder, ["state", "rebuild", "--from", `file://${folder}/backups`])).toMatchObject({ code: 6 });
   },
 );
+
+it("an encrypted repository opens with its key alone, and the key is nowhere else", { timeout: 120_000 }, async () => {
+  const passphrase = "a passphrase that nobody guesses";
+  const { folder, disk } = fleet(', encryption: {key: "${file:key}"}');
+  writeFileSync(join(folder, "key"), `${passphrase}\n`);
+  const events = join(folder, "events.jsonl");
+  expect(await ok(folder, ["plan", "--out", "plan.json"])).toContain("encryption   key ${file:key}");
+  await ok(folder, ["apply", "--auto-approve", "--events", events]);
+  await ok(folder, ["check", "--read-data"]);
+  await ok(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"]);
+  expect(readFileSync(join(folder, "web.raw")).equals(readFileSync(disk("web")))).toBe(true);
+  const everything = ["plan.json", "events.jsonl", ".hypersdk/state.db", ...objects(folder, "").map((name) => join("backups", name))];
+  for (const name of everything) expect([name, readFileSync(join(folder, name)).includes(passphrase)]).toEqual([name, false]);
+
+  rmSync(join(folder, "key"));
+  for (const args of [["check"], ["verify"], ["restore", "--vm", "/datacenter/vm/web", "--to", "again.raw"]])
+    expect(await hypersdk(folder, args)).toMatchObject({ code: 10, stderr: expect.stringContaining("the key cannot be read") as string });
+  const failed = await hypersdk(folder, ["run", "nightly"]);
+  expect(failed).toMatchObject({ code: 7, stderr: expect.stringContaining("the key cannot be read") as string });
+
+  writeFileSync(join(folder, "old"), passphrase);
+  writeFileSync(join(folder, "new"), "another passphrase");
+  const there = ["--destination", `file://${folder}/backups`];
+  await ok(folder, ["key", "add", ...there, "--key-file", "old", "--new-key-file", "new"]);
+  const { slots } = JSON.parse(await ok(folder, ["key", "list", ...there, "--key-file", "new", "--json"])) as { slots: { id: string; isUsed: boolean }[] };
+  const id = (isUsed: boolean): string => slots.find((slot) => slot.isUsed === isUsed)?.id as string;
+  expect(await hypersdk(folder, ["key", "remove", id(true), ...there, "--key-file", "new"])).toMatchObject({ code: 64 });
+  await ok(folder, ["key", "remove", id(false), ...there, "--key-file", "new"]);
+  expect(await hypersdk(folder, ["check", ...there, "--key-file", "old"])).toMatchObject({ code: 10, stderr: expect.stringContaining("opens none") as string });
+  await ok(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "again.raw", "--key-file", "new"]);
+  expect(readFileSync(join(folder, "again.raw")).equals(readFileSync(disk("web")))).toBe(true);
+  rmSync(join(folder, ".hypersdk"), { recursive: true });
+  await ok(folder, ["state", "rebuild", "--from", `file://${folder}/backups`, "--key-file", "new"]);
+  expect(await ok(folder, ["get", "artifacts"])).toContain("/datacenter/vm/web");
+});
+
+it("encryption without a key, of images, or in two ways at one destination is refused where it stands", async () => {
+  const of = (one: string, other: string): string =>
+    `version: v2\nschedules:\n${[one, other].map((more, i) => `  - {name: s${i}, cron: "0 2 * * *", vms: ["/datacenter/vm/*"], destination: "file:./backups"${more}}\n`).join("")}`;
+  for (const [one, other, message] of [
+    [', incremental: true, encryption: {recipients: ["age1abc"]}', ', incremental: true, encryption: {recipients: ["age1abc"]}', "encryption has no key"],
+    [', encryption: {key: "${env:KEY}"}', "", "only a repository is encrypted"],
+    [', incremental: true, encryption: {key: "${env:KEY}"}', ", incremental: true", "is encrypted otherwise by schedule s0"],
+    [', incremental: true, encryption: {key: "a literal"}', "", "encryption.key"],
+  ] as const) {
+    const { code, stdout } = await hypersdk(workTree(of(one, other)), ["validate"]);
+    expect([message, code, stdout]).toEqual([message, 3, expect.stringContaining(message) as string]);
+  }
+});

@@ -9,7 +9,7 @@ import { Repository } from "../../src/repository/repository.ts";
 import { type Fault, failingDestination } from "../fakes/failing-destination.ts";
 import { memoryDestination } from "../fakes/memory-destination.ts";
 import { bytes, KiB } from "../support/disks.ts";
-import { clock, contentOf, exportDisk } from "./support.ts";
+import { clock, contentOf, exportDisk, sealing } from "./support.ts";
 
 const chunk = 256 * KiB;
 const faults: readonly Fault[] = [{ code: "DestinationFull" }, { code: "DestinationUnreachable" }, "lost answer"];
@@ -44,21 +44,25 @@ async function live(destination: Destination, contents: Map<string, Buffer>): Pr
   });
 }
 
-async function calls(): Promise<number> {
+async function calls(wrap: (destination: Destination) => Destination): Promise<number> {
   const counting = failingDestination(memoryDestination({ name: "d", url: "memory:" }), -1, "lost answer");
-  await live(counting, new Map());
+  await live(wrap(counting), new Map());
   return counting.calls;
 }
 
+const plain = (destination: Destination): Destination => destination;
+const cases: readonly (readonly [Fault, "plain" | "sealed"])[] = [...faults.map((fault) => [fault, "plain"] as const), ["lost answer", "sealed"]];
+
 describe("a store of which any one call fails", () => {
-  it.each(faults)("%j: what is listed restores, and the next run goes on", { timeout: 600_000 }, async (fault) => {
-    const most = await calls();
+  it.each(cases)("%j, %s: what is listed restores, and the next run goes on", { timeout: 600_000 }, async (fault, kind) => {
+    const wrap = kind === "sealed" ? sealing : plain;
+    const most = await calls(wrap);
     expect(most).toBeGreaterThan(40);
     for (let failsAt = 0; failsAt < most; failsAt++) {
       const files = new Map<string, Buffer>();
-      const store = memoryDestination({ name: "d", url: "memory:" }, files);
+      const store = wrap(memoryDestination({ name: "d", url: "memory:" }, files));
       const contents = new Map<string, Buffer>();
-      await live(failingDestination(store, failsAt, fault), contents);
+      await live(wrap(failingDestination(store, failsAt, fault)), contents);
       const when = `call ${failsAt} of ${most}`;
       for (const { path } of await listPoints(store)) {
         const content = await contentOf(store, path);

@@ -98,7 +98,7 @@ describe("a repository that somebody changed by hand", () => {
     const refusal = { code: "ArtifactDamaged", message: expect.stringContaining("symbolic link") as string };
     await expect(compactNow(destination)).rejects.toMatchObject(refusal);
     await expect(checkRepository(await opened(destination))).rejects.toMatchObject(refusal);
-    await expect(repairRepository(await opened(destination), {})).rejects.toMatchObject(refusal);
+    await expect(repairRepository(await opened(destination), { now: clock.now() })).rejects.toMatchObject(refusal);
     await expect(exportDisk(destination, disk, "repository")).rejects.toMatchObject(refusal);
   });
 
@@ -108,7 +108,7 @@ describe("a repository that somebody changed by hand", () => {
     await expect(contentOf(destination, path)).rejects.toMatchObject({ code: "ArtifactDamaged" });
     const again = await exportDisk(destination, disk, "repository");
     expect((await contentOf(destination, again)).equals(disk)).toBe(true);
-    await repairRepository(await opened(destination), {});
+    await repairRepository(await opened(destination), { now: clock.now() });
     expect((await contentOf(destination, path)).equals(disk)).toBe(true);
     expect(await checkRepository(await opened(destination), { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [] });
   });
@@ -144,7 +144,7 @@ describe("a repository that somebody changed by hand", () => {
     await compactNow(destination);
     const repository = await opened(destination);
     expect((await checkRepository(repository)).problems).toHaveLength(1);
-    await repairRepository(repository, {});
+    await repairRepository(repository, { now: clock.now() });
     expect(await checkRepository(repository, { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [] });
     expect(await listPoints(destination)).toHaveLength(1);
   });
@@ -154,7 +154,7 @@ describe("a repository that somebody changed by hand", () => {
     const { digest: _, ...manifest } = JSON.parse(readFileSync(join(root, path), "utf8")) as { digest: string; id: string; disks: { virtualBytes: number }[] };
     const forged = { ...manifest, id: `0000${manifest.id.slice(4)}`, disks: manifest.disks.map((each) => ({ ...each, virtualBytes: 512 })) };
     writeFileSync(join(root, path.replace(/-[0-9a-f]{8}\.json$/, `-${forged.id.slice(0, 8)}.json`)), JSON.stringify(withDigest(forged)));
-    await repairRepository(await opened(destination), {});
+    await repairRepository(await opened(destination), { now: clock.now() });
     expect((await contentOf(destination, path)).equals(disk)).toBe(true);
   });
 

@@ -11,8 +11,17 @@ import { memoryProvider } from "../fakes/memory-provider.ts";
 
 export const clock: Clock = { now: () => instantOf(1_700_000_000_000), sleep: async () => {} };
 
-export function destinationAt(root: string): Destination {
-  return fileDestination({ name: "d", url: `file://${root}` }, { uuid: randomUUID, fraction: Math.random });
+/** Opens the sealed fixtures, and seals what tests make. */
+export const passphrase = "correct horse battery staple";
+
+/** @param isSealed whether a repository that is made there is encrypted; one that is opens in any case */
+export function destinationAt(root: string, isSealed: boolean = false): Destination {
+  const destination = fileDestination({ name: "d", url: `file://${root}` }, { uuid: randomUUID, fraction: Math.random });
+  return isSealed ? sealing(destination) : destination;
+}
+
+export function sealing(destination: Destination): Destination {
+  return { ...destination, encryption: { key: () => passphrase, recipients: [] } };
 }
 
 /** Exports one disk of one VM. @returns the manifest's path */

@@ -1,11 +1,15 @@
 import { progressText } from "../../ui/progress.ts";
 import type { Io } from "../io.ts";
 
+export interface ByteProgress {
+  readonly add: (bytes: number) => void;
+  /** Once it is known better. */
+  readonly setTotal: (bytes: number) => void;
+  readonly stop: () => void;
+}
+
 /** Progress of one thing that is counted in bytes: shown after a second, ten times a second on a terminal, else every 10 s. */
-export function byteProgress(
-  io: Io,
-  estimatedBytes: number,
-): { readonly add: (bytes: number) => void /** Once it is known better. */; readonly setTotal: (bytes: number) => void; stop(): void } {
+export function byteProgress(io: Io, estimatedBytes: number): ByteProgress {
   const isTerminal = process.stderr.isTTY === true && !io.env["CI"];
   const started = performance.now();
   let [done, shown, totalBytes] = [0, false, estimatedBytes];

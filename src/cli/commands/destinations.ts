@@ -1,10 +1,26 @@
+import { resolve } from "node:path";
 import { parseDestinationUrl } from "../../config/destination-url.ts";
 import type { DesiredState, DestinationAddress } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { nearestName } from "../../model/nearest.ts";
 
+/** Where the key of an encrypted repository is, for those who have no files that say so. */
+export interface KeyOptions {
+  readonly keyFile?: string;
+}
+
+/** An address with the key that was named on the command line, where one was. */
+export function withKey<T extends DestinationAddress>(address: T, { keyFile }: KeyOptions, cwd: string): T {
+  if (keyFile === undefined) return address;
+  return { ...address, encryption: { recipients: address.encryption?.recipients ?? [], key: { kind: "file", path: resolve(cwd, keyFile) } } };
+}
+
 /** A destination that a person named: by its name in the files, or by its URL, which needs no files. */
-export function destinationNamed(text: string, desired: DesiredState | undefined, cwd: string): DestinationAddress {
+export function destinationNamed(text: string, desired: DesiredState | undefined, options: KeyOptions, cwd: string): DestinationAddress {
+  return withKey(addressOf(text, desired, cwd), options, cwd);
+}
+
+function addressOf(text: string, desired: DesiredState | undefined, cwd: string): DestinationAddress {
   const all = desired?.destinations ?? [];
   const named = all.find(({ name }) => name === text);
   if (named) return named;

@@ -3,6 +3,7 @@ import { relative, resolve } from "node:path";
 import type { Destination } from "../../destinations/destination.ts";
 import { type Manifest, manifestName } from "../../exports/manifest.ts";
 import { readManifest } from "../../exports/restore.ts";
+import type { DestinationAddress } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { parseInstant } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
@@ -12,6 +13,7 @@ import { State } from "../../state/state.ts";
 import { adapters } from "../compose.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
+import { type KeyOptions, withKey } from "./destinations.ts";
 
 /** A restore point that a person named, with its manifest read. */
 export interface FoundPoint {
@@ -22,7 +24,7 @@ export interface FoundPoint {
   readonly point: RestorePoint | undefined;
 }
 
-export interface PointSelection extends SourceOptions {
+export interface PointSelection extends SourceOptions, KeyOptions {
   readonly vm?: string;
   readonly at?: string;
   readonly schedule?: string;
@@ -30,36 +32,36 @@ export interface PointSelection extends SourceOptions {
 
 /** By the folder or manifest on this machine (no state needed), by id, or the newest good one of a VM, also as of a time. */
 export async function findPoint(id: string | undefined, options: PointSelection, io: Io): Promise<FoundPoint> {
-  if (id !== undefined && existsSync(resolve(io.cwd, id))) return pointAt(resolve(io.cwd, id));
-  const { points, urlOf } = await recordedPoints(options, io);
+  if (id !== undefined && existsSync(resolve(io.cwd, id))) return pointAt(resolve(io.cwd, id), options, io.cwd);
+  const { points, addressOf } = await recordedPoints(options, io);
   const point = choose(points, id, options);
-  return openPoint(point, urlOf(point));
+  return openPoint(point, addressOf(point));
 }
 
-/** @param url where the destination of that name is now, where the files still have it: a work tree may have moved */
-export async function openPoint(point: RestorePoint, url: string = point.destinationUrl): Promise<FoundPoint> {
-  const destination = await adapters.openDestination({
-    name: point.destination,
-    url,
-  });
+/** @param address where the destination of that name is now, where the files still have it: a work tree may have moved */
+export async function openPoint(point: RestorePoint, address: DestinationAddress): Promise<FoundPoint> {
+  const destination = await adapters.openDestination(address);
   try {
     return { destination, manifestPath: point.manifestPath, manifest: await readManifest(destination, point.manifestPath), point };
   } catch (error) {
     if (!(error instanceof HypersdkError && error.code === "NotFound")) throw error;
-    if (url !== point.destinationUrl) return openPoint(point);
+    if (address.url !== point.destinationUrl) return openPoint(point, { ...address, url: point.destinationUrl });
     throw new HypersdkError("ArtifactDamaged", `the restore point ${point.id} is gone: ${point.manifestPath} is not at ${point.destination}`, { cause: error });
   }
 }
 
 export async function recordedPoints(
-  options: SourceOptions,
+  options: SourceOptions & KeyOptions,
   io: Io,
-): Promise<{ readonly points: RestorePoint[]; readonly urlOf: (point: RestorePoint) => string }> {
+): Promise<{ readonly points: RestorePoint[]; readonly addressOf: (point: RestorePoint) => DestinationAddress }> {
   const { statePath, desired } = await load(options, io.env, io.cwd);
-  const urlOf = (point: RestorePoint): string => desired?.destinations.find(({ name }) => name === point.destination)?.url ?? point.destinationUrl;
+  const addressOf = (point: RestorePoint): DestinationAddress => {
+    const named = desired?.destinations.find(({ name }) => name === point.destination);
+    return withKey(named ?? { name: point.destination, url: point.destinationUrl }, options, io.cwd);
+  };
   const state = State.openForReading(statePath);
   try {
-    return { points: state?.artifacts.list() ?? [], urlOf };
+    return { points: state?.artifacts.list() ?? [], addressOf };
   } finally {
     state?.close();
   }
@@ -89,12 +91,12 @@ function choose(points: readonly RestorePoint[], id: string | undefined, { vm, a
   });
 }
 
-async function pointAt(path: string): Promise<FoundPoint> {
+async function pointAt(path: string, options: KeyOptions, cwd: string): Promise<FoundPoint> {
   const manifest = statSync(path).isDirectory() ? `${path}/${manifestName}` : path;
   // a repository's manifest lies two folders below it, that of images beside them
   const inRepository = relative(resolve(manifest, "../../.."), manifest);
   const root = isRepositoryPoint(inRepository) ? resolve(manifest, "../../..") : resolve(manifest, "../..");
-  const destination = await adapters.openDestination({ name: root, url: `file://${root}` });
+  const destination = await adapters.openDestination(withKey({ name: root, url: `file://${root}` }, options, cwd));
   const manifestPath = relative(root, manifest);
   return { destination, manifestPath, manifest: await readManifest(destination, manifestPath), point: undefined };
 }

@@ -10,16 +10,16 @@ import { adapters, clock, random } from "../compose.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
-import { destinationNamed } from "./destinations.ts";
+import { destinationNamed, type KeyOptions } from "./destinations.ts";
 
-interface RebuildOptions extends SourceOptions {
+interface RebuildOptions extends SourceOptions, KeyOptions {
   readonly from: string;
 }
 
 /** Finds every restore point at a destination again: for a machine whose state file is gone. Restore points that are known already stay as they are. */
 export async function rebuild(options: RebuildOptions, io: Io): Promise<number> {
   const { statePath, desired, revision } = await load(options, io.env, io.cwd);
-  const address = destinationNamed(options.from, desired, io.cwd);
+  const address = destinationNamed(options.from, desired, options, io.cwd);
   const destination = await adapters.openDestination(address);
   const marker = await readMarker(destination);
   if (!marker) throw new HypersdkError("NotFound", `no hypersdk has written to ${address.url}`);

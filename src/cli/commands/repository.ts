@@ -14,10 +14,10 @@ import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
 import { askForYes } from "../prompt.ts";
-import { byteProgress } from "./byte-progress.ts";
-import { destinationNamed } from "./destinations.ts";
+import { type ByteProgress, byteProgress } from "./byte-progress.ts";
+import { destinationNamed, type KeyOptions, withKey } from "./destinations.ts";
 
-interface RepositoryOptions extends SourceOptions {
+export interface RepositoryOptions extends SourceOptions, KeyOptions {
   /** A destination's name, or its URL. */
   readonly destination?: string;
 }
@@ -29,32 +29,23 @@ export interface CheckCommandOptions extends RepositoryOptions {
 /** Looks at repositories, all of the files' where none is named. */
 export async function check(options: CheckCommandOptions, io: Io): Promise<number> {
   const readData = shareOf(options.readData);
-  const interrupts = listenForInterrupts(io.err);
-  const reports: object[] = [];
   let isSound = true;
-  try {
-    for (const repository of await repositories(options, io)) {
-      const name = repository.destination.spec.name;
-      const progress = byteProgress(io, 0);
-      const report = await checkRepository(repository, { readData, signal: interrupts.signal, onRead: progress.add }).finally(progress.stop);
-      reports.push({ destination: name, repository: repository.config.id, ...report });
+  return eachRepository("check", options, io, {
+    async work(repository, { signal, progress }) {
+      const report = await checkRepository(repository, { readData, signal, onRead: progress.add, onTotal: progress.setTotal });
       isSound &&= report.problems.length === 0;
-      if (io.json) continue;
+      return report;
+    },
+    show(name, report) {
       for (const { message } of report.problems) io.out(`${io.style.red("✗")} ${message}\n`);
       for (const path of report.brokenPoints) io.out(`${io.style.red("✗")} ${path} cannot be restored whole\n`);
       io.out(
         `${name}: ${plural(report.points, "restore point")}, ${plural(report.packs, "pack")}, ${formatBytes(report.storedBytes)}, ${formatBytes(report.unusedBytes)} unused; ` +
           `${readData > 0 ? `${formatBytes(report.readBytes)} read` : "structure only"}; ${report.problems.length === 0 ? "sound" : plural(report.problems.length, "problem")}\n`,
       );
-    }
-  } catch (error) {
-    if (interrupts.exitCode !== undefined) return interrupts.exitCode;
-    throw error;
-  } finally {
-    interrupts.dispose();
-  }
-  if (io.json) io.result("check", { repositories: reports });
-  return isSound ? exitCodes.done : exitCodes.damaged;
+    },
+    exitCode: () => (isSound ? exitCodes.done : exitCodes.damaged),
+  });
 }
 
 export interface CompactCommandOptions extends RepositoryOptions {
@@ -68,41 +59,23 @@ export async function compact(options: CompactCommandOptions, io: Io): Promise<n
   const graceMs = parseDuration(options.grace ?? "1h");
   if (graceMs === undefined) throw new HypersdkError("Usage", `--grace ${JSON.stringify(options.grace)} is no duration`, { hint: "such as 1h, 30m or 0s" });
   const maxUnused = percent("--max-unused", options.maxUnused ?? "20%");
-  const interrupts = listenForInterrupts(io.err);
-  const reports: object[] = [];
-  try {
-    for (const repository of await repositories(options, io)) {
-      const name = repository.destination.spec.name;
-      const progress = byteProgress(io, 0);
-      const report = await compactRepository(repository, {
-        now: clock.now(),
-        id: random.uuid(),
-        graceMs,
-        maxUnused,
-        dryRun: options.dryRun ?? false,
-        signal: interrupts.signal,
-        onRewrite: progress.add,
-      }).finally(progress.stop);
-      reports.push({ destination: name, repository: repository.config.id, ...report });
-      if (io.json) continue;
-      const would = options.dryRun ? "would be " : "";
+  const dryRun = options.dryRun ?? false;
+  return eachRepository("compact", options, io, {
+    work: (repository, { signal, progress }) =>
+      compactRepository(repository, { now: clock.now(), id: random.uuid(), graceMs, maxUnused, dryRun, signal, onRewrite: progress.add }),
+    show(name, report) {
+      const would = dryRun ? "would be " : "";
       io.out(`${name}: ${formatBytes(report.freedBytes)} ${would}freed`);
       if (report.sparedBytes > 0) io.out(`, ${formatBytes(report.sparedBytes)} still in use and ${would}kept`);
       if (report.rewrittenBytes > 0) io.out(`, ${formatBytes(report.rewrittenBytes)} ${would}moved into new packs`);
       io.out(
         report.freeAt
-          ? `; ${formatBytes(report.condemnedBytes)} more ${options.dryRun ? "would be condemned" : "are condemned"}, and go when compact runs after ${report.freeAt}\n`
+          ? `; ${formatBytes(report.condemnedBytes)} more ${dryRun ? "would be condemned" : "are condemned"}, and go when compact runs after ${report.freeAt}\n`
           : "\n",
       );
-    }
-  } catch (error) {
-    if (interrupts.exitCode !== undefined) return interrupts.exitCode;
-    throw error;
-  } finally {
-    interrupts.dispose();
-  }
-  if (io.json) io.result("compact", { dryRun: options.dryRun ?? false, repositories: reports });
-  return exitCodes.done;
+    },
+    result: { dryRun },
+  });
 }
 
 export interface RepairCommandOptions extends RepositoryOptions {
@@ -118,24 +91,46 @@ export async function repair(options: RepairCommandOptions, io: Io): Promise<num
       });
     await askForYes("Read everything, and remove what is damaged?", "nothing was removed");
   }
-  const interrupts = listenForInterrupts(io.err);
-  const reports: object[] = [];
   let isWhole = true;
-  try {
-    for (const repository of await repositories(options, io)) {
-      const name = repository.destination.spec.name;
-      const progress = byteProgress(io, 0);
-      const report = await repairRepository(repository, { signal: interrupts.signal, onRead: progress.add }).finally(progress.stop);
-      reports.push({ destination: name, repository: repository.config.id, ...report });
+  return eachRepository("repair", options, io, {
+    async work(repository, { signal, progress }) {
+      const report = await repairRepository(repository, { now: clock.now(), signal, onRead: progress.add, onTotal: progress.setTotal });
       isWhole &&= report.brokenPoints.length === 0;
       await recordBroken(report.brokenPoints, repository.destination, options, io);
-      if (io.json) continue;
+      return report;
+    },
+    show(name, report) {
       for (const path of report.dropped) io.out(`${io.style.red("-")} ${path} removed\n`);
       for (const path of report.brokenPoints) io.out(`${io.style.red("✗")} ${path} has lost data\n`);
       io.out(
         `${name}: ${plural(report.problems.length, "problem")}, ${plural(report.dropped.length, "object")} removed, ${plural(report.salvagedChunks, "chunk")} saved from them, ` +
           `${plural(report.brokenPoints.length, "restore point")} with lost data${report.brokenPoints.length > 0 ? "; `hypersdk run` of its schedule sends again what the source still has" : ""}\n`,
       );
+    },
+    exitCode: () => (isWhole ? exitCodes.done : exitCodes.damaged),
+  });
+}
+
+/** What one command does with a repository, and how it tells. */
+interface Care<Report extends object> {
+  work(repository: Repository, context: { readonly signal: AbortSignal; readonly progress: ByteProgress }): Promise<Report>;
+  show(name: string, report: Report): void;
+  /** More than the reports, for the JSON result. */
+  readonly result?: object;
+  exitCode?(): number;
+}
+
+/** Takes care of the repository that was named, or of all that the files have, one after the other. */
+async function eachRepository<Report extends object>(command: string, options: RepositoryOptions, io: Io, care: Care<Report>): Promise<number> {
+  const interrupts = listenForInterrupts(io.err);
+  const reports: object[] = [];
+  try {
+    for (const repository of await repositories(options, io)) {
+      const { name } = repository.destination.spec;
+      const progress = byteProgress(io, 0);
+      const report = await care.work(repository, { signal: interrupts.signal, progress }).finally(progress.stop);
+      reports.push({ destination: name, repository: repository.config.id, ...report });
+      if (!io.json) care.show(name, report);
     }
   } catch (error) {
     if (interrupts.exitCode !== undefined) return interrupts.exitCode;
@@ -143,8 +138,8 @@ export async function repair(options: RepairCommandOptions, io: Io): Promise<num
   } finally {
     interrupts.dispose();
   }
-  if (io.json) io.result("repair", { repositories: reports });
-  return isWhole ? exitCodes.done : exitCodes.damaged;
+  if (io.json) io.result(command, { ...care.result, repositories: reports });
+  return care.exitCode?.() ?? exitCodes.done;
 }
 
 async function recordBroken(paths: readonly string[], destination: Destination, options: RepositoryOptions, io: Io): Promise<void> {
@@ -172,11 +167,13 @@ async function recordBroken(paths: readonly string[], destination: Destination, 
 }
 
 /** The repository at a destination that was named, or those at all destinations of the files. */
-async function repositories(options: RepositoryOptions, io: Io): Promise<Repository[]> {
+export async function repositories(options: RepositoryOptions, io: Io): Promise<Repository[]> {
   const found: Repository[] = [];
   const { desired } = options.destination?.includes(":") ? {} : await load(options, io.env, io.cwd);
   const all = desired?.destinations.filter(({ layout }) => layout === "repository") ?? [];
-  for (const address of options.destination === undefined ? all : [destinationNamed(options.destination, desired, io.cwd)]) {
+  for (const address of options.destination === undefined
+    ? all.map((each) => withKey(each, options, io.cwd))
+    : [destinationNamed(options.destination, desired, options, io.cwd)]) {
     const repository = await Repository.open(await adapters.openDestination(address));
     if (repository) found.push(repository);
     else if (options.destination !== undefined) throw new HypersdkError("NotFound", `there is no repository at ${address.url}`);

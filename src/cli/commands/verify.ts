@@ -25,7 +25,7 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
     for (const wanted of all?.points ?? [undefined]) {
       let found: FoundPoint | undefined;
       try {
-        found = wanted ? await openPoint(wanted, all?.urlOf(wanted)) : await findPoint(id, options, io);
+        found = wanted ? await openPoint(wanted, (all as NonNullable<typeof all>).addressOf(wanted)) : await findPoint(id, options, io);
         const progress = byteProgress(io, found.manifest.actuals.storedBytes);
         try {
           await verifyPoint(found.destination, found.manifestPath, found.manifest, level, { signal: interrupts.signal, onRead: progress.add });

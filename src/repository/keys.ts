@@ -1,0 +1,215 @@
+import { createHash, randomBytes, scrypt } from "node:crypto";
+import type { Destination } from "../destinations/destination.ts";
+import { isAsWritten, withDigest } from "../model/digest.ts";
+import { HypersdkError } from "../model/errors.ts";
+import type { Instant } from "../model/instant.ts";
+import { damaged, keysFolder } from "./layout.ts";
+import { masterKeyBytes, open, seal } from "./sealing.ts";
+
+/**
+ * A way into a sealed repository: the master key, wrapped. Slots come and go as objects of their own; the master key never changes, so that
+ * whoever had it once can read what they have a copy of.
+ */
+export type KeySlot = PassphraseSlot | AgeSlot;
+
+interface SlotBase {
+  readonly formatVersion: 1;
+  readonly id: string;
+  /** A slot of another repository opens nothing here. */
+  readonly repository: string;
+  readonly createdAt: Instant;
+  readonly digest: string;
+}
+
+interface PassphraseSlot extends SlotBase {
+  readonly kind: "passphrase";
+  /** Of scrypt (RFC 7914); `salt` and `wrapped` in base64. */
+  readonly N: number;
+  readonly r: number;
+  readonly p: number;
+  readonly salt: string;
+  readonly wrapped: string;
+}
+
+interface AgeSlot extends SlotBase {
+  readonly kind: "age";
+  readonly recipient: string;
+  /** The master key in hex, encrypted by age (age-encryption.org/v1), armored. */
+  readonly wrapped: string;
+}
+
+/** 32 MiB and about a quarter of a second: OWASP's second choice of 2023, for machines that must stay under 256 MiB. */
+const cost = { N: 2 ** 15, r: 8, p: 3 };
+/** What a slot may ask of whoever opens it: 128 MiB. */
+const maxCost = { Nr: 2 ** 20, p: 16 };
+const minPassphrase = 12;
+
+/** @param unreadable called with the path of one that was cut or forged, which is passed over: another may open */
+export async function listSlots(destination: Destination, repository: string, unreadable: (path: string) => void = () => {}): Promise<KeySlot[]> {
+  const slots: KeySlot[] = [];
+  for (const { path, isPartial, isLink } of await destination.list(keysFolder)) {
+    if (isPartial || isLink || !path.endsWith(".json")) continue;
+    const slot = slotOf(await destination.get(path, 65_536));
+    if (!slot || slotPath(slot.id) !== path) unreadable(path);
+    else if (slot.repository === repository) slots.push(slot);
+  }
+  return slots;
+}
+
+export function slotPath(id: string): string {
+  return `${keysFolder}/${id}.json`;
+}
+
+/** A new master key, with the slots that a destination's encryption asks for. @returns it, and the paths of the slots */
+export async function makeKey(destination: Destination, repository: string, at: Instant): Promise<{ readonly masterKey: Buffer; readonly paths: string[] }> {
+  const masterKey = randomBytes(masterKeyBytes);
+  const { key, recipients } = encryptionOf(destination);
+  const secret = key();
+  const paths = [await addSlot(destination, repository, masterKey, secret, at)];
+  for (const recipient of recipients) paths.push(await addSlot(destination, repository, masterKey, recipient, at));
+  unwrapped.set(cacheKey(repository, secret), masterKey);
+  return { masterKey, paths };
+}
+
+/** @param secret a passphrase, an age identity, or the recipient of one. @returns the path of the slot */
+export async function addSlot(destination: Destination, repository: string, masterKey: Buffer, secret: string, createdAt: Instant): Promise<string> {
+  const base = { formatVersion: 1, id: randomBytes(16).toString("hex"), repository, createdAt } as const;
+  const recipient = isRecipient(secret) ? secret : await recipientOf(secret);
+  const slot = recipient === undefined ? await passphraseSlot(base, masterKey, secret) : await ageSlot(base, masterKey, recipient);
+  await destination.put(slotPath(base.id), `${JSON.stringify(slot, null, 2)}\n`, { exclusive: true });
+  return slotPath(base.id);
+}
+
+/** Gives every recipient that the files name a slot. */
+export async function addMissingRecipients(destination: Destination, repository: string, masterKey: Buffer, at: Instant): Promise<void> {
+  const wanted = destination.encryption?.recipients ?? [];
+  if (wanted.length === 0) return;
+  const there = new Set((await listSlots(destination, repository)).map((slot) => (slot.kind === "age" ? slot.recipient : "")));
+  for (const recipient of wanted) if (!there.has(recipient)) await addSlot(destination, repository, masterKey, recipient, at);
+}
+
+/** Puts the slot of the key at hand back, where it is gone. */
+export async function restoreSlot(destination: Destination, repository: string, at: Instant): Promise<void> {
+  const secret = encryptionOf(destination).key();
+  for (const slot of await listSlots(destination, repository)) if (await opens(slot, secret)) return;
+  await addSlot(destination, repository, await unlock(destination, repository), secret, at);
+}
+
+/** Master keys that were unwrapped by this process, by repository and hash of the secret: a passphrase is meant to take its time. */
+const unwrapped = new Map<string, Buffer>();
+
+function cacheKey(repository: string, secret: string): string {
+  return `${repository} ${createHash("sha256").update(secret).digest("hex")}`;
+}
+
+/** @throws KeyRefused when there is no key, or it opens no slot */
+export async function unlock(destination: Destination, repository: string): Promise<Buffer> {
+  const secret = encryptionOf(destination).key();
+  const known = cacheKey(repository, secret);
+  const masterKey = unwrapped.get(known) ?? (await unwrap(destination, repository, secret));
+  unwrapped.set(known, masterKey);
+  return masterKey;
+}
+
+/** Whether a secret opens this slot. */
+export async function opens(slot: KeySlot, secret: string): Promise<boolean> {
+  return (await unwrapSlot(slot, secret)) !== undefined;
+}
+
+async function unwrap(destination: Destination, repository: string, secret: string): Promise<Buffer> {
+  const slots = await listSlots(destination, repository);
+  if (slots.length === 0) throw damaged(`${keysFolder} of ${destination.spec.name}`, "no slot of it holds the repository's key");
+  for (const slot of slots) {
+    const masterKey = await unwrapSlot(slot, secret);
+    if (masterKey) return masterKey;
+  }
+  throw new HypersdkError("KeyRefused", `the key opens none of the ${slots.length} slots of ${destination.spec.name}`, {
+    hint: "hypersdk key list shows which there are",
+  });
+}
+
+async function unwrapSlot(slot: KeySlot, secret: string): Promise<Buffer | undefined> {
+  const identity = identityIn(secret);
+  const isMasterKey = (key: Buffer | undefined): Buffer | undefined => (key?.length === masterKeyBytes ? key : undefined);
+  if (slot.kind === "passphrase") {
+    if (identity !== undefined) return undefined;
+    return isMasterKey(await open(await stretched(secret, slot), "key", Buffer.from(slot.wrapped, "base64")));
+  }
+  if (identity === undefined) return undefined;
+  const { Decrypter, armor } = await import("age-encryption");
+  try {
+    const decrypter = new Decrypter();
+    decrypter.addIdentity(identity);
+    return isMasterKey(Buffer.from(await decrypter.decrypt(armor.decode(slot.wrapped), "text"), "hex"));
+  } catch {
+    return undefined;
+  }
+}
+
+async function passphraseSlot(base: Omit<SlotBase, "digest">, masterKey: Buffer, secret: string): Promise<PassphraseSlot> {
+  if (secret.length < minPassphrase)
+    throw new HypersdkError("KeyRefused", `the key has fewer than ${minPassphrase} characters`, { hint: "openssl rand -base64 32 makes one" });
+  const salt = randomBytes(16).toString("base64");
+  const wrapped = (await seal(await stretched(secret, { ...cost, salt }), "key", masterKey)).toString("base64");
+  return withDigest({ ...base, kind: "passphrase" as const, ...cost, salt, wrapped });
+}
+
+async function ageSlot(base: Omit<SlotBase, "digest">, masterKey: Buffer, recipient: string): Promise<AgeSlot> {
+  const { Encrypter, armor } = await import("age-encryption");
+  const encrypter = new Encrypter();
+  try {
+    encrypter.addRecipient(recipient);
+  } catch (error) {
+    throw new HypersdkError("KeyRefused", `${JSON.stringify(recipient)} is no recipient of age`, { cause: error });
+  }
+  return withDigest({ ...base, kind: "age" as const, recipient, wrapped: armor.encode(await encrypter.encrypt(masterKey.toString("hex"))) });
+}
+
+function stretched(secret: string, { N, r, p, salt }: Pick<PassphraseSlot, "N" | "r" | "p" | "salt">): Promise<Buffer> {
+  return new Promise((resolve, reject) => {
+    scrypt(secret.normalize("NFC"), Buffer.from(salt, "base64"), 32, { N, r, p, maxmem: 256 * N * r }, (error, key) => (error ? reject(error) : resolve(key)));
+  });
+}
+
+function encryptionOf({ encryption, spec }: Destination): NonNullable<Destination["encryption"]> {
+  if (encryption) return encryption;
+  throw new HypersdkError("KeyRefused", `the repository at ${spec.name} is encrypted, and no key is given`, {
+    hint: "name it with --key-file, or with encryption.key in a schedule of the files",
+  });
+}
+
+export function isRecipient(text: string): boolean {
+  return text.startsWith("age1");
+}
+
+/** The identity in a secret, which may be a whole file of age-keygen; undefined for a passphrase. */
+function identityIn(secret: string): string | undefined {
+  return /^AGE-SECRET-KEY-\S+$/m.exec(secret)?.[0];
+}
+
+async function recipientOf(secret: string): Promise<string | undefined> {
+  const identity = identityIn(secret);
+  if (identity === undefined) return undefined;
+  const { identityToRecipient } = await import("age-encryption");
+  try {
+    return await identityToRecipient(identity);
+  } catch (error) {
+    // its words may hold the identity
+    throw new HypersdkError("KeyRefused", "the age identity cannot be read", { hint: "age-keygen makes one", cause: error instanceof Error ? error.name : "" });
+  }
+}
+
+function slotOf(bytes: Buffer): KeySlot | undefined {
+  let slot: Partial<KeySlot>;
+  try {
+    slot = JSON.parse(bytes.toString("utf8")) as Partial<KeySlot>;
+  } catch {
+    return undefined;
+  }
+  if (typeof slot !== "object" || slot === null || slot.formatVersion !== 1 || !isAsWritten(slot)) return undefined;
+  if (typeof slot.id !== "string" || typeof slot.repository !== "string" || typeof slot.wrapped !== "string") return undefined;
+  if (slot.kind === "age") return typeof slot.recipient === "string" ? (slot as AgeSlot) : undefined;
+  const { kind, N = 0, r = 0, p = 0, salt } = slot as Partial<PassphraseSlot>;
+  const isBounded = N > 1 && (N & (N - 1)) === 0 && r > 0 && p > 0 && N * r <= maxCost.Nr && p <= maxCost.p;
+  return kind === "passphrase" && isBounded && typeof salt === "string" ? (slot as PassphraseSlot) : undefined;
+}
