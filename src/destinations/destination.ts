@@ -25,7 +25,7 @@ export interface Destination {
   remove(path: string): Promise<void>;
 }
 
-export interface Encryption {
+interface Encryption {
   /** A passphrase or an age identity. @throws KeyRefused when it cannot be had */
   key(): string;
   /** age recipients that shall be able to open it as well. */

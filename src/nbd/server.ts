@@ -18,6 +18,7 @@ import {
   simpleReplyMagic,
   structuredReplyMagic,
 } from "./protocol.ts";
+import { Input, send, u16, u32, u64 } from "./wire.ts";
 
 /** A disk that is served, by the name that a client asks for; "" is the one that is meant without a name. */
 export type Exports = ReadonlyMap<string, BlockSource>;
@@ -242,16 +243,6 @@ async function answerStatus(socket: Socket, request: Request, source: BlockSourc
   return send(socket, chunk(request, replies.blockStatus, Buffer.concat(extents)));
 }
 
-/** Resolves when the client has taken it: nothing piles up for one that does not read. */
-function send(socket: Socket, ...parts: readonly Buffer[]): Promise<void> {
-  return new Promise((resolve, reject) => {
-    socket.cork();
-    for (const part of parts.slice(0, -1)) socket.write(part);
-    socket.write(parts.at(-1) ?? Buffer.alloc(0), (error) => (error ? reject(error) : resolve()));
-    socket.uncork();
-  });
-}
-
 function simple(handle: Buffer, error: number): Buffer {
   return Buffer.concat([u32(simpleReplyMagic), u32(error), handle]);
 }
@@ -262,58 +253,4 @@ function chunk(request: Request, type: number, payload: Buffer): Buffer {
 
 function chunkHead({ handle }: Request, type: number, length: number, isLast: boolean): Buffer {
   return Buffer.concat([u32(structuredReplyMagic), u16(isLast ? replyDone : 0), u16(type), handle, u32(length)]);
-}
-
-function u16(value: number): Buffer {
-  const bytes = Buffer.alloc(2);
-  bytes.writeUInt16BE(value);
-  return bytes;
-}
-
-function u32(value: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32BE(value);
-  return bytes;
-}
-
-function u64(value: number): Buffer {
-  const bytes = Buffer.alloc(8);
-  bytes.writeBigUInt64BE(BigInt(value));
-  return bytes;
-}
-
-/** What comes from a client, in pieces of the size that is wanted; no more is taken from the socket than that needs. */
-class Input {
-  readonly #socket: Socket;
-  #ended = false;
-  #wake: () => void = () => {};
-
-  constructor(socket: Socket) {
-    this.#socket = socket;
-    // one listener for good: a new one would be told at once of what is there already, and is too little
-    const end = (): void => {
-      this.#ended = true;
-      this.#wake();
-    };
-    socket
-      .on("readable", () => this.#wake())
-      .once("end", end)
-      .once("close", end)
-      .once("error", end);
-  }
-
-  /** @throws when the client goes before */
-  async take(bytes: number): Promise<Buffer> {
-    if (bytes === 0) return Buffer.alloc(0);
-    for (;;) {
-      const data = this.#socket.read(bytes) as Buffer | null;
-      if (data?.length === bytes) return data;
-      if (data !== null || this.#ended || this.#socket.destroyed) throw new Error("the client hung up");
-      await new Promise<void>((resolve) => (this.#wake = resolve));
-    }
-  }
-
-  async skip(bytes: number): Promise<void> {
-    for (let left = bytes; left > 0; left -= 65_536) await this.take(Math.min(left, 65_536));
-  }
 }

@@ -26,7 +26,7 @@ export const masterKeyBytes = 32;
 const saltBytes = 32;
 const tagBytes = 16;
 /** How much longer a sealed object is than its content. */
-export const sealBytes: number = saltBytes + tagBytes;
+const sealBytes: number = saltBytes + tagBytes;
 
 /** Of a repository that is not encrypted: everything is as it is. */
 export const unsealed: Sealing = {
