@@ -120,9 +120,10 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
       compression: schedule.compression,
       mode: work.mode,
       modeReason: work.modeReason,
+      ...(schedule.incremental ? { fullReadEveryMs: schedule.incremental.fullReadEveryMs } : {}),
       estimates: work.expected,
     },
-    clock,
+    { clock, random },
     {
       begins(folder, disks) {
         state.write(lease, () => {
@@ -133,6 +134,12 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
       },
       read: (disk, bytes) => emit({ type: "export_progress", run: name, disk, bytes }),
       diskDone: (disk, storedBytes) => emit({ type: "disk_stored", run: name, disk, storedBytes }),
+      lied: (disk, offset) =>
+        emit({
+          type: "warning",
+          code: "TrackerLied",
+          text: `${work.provider.name} called byte ${offset} of disk ${disk} of ${run.vmPath} unchanged, and it has changed: the whole disk is read now, and its points since the last whole read may hold what was there before`,
+        }),
     },
     signal,
   );

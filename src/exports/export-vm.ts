@@ -7,16 +7,17 @@ import { HypersdkError } from "../model/errors.ts";
 import type { ExportFormat, ImageCompression, ImageFormat } from "../model/image-formats.ts";
 import type { Instant } from "../model/instant.ts";
 import { epochMsOf } from "../model/instant.ts";
-import type { Clock } from "../model/ports.ts";
+import type { Clock, Random } from "../model/ports.ts";
 import { contentPieceBytes, storedPieceBytes } from "../model/tree-hash.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import type { Provider, SnapshotDisk, VmSnapshot } from "../providers/provider.ts";
 import { ChunkSession, chunkSink } from "../repository/chunk-sink.ts";
+import { partsOf } from "../repository/increment.ts";
 import { lockForExport } from "../repository/locks.ts";
-import { listPoints, pointPath, publishPoint } from "../repository/points.ts";
+import { pointPath, publishPoint } from "../repository/points.ts";
 import { Repository } from "../repository/repository.ts";
-import { type ChunkedDisk, type ImageDisk, isChunked, type Manifest, type ManifestDisk, manifestName, pointFolder } from "./manifest.ts";
-import { readManifest } from "./restore.ts";
+import { type ChunkedDisk, type ImageDisk, type Manifest, type ManifestDisk, manifestName, pointFolder } from "./manifest.ts";
+import { newestPoint, readingOf, trackRequest } from "./reading.ts";
 
 export interface ExportRequest {
   readonly pointId: string;
@@ -34,9 +35,11 @@ export interface ExportRequest {
   readonly layout: "image" | "repository";
   readonly format: ExportFormat;
   readonly compression: ImageCompression;
-  /** What the plan said of how much is read, and why. */
+  /** What the plan said of how much is read, and why; `full` is carried out as such, the other as far as changes can be told. */
   readonly mode: "full" | "incremental";
   readonly modeReason: string;
+  /** Set for an incremental schedule: after this long, everything is read again. */
+  readonly fullReadEveryMs?: number;
   readonly estimates: Manifest["estimates"];
 }
 
@@ -46,6 +49,14 @@ export interface ExportObserver {
   begins(place: string, disks: readonly { readonly name: string; readonly dataBytes: number; readonly virtualBytes: number }[]): void;
   read(disk: number, bytes: number): void;
   diskDone(disk: number, storedBytes: number): void;
+  /** A provider said of something that it had not changed, and it had. */
+  lied?(disk: number, offset: number): void;
+}
+
+/** Time and chance, as an export needs them. */
+export interface ExportPorts {
+  readonly clock: Clock;
+  readonly random: Pick<Random, "fraction">;
 }
 
 export interface Exported {
@@ -64,13 +75,16 @@ export async function exportVm(
   provider: Provider,
   destination: Destination,
   request: ExportRequest,
-  clock: Clock,
+  ports: ExportPorts,
   observer: ExportObserver,
   signal: AbortSignal,
 ): Promise<Exported> {
+  const { clock } = ports;
   const startedAt = clock.now();
   const repository = request.layout === "repository" ? await Repository.openOrCreate(destination, request.pointId, startedAt) : undefined;
-  const snapshot = await provider.snapshot(request.sourceIdentity, signal);
+  const before = repository && (await newestPoint(repository, { provider: provider.name, identity: request.identity }));
+  const track = repository && request.fullReadEveryMs !== undefined ? trackRequest(repository, request, before) : undefined;
+  const snapshot = await provider.snapshot(request.sourceIdentity, { signal, ...(track ? { track } : {}) });
   const folder = repository ? "" : pointFolder(request.schedule, request.vmPath, snapshot.instant, request.runId);
   const manifestPath = repository
     ? pointPath(repository, { id: request.pointId, source: { provider: provider.name, identity: request.identity, instant: snapshot.instant } })
@@ -85,7 +99,7 @@ export async function exportVm(
     );
     const work: Work = { folder, destination, request, observer, signal, written, releases };
     const stored = repository
-      ? await storeChunks(snapshot, repository, work, manifestPath, startedAt)
+      ? await storeChunks(snapshot, repository, before, work, ports.random, startedAt)
       : request.format === "ova"
         ? await storePackage(snapshot, work)
         : await storeImages(snapshot, request.format, work);
@@ -120,6 +134,8 @@ export async function exportVm(
       },
     });
     await stored.publish(manifestPath, `${JSON.stringify(manifest, null, 2)}\n`);
+    // the point is there; marks that could not be replaced cost a larger increment and nothing else
+    await snapshot.keepMarks?.().catch(() => {});
     return { manifest, manifestPath, storedBytes: manifest.actuals.storedBytes };
   } catch (thrown) {
     let error = thrown;
@@ -206,12 +222,13 @@ async function storePackage({ vm, disks }: VmSnapshot, work: Work): Promise<Stor
   });
 }
 
-/** The disks in the chunk store: only what it does not have is sent. */
+/** The disks in the chunk store: only what it does not have is sent, and only what may have changed is read. */
 async function storeChunks(
-  { disks }: VmSnapshot,
+  snapshot: VmSnapshot,
   repository: Repository,
-  { destination, request, observer, signal, releases }: Work,
-  manifestPath: string,
+  before: Manifest | undefined,
+  { request, observer, signal, releases }: Work,
+  random: Pick<Random, "fraction">,
   startedAt: Instant,
 ): Promise<Stored> {
   const lock = await lockForExport(repository, request.runId, startedAt);
@@ -219,17 +236,15 @@ async function storeChunks(
   let session: ChunkSession | undefined;
   try {
     session = await ChunkSession.begin(repository, request.compression !== "none");
-    const before = await newestBefore(destination, manifestPath);
     const stored: ChunkedDisk[] = [];
     let sent = 0;
-    for (const [index, disk] of disks.entries()) {
-      const { source } = disk;
-      const sink = chunkSink(
-        session,
-        source.sizeBytes,
-        before.find(({ name }) => name === disk.name),
-      );
-      const { readBytes } = await pour(source, sink, { signal, onRead: (bytes) => observer.read(index, bytes) });
+    for (const [index, disk] of snapshot.disks.entries()) {
+      const { source, tracking } = disk;
+      const reading = await readingOf(disk, snapshot.instant, before, session, request, random, (offset) => observer.lied?.(index, offset));
+      const { increment, prior } = reading;
+      const sink = chunkSink(session, source.sizeBytes, prior, increment?.kept);
+      const from = increment ? partsOf(source, increment) : source;
+      const { readBytes } = await pour(from, sink, { signal, onRead: (bytes) => observer.read(index, bytes) });
       const { chunkBytes, segments, contentHash, dataBytes, newBytes } = sink.stored();
       stored.push({
         ...diskOf(disk, index, { readBytes, contentHash, writtenBytes: dataBytes }),
@@ -238,8 +253,9 @@ async function storeChunks(
         segments,
         dataBytes,
         newBytes,
-        mode: request.mode,
-        reason: request.modeReason,
+        mode: reading.mode,
+        reason: reading.reason,
+        ...(tracking ? { wholeReadAt: reading.wholeReadAt, mark: tracking.mark } : {}),
       });
       observer.diskDone(index, session.writer.sentBytes - sent);
       sent = session.writer.sentBytes;
@@ -261,19 +277,6 @@ async function storeChunks(
     };
   } catch (error) {
     await session?.writer.abandon();
-    throw error;
-  }
-}
-
-/** The disks of the newest point of the same VM; none where it cannot be read. */
-async function newestBefore(destination: Destination, manifestPath: string): Promise<readonly ChunkedDisk[]> {
-  const folder = manifestPath.slice(0, manifestPath.lastIndexOf("/") + 1);
-  const newest = (await listPoints(destination)).filter(({ path }) => path.startsWith(folder)).at(-1);
-  if (!newest) return [];
-  try {
-    return (await readManifest(destination, newest.path)).disks.filter(isChunked);
-  } catch (error) {
-    if (error instanceof HypersdkError && (error.code === "ArtifactDamaged" || error.code === "NotFound")) return [];
     throw error;
   }
 }

@@ -5,6 +5,7 @@ import type { Instant } from "../model/instant.ts";
 import { compactInstant } from "../model/instant.ts";
 import { publishedSchema } from "../model/published-schema.ts";
 import { type VmPath, vmPathSegment } from "../model/vm-path.ts";
+import type { ChunkList } from "../repository/disk-source.ts";
 
 /** What one restore point is: enough to restore it without the state file. Paths are relative to the manifest. */
 export interface Manifest {
@@ -56,16 +57,16 @@ interface DiskBase {
 }
 
 /** A disk in a repository: its chunks, found through the segments that list them. */
-export interface ChunkedDisk extends DiskBase {
-  readonly chunkBytes: number;
-  /** In order; null where 1 GiB of the disk is zeros. */
-  readonly segments: readonly (string | null)[];
-  /** Bytes of the chunks that are not zero, and of those that this export brought. */
-  readonly dataBytes: number;
+export interface ChunkedDisk extends DiskBase, ChunkList {
+  /** Bytes of the chunks that this export brought. */
   readonly newBytes: number;
   readonly mode: "full" | "incremental";
   /** Why as much was read as was read. */
   readonly reason: string;
+  /** When all of it was read last: of this point, or of the one that it goes back to. */
+  readonly wholeReadAt?: Instant;
+  /** What the provider is asked with for the changes since. */
+  readonly mark?: string;
 }
 
 /** A disk as an image of its own, or as a member of a package. */

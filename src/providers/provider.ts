@@ -1,4 +1,4 @@
-import type { BlockSource } from "../converters/block-source.ts";
+import type { BlockSource, ByteRange } from "../converters/block-source.ts";
 import type { Instant } from "../model/instant.ts";
 import type { ObservedVm } from "../model/observed.ts";
 
@@ -9,13 +9,30 @@ import type { ObservedVm } from "../model/observed.ts";
  *   could not read is in `problems`.
  * - `snapshot` gives all disks of a VM as of one instant. The caller releases it, whatever happens; releasing twice is fine.
  * - `confirm` throws `SourceChanged` when the disks that were read are not one instant after all.
+ * - Where changes are tracked: what is not known unchanged counts as changed. A mark that is asked for and not kept leaves the marks
+ *   before it as they were, so that no change is ever lost, also when the process dies in between.
  * - Failures that may pass are thrown with a transient code; retrying is the caller's work.
  */
 export interface Provider {
   readonly name: string;
   readonly type: string;
   inventory(signal?: AbortSignal): Promise<Inventory>;
-  snapshot(identity: string, signal?: AbortSignal): Promise<VmSnapshot>;
+  snapshot(identity: string, options?: SnapshotOptions): Promise<VmSnapshot>;
+}
+
+export interface SnapshotOptions {
+  readonly signal?: AbortSignal;
+  /** Wanted where changes are tracked; a provider that tracks none passes it over. */
+  readonly track?: TrackRequest;
+}
+
+export interface TrackRequest {
+  /** Whose marks these are, 8 characters: those of others are left alone. */
+  readonly owner: string;
+  /** Names the mark that is set, 8 characters, never used before. */
+  readonly id: string;
+  /** The mark that each disk's changes are asked since, by the disk's name. */
+  readonly since: ReadonlyMap<string, string>;
 }
 
 interface Inventory {
@@ -30,6 +47,8 @@ export interface VmSnapshot {
   /** In boot order. */
   readonly disks: readonly SnapshotDisk[];
   confirm(): Promise<void>;
+  /** The export is published: the marks that were set replace those before them. */
+  keepMarks?(): Promise<void>;
   release(): Promise<void>;
 }
 
@@ -47,4 +66,13 @@ export interface SnapshotDisk {
   readonly format: string;
   readonly variant: string;
   readonly source: BlockSource;
+  /** Where changes of this disk are tracked and were asked for. */
+  readonly tracking?: DiskTracking;
+}
+
+export interface DiskTracking {
+  /** What to ask with next time. */
+  readonly mark: string;
+  /** What may have changed since the mark that was asked for, in order; a text that says why that cannot be told. */
+  readonly changes: { ranges(): AsyncIterable<ByteRange> } | string;
 }

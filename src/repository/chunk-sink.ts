@@ -4,8 +4,9 @@ import { constants, zstdCompress } from "node:zlib";
 import type { DiskSink } from "../converters/disk-sink.ts";
 import { zeroPieceHash } from "../model/tree-hash.ts";
 import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
-import { type ChunkedDisk, segmentsOf } from "./disk-source.ts";
-import { idBytes, methods, segmentBytes } from "./layout.ts";
+import { type ChunkList, segmentsOf } from "./disk-source.ts";
+import type { Kept } from "./increment.ts";
+import { idBytes, isZeroId, methods, segmentBytes } from "./layout.ts";
 import { type PackedChunk, PackWriter } from "./pack-writer.ts";
 import { isDamage, type Present, type Repository } from "./repository.ts";
 import { sha256 } from "./sha256.ts";
@@ -63,8 +64,9 @@ export class ChunkSession {
 /**
  * Stores a disk chunk by chunk: what the repository has is not sent again, what is zero is not stored at all.
  * @param before the same disk in an earlier point: the lists of what did not change are taken from there
+ * @param kept chunks that are as they were then; they are not written
  */
-export function chunkSink(session: ChunkSession, sizeBytes: number, before?: ChunkedDisk): DiskSink & { stored(): StoredDisk } {
+export function chunkSink(session: ChunkSession, sizeBytes: number, before?: ChunkList, kept?: Kept): DiskSink & { stored(): StoredDisk } {
   const { repository, index, writer, used, pending } = session;
   const { chunkBytes } = repository.config;
   const chunks = Math.ceil(sizeBytes / chunkBytes);
@@ -79,16 +81,36 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   let next = 0;
   let [dataBytes, newBytes] = [0, 0];
 
-  /** All chunks before `chunk` that were not written are zeros; a segment that is full is stored. */
+  /** All chunks before `chunk` that were not written are kept, or zeros; a segment that is full is stored. */
   async function passTo(chunk: number): Promise<void> {
     while (next < chunk) {
       const end = Math.min(chunk, (segments.length + 1) * perSegment);
       const isCut = end === chunks && sizeBytes % chunkBytes !== 0;
-      content.update(zeroHashes(chunkBytes).subarray(0, (end - next - (isCut ? 1 : 0)) * idBytes));
-      if (isCut) content.update(zeroPieceHash(sizeBytes % chunkBytes));
+      const zeros = zeroHashes(chunkBytes).subarray(0, (end - next - (isCut ? 1 : 0)) * idBytes);
+      const hashes = isCut ? Buffer.concat([zeros, zeroPieceHash(sizeBytes % chunkBytes)]) : zeros;
+      content.update(kept ? await keep(next, end, kept, hashes) : hashes);
       next = end;
       if (next === (segments.length + 1) * perSegment || next === chunks) await endSegment();
     }
+  }
+  /** Lists the chunks that are kept. @returns the hashes of all in the range */
+  async function keep(from: number, to: number, { has, idsOf }: Kept, zeroes: Buffer): Promise<Buffer> {
+    const first = segments.length * perSegment;
+    const old = await idsOf(segments.length);
+    const hashes = Buffer.from(zeroes);
+    for (let chunk = from; chunk < to; chunk++) {
+      const at = (chunk - first) * idBytes;
+      if (!has(chunk) || isZeroId(old, at)) continue;
+      openSegment();
+      old.copy(ids, at, at, at + idBytes);
+      old.copy(hashes, (chunk - from) * idBytes, at, at + idBytes);
+      used.add(index.packOf(index.numberOf(old, at) as number));
+      dataBytes += Math.min(chunkBytes, sizeBytes - chunk * chunkBytes);
+    }
+    return hashes;
+  }
+  function openSegment(): void {
+    if (ids.length === 0) ids = Buffer.alloc(Math.min(perSegment, chunks - segments.length * perSegment) * idBytes);
   }
   async function endSegment(): Promise<void> {
     if (ids.length === 0) segments.push(null);
@@ -120,7 +142,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
     const id = await hashed;
     await passTo(chunk);
     content.update(id);
-    if (ids.length === 0) ids = Buffer.alloc(Math.min(perSegment, chunks - segments.length * perSegment) * idBytes);
+    openSegment();
     id.copy(ids, (chunk % perSegment) * idBytes);
     dataBytes += data.length;
     next = chunk + 1;

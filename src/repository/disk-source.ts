@@ -6,12 +6,13 @@ import { ChunkReader } from "./chunk-reader.ts";
 import { damaged, idBytes, isZeroId, maxChunkBytes, minChunkBytes, segmentBytes } from "./layout.ts";
 import { isDamage, type Repository } from "./repository.ts";
 
-/** A disk as a manifest names it. */
-export interface ChunkedDisk {
+/** What a disk is made of, as a manifest says it. */
+export interface ChunkList {
   readonly virtualBytes: number;
   /** Bytes of the chunks that are not zero. */
   readonly dataBytes: number;
   readonly chunkBytes: number;
+  /** Names of segments, in order; null where 1 GiB of the disk is zeros. */
   readonly segments: readonly (string | null)[];
 }
 
@@ -22,7 +23,7 @@ const chunksKept = 64;
 const segmentsKept = 4;
 
 /** The disk of a restore point, each chunk of it checked against its id as it is read. */
-export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk: ChunkedDisk): BlockSource {
+export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk: ChunkList): BlockSource {
   const { virtualBytes, dataBytes, chunkBytes } = disk;
   const segments = segmentsOf(repository, disk);
   const chunks = Math.ceil(virtualBytes / chunkBytes);
@@ -161,7 +162,7 @@ export interface Segments {
   load(segment: number): Promise<Buffer>;
 }
 
-export function segmentsOf(repository: Repository, { virtualBytes, chunkBytes, segments }: Omit<ChunkedDisk, "dataBytes">): Segments {
+export function segmentsOf(repository: Repository, { virtualBytes, chunkBytes, segments }: Omit<ChunkList, "dataBytes">): Segments {
   if (chunkBytes < minChunkBytes || chunkBytes > maxChunkBytes || (chunkBytes & (chunkBytes - 1)) !== 0)
     throw damaged("the manifest", `chunks of ${chunkBytes} bytes are not of this version`);
   if (!(virtualBytes >= 0 && virtualBytes <= maxVirtualBytes)) throw damaged("the manifest", `a disk of ${virtualBytes} bytes is none`);
@@ -182,7 +183,7 @@ export function segmentsOf(repository: Repository, { virtualBytes, chunkBytes, s
 }
 
 /** The content hash of a disk, as the ids of its chunks give it: SHA-256 over the hashes of its pieces. */
-export async function contentHashOf(repository: Repository, disk: Omit<ChunkedDisk, "dataBytes">): Promise<string> {
+export async function contentHashOf(repository: Repository, disk: Omit<ChunkList, "dataBytes">): Promise<string> {
   const { virtualBytes, chunkBytes } = disk;
   const segments = segmentsOf(repository, disk);
   const chunks = Math.ceil(virtualBytes / chunkBytes);

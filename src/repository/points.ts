@@ -13,8 +13,13 @@ const pendingEnding = ".pending";
  * `points/<VM>/<time>-<id>.json`: the VM is a hash of what it is called at its provider, with the key where there is one. A manifest that
  * was put in another's place is found out by it.
  */
-export function pointPath({ sealing }: Repository, { id, source: { provider, identity, instant } }: PointName): string {
-  return `${pointsFolder}/${sealing.nameFor(JSON.stringify([provider, identity]))}/${compactInstant(instant)}-${id.slice(0, 8)}${listedEnding}`;
+export function pointPath(repository: Repository, { id, source: { instant, ...vm } }: PointName): string {
+  return `${folderOfPoints(repository, vm)}/${compactInstant(instant)}-${id.slice(0, 8)}${listedEnding}`;
+}
+
+/** Where the manifests of one VM are. */
+export function folderOfPoints({ sealing }: Repository, { provider, identity }: Omit<PointName["source"], "instant">): string {
+  return `${pointsFolder}/${sealing.nameFor(JSON.stringify([provider, identity]))}`;
 }
 
 /** What the path of a manifest is made of. */

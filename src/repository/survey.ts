@@ -2,7 +2,7 @@ import { type ByteFile, readBytes } from "../converters/byte-file.ts";
 import { isAsWritten } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { ChunkIndex } from "./chunk-index.ts";
-import { type ChunkedDisk, type Segments, segmentsOf } from "./disk-source.ts";
+import { type ChunkList, type Segments, segmentsOf } from "./disk-source.ts";
 import { checkDirectory, damaged, decodeTrailer, idBytes, isZeroId, nameOf, segmentBytes, trailerBytes } from "./layout.ts";
 import { listPoints, type PointName, pendingPath, pointPath } from "./points.ts";
 import { isDamage, isGone, type NoteProblem, type Repository } from "./repository.ts";
@@ -10,7 +10,7 @@ import { isDamage, isGone, type NoteProblem, type Repository } from "./repositor
 /** A restore point as the care of a repository sees it: what its disks are made of. */
 export interface PointDisks {
   readonly path: string;
-  readonly disks: readonly ChunkedDisk[];
+  readonly disks: readonly ChunkList[];
 }
 
 /** Every point, and those on their way; listed again when one goes meanwhile. */
@@ -34,7 +34,7 @@ export async function readPoints(repository: Repository, problem?: NoteProblem):
   }
 }
 
-function disksOf(repository: Repository, path: string, bytes: Buffer): ChunkedDisk[] {
+function disksOf(repository: Repository, path: string, bytes: Buffer): ChunkList[] {
   let value: { disks?: unknown };
   try {
     value = JSON.parse(bytes.toString("utf8")) as { disks?: unknown };
@@ -48,11 +48,11 @@ function disksOf(repository: Repository, path: string, bytes: Buffer): ChunkedDi
   if (owner !== repository.config.id) throw damaged(path, `it belongs to repository ${String(owner)}, the config here is that of ${repository.config.id}`);
   if (name !== path && pendingPath(name) !== path) throw damaged(path, `it holds the manifest of another point, ${name}`);
   if (!Array.isArray(value.disks) || value.disks.length === 0) throw damaged(path, "it names no disks");
-  return value.disks.map((disk: Partial<ChunkedDisk>): ChunkedDisk => {
+  return value.disks.map((disk: Partial<ChunkList>): ChunkList => {
     const isName = (each: unknown): boolean => each === null || (typeof each === "string" && /^[0-9a-f]{64}$/.test(each));
     if (!Number.isSafeInteger(disk.virtualBytes) || !Number.isSafeInteger(disk.chunkBytes) || !Array.isArray(disk.segments) || !disk.segments.every(isName))
       throw damaged(path, "a disk of it has no size, no chunk size or no segments");
-    return disk as ChunkedDisk;
+    return disk as ChunkList;
   });
 }
 

@@ -39,8 +39,8 @@ export function memoryProvider(disks: ReadonlyMap<string, Buffer> | undefined): 
             source: {
               sizeBytes: frozen.length,
               dataBytes: frozen.length,
-              async *extents() {
-                yield { offset: 0, length: frozen.length, kind: "data" as const };
+              async *extents(range = { offset: 0, length: frozen.length }) {
+                yield { ...range, kind: "data" as const };
               },
               async read(offset, into) {
                 frozen.copy(into, 0, offset, offset + into.length);

@@ -55,7 +55,7 @@ export async function exportDisk(
       modeReason: "test",
       estimates: { readBytes: 0, storedBytes: null, durationMs: null },
     },
-    at,
+    { clock: at, random: { fraction: () => 0.5 } },
     { begins() {}, read() {}, diskDone() {} },
     new AbortController().signal,
   );

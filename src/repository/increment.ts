@@ -1,0 +1,151 @@
+import { type BlockSource, type ByteRange, clip, isZero } from "../converters/block-source.ts";
+import type { ChunkSession } from "./chunk-sink.ts";
+import { type ChunkList, segmentsOf } from "./disk-source.ts";
+import { idBytes, isZeroId, segmentBytes } from "./layout.ts";
+import { isDamage } from "./repository.ts";
+import { sha256 } from "./sha256.ts";
+
+/** The chunks of a disk that are taken from an earlier point, unread. */
+export interface Kept {
+  has(chunk: number): boolean;
+  /** The ids of a segment as they were, 32 bytes for each chunk. */
+  idsOf(segment: number): Promise<Buffer>;
+}
+
+export interface Increment {
+  readonly kept: Kept;
+  /** What must be read, in order, cut to chunks. */
+  readonly ranges: readonly ByteRange[];
+  readonly readBytes: number;
+}
+
+/**
+ * What of a disk must be read, after its provider has said what may have changed since an earlier point: that, and what of the earlier point
+ * can no longer be built on.
+ * @param before the disk in the earlier point, of the same size and chunk size
+ */
+export async function incrementSince(session: ChunkSession, before: ChunkList, changes: AsyncIterable<ByteRange>): Promise<Increment> {
+  const { repository, index } = session;
+  const { virtualBytes, chunkBytes } = before;
+  const chunks = Math.ceil(virtualBytes / chunkBytes);
+  const isRead = new Bits(chunks);
+  for await (const { offset, length } of changes) {
+    const end = Math.min(chunks, Math.ceil((offset + length) / chunkBytes));
+    for (let chunk = Math.floor(offset / chunkBytes); chunk < end; chunk++) isRead.set(chunk);
+  }
+  const segments = segmentsOf(repository, before);
+  let loaded: { readonly segment: number; readonly ids: Promise<Buffer> } | undefined;
+  const idsOf = (segment: number): Promise<Buffer> => {
+    if (loaded?.segment !== segment) loaded = { segment, ids: segments.load(segment) };
+    return loaded.ids;
+  };
+  for (let segment = 0; segment < segments.count; segment++) {
+    if (segments.isEmpty(segment)) continue;
+    const first = segment * segments.chunksEach;
+    const ids = await idsOf(segment).catch((error: unknown) => {
+      if (!isDamage(error)) throw error;
+      return undefined;
+    });
+    if (!ids) {
+      // its list is lost, so that nothing is known of this GiB
+      for (let chunk = first; chunk < Math.min(chunks, first + segments.chunksEach); chunk++) isRead.set(chunk);
+      continue;
+    }
+    for (let at = 0; at < ids.length; at += idBytes) {
+      if (isRead.has(first + at / idBytes) || isZeroId(ids, at)) continue;
+      const number = index.numberOf(ids, at);
+      if (number === undefined || !index.packOf(number).usable) isRead.set(first + at / idBytes);
+    }
+  }
+  const ranges = rangesOf(isRead, chunks, chunkBytes, virtualBytes);
+  return { kept: { has: (chunk) => !isRead.has(chunk), idsOf }, ranges, readBytes: ranges.reduce((sum, { length }) => sum + length, 0) };
+}
+
+function rangesOf(isRead: Bits, chunks: number, chunkBytes: number, virtualBytes: number): ByteRange[] {
+  const ranges: ByteRange[] = [];
+  for (let chunk = isRead.next(0, chunks); chunk < chunks; ) {
+    let end = chunk + 1;
+    while (end < chunks && isRead.has(end)) end++;
+    ranges.push({ offset: chunk * chunkBytes, length: Math.min(end * chunkBytes, virtualBytes) - chunk * chunkBytes });
+    chunk = isRead.next(end, chunks);
+  }
+  return ranges;
+}
+
+/** The part of a disk that lies in some ranges; the rest reads as not written. Closing it leaves the disk open. */
+export function partsOf(source: BlockSource, { ranges, readBytes }: Increment): BlockSource {
+  return {
+    sizeBytes: source.sizeBytes,
+    dataBytes: readBytes,
+    async *extents(wanted = { offset: 0, length: source.sizeBytes }) {
+      let at = wanted.offset;
+      for (const each of ranges) {
+        const range = clip({ ...each, kind: "data" }, wanted);
+        if (!range) continue;
+        if (range.offset > at) yield { offset: at, length: range.offset - at, kind: "absent" };
+        yield* source.extents(range);
+        at = range.offset + range.length;
+      }
+      const end = wanted.offset + wanted.length;
+      if (end > at) yield { offset: at, length: end - at, kind: "absent" };
+    },
+    read: (offset, into) => source.read(offset, into),
+    close: async () => {},
+  };
+}
+
+/** Chunks of an increment that are read again to see whether they are what they were: a hundredth, within these bounds. */
+const fewestSampled = 64;
+const mostSampled = 4096;
+
+/**
+ * Reads some of the chunks that are said to be unchanged.
+ * @returns the offset of one that is not, after all; undefined where all are
+ */
+export async function findLie(source: BlockSource, before: ChunkList, { kept }: Increment, fraction: () => number): Promise<number | undefined> {
+  const { virtualBytes, chunkBytes } = before;
+  const chunks = Math.ceil(virtualBytes / chunkBytes);
+  const perSegment = segmentBytes / chunkBytes;
+  const wanted = new Set<number>();
+  const most = Math.min(mostSampled, Math.max(fewestSampled, Math.ceil(chunks / 100)));
+  for (let tries = 0; tries < most * 2 && wanted.size < most; tries++) {
+    const chunk = Math.floor(fraction() * chunks);
+    if (kept.has(chunk)) wanted.add(chunk);
+  }
+  const buffer = Buffer.allocUnsafeSlow(chunkBytes);
+  for (const chunk of [...wanted].sort((a, b) => a - b)) {
+    const data = buffer.subarray(0, Math.min(chunkBytes, virtualBytes - chunk * chunkBytes));
+    await source.read(chunk * chunkBytes, data);
+    const ids = await kept.idsOf(Math.floor(chunk / perSegment));
+    const at = (chunk % perSegment) * idBytes;
+    const isSame = isZeroId(ids, at) ? isZero(data) : (await sha256(data)).equals(ids.subarray(at, at + idBytes));
+    if (!isSame) return chunk * chunkBytes;
+  }
+  return undefined;
+}
+
+/** A bit for each chunk of a disk: 32 MiB for the largest. */
+class Bits {
+  readonly #words: Uint32Array;
+
+  constructor(count: number) {
+    this.#words = new Uint32Array(Math.ceil(count / 32));
+  }
+
+  has(bit: number): boolean {
+    return ((this.#words[bit >>> 5] as number) & (1 << (bit & 31))) !== 0;
+  }
+
+  set(bit: number): void {
+    this.#words[bit >>> 5] = (this.#words[bit >>> 5] as number) | (1 << (bit & 31));
+  }
+
+  /** The first bit that is set from `from` on; `end` where there is none. */
+  next(from: number, end: number): number {
+    for (let bit = from; bit < end; bit++) {
+      if ((bit & 31) === 0) while (bit < end && this.#words[bit >>> 5] === 0) bit += 32;
+      if (bit < end && this.has(bit)) return bit;
+    }
+    return end;
+  }
+}
