@@ -282,14 +282,16 @@ function decodeConfig(destination: Destination, bytes: Buffer): RepositoryConfig
   const config = jsonOf(bytes) as Partial<RepositoryConfig> | undefined;
   if (!config) throw damaged(path, "it is no JSON object");
   if (config.kind !== "hypersdk-repository") throw damaged(path, "this is no repository of hypersdk");
-  if (typeof config.formatVersion !== "number" || config.formatVersion > repositoryVersion)
+  // before anything else is believed, the version too; the digest is the same in all of them
+  if (!isAsWritten(config)) throw damaged(path, "it is not what was written: its digest is wrong");
+  if (typeof config.formatVersion !== "number") throw damaged(path, "it says no version");
+  if (config.formatVersion > repositoryVersion)
     throw new HypersdkError("Failed", `${path} has format version ${config.formatVersion}: a newer hypersdk wrote it`, { hint: "use that version" });
   if (typeof config.id !== "string" || typeof config.chunkBytes !== "number") throw damaged(path, "fields are missing");
   const { chunkBytes } = config;
   if (!(chunkBytes >= minChunkBytes && chunkBytes <= maxChunkBytes && (chunkBytes & (chunkBytes - 1)) === 0))
     throw damaged(path, `chunks of ${chunkBytes} bytes are not of this version`);
   if (config.encryption !== undefined && config.encryption !== "aes-256-gcm") throw damaged(path, `it is sealed with ${String(config.encryption)}`);
-  if (!isAsWritten(config)) throw damaged(path, "it is not what was written: its digest is wrong");
   return config as RepositoryConfig;
 }
 
