@@ -106,7 +106,7 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     ),
   )
     .option("--vm <pattern...>", "only these VMs")
-    .option("--full", "a full export (the only kind in the image layout)")
+    .option("--full", "read everything, whatever has changed")
     .option("--parallelism <n>", "exports at once", positive)
     .option("--adopt", "take destinations over that belong to another state");
   source(

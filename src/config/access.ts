@@ -25,7 +25,11 @@ export function checkAccess(
     [access.checkout, ...access.paths].some((root) => path === root || path.startsWith(root === "/" ? "/" : `${root}/`));
   const refusePath = (path: string, origin: Origin, below: Pointer): void =>
     report.error("HSE024", origin, below, `the path ${path} is outside the repository`, `the operator must allow it: --allow-path ${path}`);
-  for (const provider of providers) if (provider.type === "local" && !isAllowed(provider.path)) refusePath(provider.path, provider.origin, ["path"]);
+  for (const { type, origin, ...places } of providers)
+    for (const key of ["path", "sockets", "scratch"] as const) {
+      const place = places[key];
+      if ((type === "local" || type === "qemu") && place !== undefined && !isAllowed(place)) refusePath(place, origin, [key]);
+    }
   for (const destination of destinations) {
     const path = destination.url.startsWith("file://") ? destination.url.slice("file://".length) : undefined;
     if (path === undefined) continue;

@@ -145,7 +145,10 @@ function named<T extends { readonly name: string }>(list: readonly T[]): T[] {
 function checkPlaces(providers: readonly ProviderSpec[], destinations: readonly DestinationSpec[], report: Report): void {
   for (const destination of destinations) {
     const path = destination.url.startsWith("file://") ? destination.url.slice("file://".length) : undefined;
-    const around = path === undefined ? undefined : providers.find((each) => each.type === "local" && (path === each.path || path.startsWith(`${each.path}/`)));
+    const around =
+      path === undefined
+        ? undefined
+        : providers.find((each) => (each.type === "local" || each.type === "qemu") && (path === each.path || path.startsWith(`${each.path}/`)));
     if (around)
       report.error(
         "HSE025",
@@ -213,19 +216,30 @@ function mergeDefaults(files: readonly ConfigFile[], report: Report): Record<str
 
 type Later = (origin: Origin, below: readonly (string | number)[], what: string) => void;
 
+/** The fields of each type of provider, beside name, type and root. */
+const providerFields: Readonly<Record<string, readonly string[]>> = { local: ["path"], qemu: ["sockets", "path", "scratch"] };
+
 function decodeProvider(value: RawItem["value"], origin: Origin, folders: ReadonlyMap<string, string>, report: Report, later: Later): ProviderSpec {
   const type = value["type"] as string;
   const written = (value["path"] as string | undefined) ?? "./machines";
-  if (type !== "local") later(origin, ["type"], `provider type "${type}"`);
+  const fields = providerFields[type];
+  if (!fields) later(origin, ["type"], `provider type "${type}"`);
   else
     for (const key of Object.keys(value))
-      if (!["name", "type", "path", "root"].includes(key))
-        report.error("HSE006", origin, [key], `a local provider has no "${key}"`, "known here: name, type, path, root");
+      if (!["name", "type", "root", ...fields].includes(key))
+        report.error("HSE006", origin, [key], `a ${type} provider has no "${key}"`, `known here: name, type, root, ${fields.join(", ")}`);
+  if (type === "qemu" && value["sockets"] === undefined)
+    report.error("HSE006", origin, ["type"], 'a qemu provider needs "sockets"', "the folder with the machines' monitors: NAME.qmp");
+  const folder = folders.get(origin.file) ?? "/";
+  const place = (key: "sockets" | "scratch"): string | undefined => value[key] as string | undefined;
+  const [sockets, scratch] = [place("sockets"), place("scratch")];
   return {
     name: value["name"] as string,
     type,
-    path: resolvePath(folders.get(origin.file) ?? "/", written),
+    path: resolvePath(folder, written),
     writtenPath: written,
+    ...(sockets === undefined ? {} : { sockets: resolvePath(folder, sockets), writtenSockets: sockets }),
+    ...(scratch === undefined ? {} : { scratch: resolvePath(folder, scratch), writtenScratch: scratch }),
     root: vmPathOf((value["root"] as string | undefined) ?? "/datacenter/vm", origin, "root", report) ?? ("/" as VmPath),
     origin,
   };

@@ -121,6 +121,7 @@ export async function exportVm(
         kind: request.kind,
         fireTime: request.fireTime,
         instant: snapshot.instant,
+        ...(snapshot.consistency ? { consistency: snapshot.consistency } : {}),
         commit: request.commit,
       },
       vm: snapshot.vm,

@@ -23,6 +23,8 @@ export interface Manifest {
     readonly fireTime: Instant;
     /** The point in time that the disks hold. */
     readonly instant: Instant;
+    /** Of a guest that ran: whether its file systems stood still. */
+    readonly consistency?: "crash" | "file systems";
     readonly commit: string | null;
   };
   readonly vm: {

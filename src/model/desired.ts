@@ -31,10 +31,15 @@ export interface NotAvailable {
 export interface ProviderSpec {
   readonly name: string;
   readonly type: string;
-  /** The folder of a local provider, absolute. */
+  /** The folder of disk images, absolute. */
   readonly path: string;
   /** `path` as it was written, for people and for the recorded state. */
   readonly writtenPath: string;
+  /** Of QEMU: the folder with the machines' monitors, and where an export keeps what a guest overwrites meanwhile; absolute, and as written. */
+  readonly sockets?: string;
+  readonly writtenSockets?: string;
+  readonly scratch?: string;
+  readonly writtenScratch?: string;
   readonly root: VmPath;
   readonly origin: Origin;
 }

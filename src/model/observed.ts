@@ -36,6 +36,8 @@ interface ObservedDisk {
   readonly virtualBytes: number;
   /** Bytes that the source holds for it: an upper bound of what an export reads. */
   readonly dataBytes: number;
+  /** Where changes are tracked: the marks that are set on it, and how much has changed since each. */
+  readonly marks?: readonly { readonly name: string; readonly changedBytes: number }[];
 }
 
 export interface ObservedDestination {

@@ -33,7 +33,7 @@ export function resourcesOf(desired: DesiredState): DesiredResource[] {
     ),
     ...list("notifier", desired.notifiers),
     ...list("policy", desired.policies),
-    ...list("provider", desired.providers, { path: undefined }),
+    ...list("provider", desired.providers, { path: undefined, sockets: undefined, scratch: undefined }),
     ...list("schedule", desired.schedules),
   ];
 }

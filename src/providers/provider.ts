@@ -44,6 +44,8 @@ export interface VmSnapshot {
   /** The instant that all disks belong to: the restore point's time. */
   readonly instant: Instant;
   readonly vm: VmHardware;
+  /** What a running guest's disks are at that instant: as after a power cut, or with file systems that were asked to stand still. */
+  readonly consistency?: "crash" | "file systems";
   /** In boot order. */
   readonly disks: readonly SnapshotDisk[];
   confirm(): Promise<void>;
@@ -53,7 +55,7 @@ export interface VmSnapshot {
 }
 
 /** What a provider knows of the machine around the disks. */
-interface VmHardware {
+export interface VmHardware {
   readonly name: string;
   readonly guestType?: string;
   readonly firmware?: "bios" | "efi";
@@ -73,6 +75,6 @@ export interface SnapshotDisk {
 export interface DiskTracking {
   /** What to ask with next time. */
   readonly mark: string;
-  /** What may have changed since the mark that was asked for, in order; a text that says why that cannot be told. */
+  /** What may have changed since the mark that was asked for, in any order; a text that says why that cannot be told. */
   readonly changes: { ranges(): AsyncIterable<ByteRange> } | string;
 }

@@ -79,10 +79,12 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
         schedule,
         sourceIdentity: member.vm?.sourceIdentity ?? member.identity,
         destination,
-        ...modeOf(
-          schedule,
-          protections.find((each) => each.schedule === name && each.provider === member.provider && each.identity === member.identity),
-        ),
+        ...(options.full
+          ? { mode: "full" as const, modeReason: "a full export was asked for" }
+          : modeOf(
+              schedule,
+              protections.find((each) => each.schedule === name && each.provider === member.provider && each.identity === member.identity),
+            )),
         provider: desired.providers.find((each) => each.name === member.provider) as ProviderSpec,
         run: state.writeUnlocked(() =>
           state.runs.enqueue(

@@ -65,7 +65,7 @@ export async function checkRefcounts(file: ByteFile): Promise<{ readonly problem
         : refcount(await refcountBytes(table, block, cluster % perBlock, header.refcountBits), cluster % perBlock, header.refcountBits);
     const references = used.of(cluster);
     if (references > counted && problems.length < 1000) problems.push(`cluster ${cluster} is used ${references} times, its refcount is ${counted}`);
-    if (counted > references && header.snapshots === 0 && !header.hasBitmaps) leaks++;
+    if (counted > references && header.snapshots === 0 && !header.bitmaps) leaks++;
   };
   // a file may be much longer than what is in it: only what is counted or used is looked at
   for (const [index, block] of blocks.entries())

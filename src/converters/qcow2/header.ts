@@ -1,7 +1,15 @@
 import type { ByteFile } from "../byte-file.ts";
 import { readBytes } from "../byte-file.ts";
 import { checkVirtualSize, damaged, narrow, unsupported } from "../checked.ts";
-import { extensions, incompatible, limits, magic } from "./layout.ts";
+import { autoclear, extensions, incompatible, limits, magic } from "./layout.ts";
+
+export interface BitmapDirectory {
+  readonly count: number;
+  readonly offset: number;
+  readonly bytes: number;
+  /** False when a writer that knows no bitmaps has changed the image since: they are worthless then. */
+  readonly isCurrent: boolean;
+}
 
 export interface Qcow2Header {
   readonly version: 2 | 3;
@@ -18,8 +26,8 @@ export interface Qcow2Header {
   readonly compression: "zlib" | "zstd";
   /** Bytes of an L2 entry: 16 where each cluster has 32 subclusters with states of their own. */
   readonly entryBytes: 8 | 16;
-  /** Persistent dirty bitmaps, which are not looked at. */
-  readonly hasBitmaps: boolean;
+  /** Where the persistent dirty bitmaps are listed; undefined where there are none. */
+  readonly bitmaps: BitmapDirectory | undefined;
   readonly backing: { readonly name: string; readonly format: string | undefined } | undefined;
 }
 
@@ -79,7 +87,7 @@ export async function readHeader(file: ByteFile): Promise<Qcow2Header> {
 }
 
 /** The backing file's name as it is written, and what the header extensions add. */
-async function readExtensions(file: ByteFile, head: Buffer, version: 2 | 3, clusterBytes: number): Promise<Pick<Qcow2Header, "backing" | "hasBitmaps">> {
+async function readExtensions(file: ByteFile, head: Buffer, version: 2 | 3, clusterBytes: number): Promise<Pick<Qcow2Header, "backing" | "bitmaps">> {
   const { name } = file;
   const offset = narrow(name, "backing_file_offset", head.readBigUInt64BE(8));
   let written: string | undefined;
@@ -89,15 +97,23 @@ async function readExtensions(file: ByteFile, head: Buffer, version: 2 | 3, clus
     written = (await readBytes(file, offset, length)).toString("utf8");
   }
   let format: string | undefined;
-  let hasBitmaps = false;
+  let bitmaps: BitmapDirectory | undefined;
   const end = Math.min(offset === 0 ? clusterBytes : offset, clusterBytes, file.sizeBytes);
   for (let at = version === 3 ? head.readUInt32BE(100) : 72; at + 8 <= end; ) {
     const extension = await readBytes(file, at, 8);
     const [type, bytes] = [extension.readUInt32BE(0), extension.readUInt32BE(4)];
     if (type === 0 || at + 8 + bytes > end) break;
     if (type === extensions.backingFormat) format = (await readBytes(file, at + 8, bytes)).toString("latin1");
-    if (type === extensions.bitmaps) hasBitmaps = true;
+    if (type === extensions.bitmaps && bytes >= 24) {
+      const place = await readBytes(file, at + 8, 24);
+      bitmaps = {
+        count: place.readUInt32BE(0),
+        bytes: narrow(name, "bitmap_directory_size", place.readBigUInt64BE(8)),
+        offset: narrow(name, "bitmap_directory_offset", place.readBigUInt64BE(16)),
+        isCurrent: version === 3 && (head.readBigUInt64BE(88) & autoclear.bitmaps) !== 0n,
+      };
+    }
     at += 8 + Math.ceil(bytes / 8) * 8;
   }
-  return { hasBitmaps, backing: written === undefined ? undefined : { name: written, format } };
+  return { bitmaps, backing: written === undefined ? undefined : { name: written, format } };
 }

@@ -20,6 +20,9 @@ export const offsetMask = 0x00fffffffffffe00n;
 export const zeroFlag = 1n;
 
 /** Types of header extensions. */
+/** Bits that a writer clears when it does not know what they stand for. */
+export const autoclear = { bitmaps: 1n } as const;
+
 export const extensions = { backingFormat: 0xe2792aca, bitmaps: 0x23852875 } as const;
 
 /**

@@ -1,0 +1,81 @@
+import { basename } from "node:path";
+import { HypersdkError } from "../../model/errors.ts";
+import type { VmHardware } from "../provider.ts";
+import { objectIn } from "./json-socket.ts";
+import type { Qmp } from "./qmp.ts";
+
+/** A running machine, as its monitor shows it. */
+export interface LiveVm {
+  readonly hardware: VmHardware;
+  /** In the order in which QEMU lists them. */
+  readonly disks: readonly LiveDisk[];
+}
+
+export interface LiveDisk {
+  /** The file's name, as it is when the VM is off; with the node's where two disks have one. */
+  readonly name: string;
+  /** The image's path. */
+  readonly file: string;
+  readonly node: string;
+  readonly format: string;
+  readonly virtualBytes: number;
+  readonly dataBytes: number;
+  /** Whether its format keeps bitmaps while the VM is off. */
+  readonly keepsBitmaps: boolean;
+  readonly bitmaps: readonly { readonly name: string; readonly isSound: boolean; readonly dirtyBytes: number }[];
+}
+
+/** Asks the monitor for everything. Media that can be removed, and disks that are only read, are no part of the machine's state. */
+export async function lookAt(qmp: Qmp, fallbackName: string): Promise<LiveVm> {
+  const { name } = objectIn(await qmp.execute("query-name"));
+  const cpus = (await qmp.list("query-cpus-fast")).length;
+  const memory = objectIn(await qmp.execute("query-memory-size-summary"))["base-memory"];
+  const disks: LiveDisk[] = [];
+  for (const device of await qmp.list("query-block")) {
+    if (device["inserted"] === undefined || device["removable"] === true) continue;
+    const inserted = objectIn(device["inserted"]);
+    if (inserted["ro"] === true) continue;
+    disks.push(diskOf(inserted, disks));
+  }
+  return {
+    hardware: {
+      name: typeof name === "string" && name !== "" ? name : fallbackName,
+      ...(cpus > 0 ? { cpus } : {}),
+      ...(typeof memory === "number" ? { memoryBytes: memory } : {}),
+    },
+    disks,
+  };
+}
+
+function diskOf(inserted: Record<string, unknown>, others: readonly LiveDisk[]): LiveDisk {
+  const image = objectIn(inserted["image"]);
+  const { filename, format } = image;
+  const node = inserted["node-name"];
+  const virtualBytes = image["virtual-size"];
+  if (
+    typeof filename !== "string" ||
+    typeof format !== "string" ||
+    typeof node !== "string" ||
+    typeof virtualBytes !== "number" ||
+    !Number.isSafeInteger(virtualBytes)
+  )
+    throw new HypersdkError("ProviderUnreachable", "QEMU describes a disk without file, format, node or size");
+  const name = basename(filename);
+  const specific = image["format-specific"] === undefined ? {} : objectIn(objectIn(image["format-specific"])["data"]);
+  const dataBytes = image["actual-size"];
+  const bitmaps = Array.isArray(inserted["dirty-bitmaps"]) ? inserted["dirty-bitmaps"].map(objectIn) : [];
+  return {
+    name: others.some((other) => other.name === name) ? `${name} (${node})` : name,
+    file: filename,
+    node,
+    format,
+    virtualBytes,
+    dataBytes: typeof dataBytes === "number" ? Math.min(dataBytes, virtualBytes) : virtualBytes,
+    keepsBitmaps: format === "qcow2" && specific["compat"] === "1.1",
+    bitmaps: bitmaps.flatMap((bitmap) =>
+      typeof bitmap["name"] === "string"
+        ? [{ name: bitmap["name"], isSound: bitmap["inconsistent"] !== true && bitmap["busy"] !== true, dirtyBytes: Number(bitmap["count"] ?? 0) }]
+        : [],
+    ),
+  };
+}

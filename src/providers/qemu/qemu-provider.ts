@@ -1,0 +1,189 @@
+import { readdirSync } from "node:fs";
+import { basename, join } from "node:path";
+import type { ByteRange } from "../../converters/block-source.ts";
+import { openByteFile } from "../../converters/byte-file.ts";
+import { type PersistentBitmap, persistentBitmaps } from "../../converters/qcow2/bitmaps.ts";
+import type { ProviderSpec } from "../../model/desired.ts";
+import { errnoOf, HypersdkError } from "../../model/errors.ts";
+import type { ObservedVm } from "../../model/observed.ts";
+import type { Clock } from "../../model/ports.ts";
+import { vmPathUnder } from "../../model/vm-path.ts";
+import { discover, type FoundDisk, type FoundVm } from "../images/discover.ts";
+import { imageSnapshot, observedVm } from "../images/image-snapshot.ts";
+import type { DiskTracking, Provider, TrackRequest } from "../provider.ts";
+import { isOurs, isOwnedBy } from "./bitmaps.ts";
+import { liveSnapshot } from "./live-snapshot.ts";
+import { type LiveVm, lookAt } from "./live-vm.ts";
+import { Qmp } from "./qmp.ts";
+
+const monitorEnding = ".qmp";
+
+/**
+ * QEMU machines of this host. A VM is NAME, where `sockets` holds its monitor NAME.qmp; while nobody listens there it is off, and its
+ * disks are the images in `path`/NAME, as those of a local provider are.
+ */
+export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
+  const sockets = spec.sockets ?? spec.path;
+  const socketOf = (name: string, ending: string): string => join(sockets, `${name}${ending}`);
+
+  /** The machines that run, by name. */
+  async function running(names: readonly string[]): Promise<Map<string, LiveVm>> {
+    const found = new Map<string, LiveVm>();
+    for (const name of names) {
+      const qmp = await connected(socketOf(name, monitorEnding));
+      if (!qmp) continue;
+      try {
+        found.set(name, await lookAt(qmp, name));
+      } finally {
+        qmp.close();
+      }
+    }
+    return found;
+  }
+
+  return {
+    name: spec.name,
+    type: "qemu",
+    async inventory() {
+      const names = monitorsIn(sockets);
+      const live = await running(names);
+      const off = imagesIn(spec.path);
+      const vms: ObservedVm[] = [];
+      const problems = [...off.problems];
+      for (const [name, vm] of live) {
+        const path = vmPathUnder(spec.root, [name]);
+        if (!path) problems.push(`${JSON.stringify(name)} cannot be a VM path`);
+        else vms.push(observedLive(spec.name, path, name, vm));
+      }
+      for (const vm of off.vms) {
+        const path = vmPathUnder(spec.root, vm.names);
+        if (!path || live.has(vm.identity)) continue;
+        vms.push(await withMarks(observedVm(spec.name, path, vm), vm));
+      }
+      return { vms: vms.sort((a, b) => (a.path < b.path ? -1 : 1)), problems: problems.sort() };
+    },
+    async snapshot(identity, { track } = {}) {
+      if (!identity.includes("/")) {
+        const qmp = await connected(socketOf(identity, monitorEnding));
+        if (qmp) {
+          const vm = await lookAt(qmp, identity).catch((error: unknown) => {
+            qmp.close();
+            throw error;
+          });
+          return liveSnapshot(vm, qmp, { clock, agentPath: socketOf(identity, ".qga"), scratch: spec.scratch, track });
+        }
+      }
+      const vm = imagesIn(spec.path).vms.find((each) => each.identity === identity);
+      if (!vm) throw new HypersdkError("NotFound", `provider ${spec.name} has no VM ${JSON.stringify(identity)}`);
+      return imageSnapshot(vm, clock, async (disk) => (track ? storedTracking(disk, track) : undefined));
+    },
+  };
+}
+
+/** Undefined where nobody listens: the machine is off. @throws ProviderUnreachable for one that does not answer: it is not to be taken for gone */
+async function connected(path: string): Promise<Qmp | undefined> {
+  try {
+    return await Qmp.connect(path);
+  } catch (error) {
+    const errno = error instanceof HypersdkError ? errnoOf(error.cause) : undefined;
+    if (errno === "ECONNREFUSED" || errno === "ENOENT") return undefined;
+    throw error;
+  }
+}
+
+function monitorsIn(folder: string): string[] {
+  try {
+    return readdirSync(folder)
+      .filter((name) => name.endsWith(monitorEnding) && !name.startsWith("."))
+      .map((name) => basename(name, monitorEnding))
+      .sort();
+  } catch (error) {
+    throw new HypersdkError("ProviderUnreachable", `cannot read the folder of monitors ${folder}: ${errnoOf(error)}`, {
+      cause: error,
+      hint: "create it, or correct the provider's `sockets`",
+    });
+  }
+}
+
+/** Images of machines that are off; there need be none. */
+function imagesIn(path: string): ReturnType<typeof discover> {
+  try {
+    return discover(path);
+  } catch (error) {
+    if (error instanceof HypersdkError && errnoOf(error.cause) === "ENOENT") return { vms: [], problems: [] };
+    throw error;
+  }
+}
+
+function observedLive(provider: string, path: ObservedVm["path"], identity: string, { hardware, disks }: LiveVm): ObservedVm {
+  return {
+    provider,
+    path,
+    identity,
+    name: hardware.name,
+    disks: disks.map(({ name, format, virtualBytes, dataBytes, bitmaps }) => ({
+      name,
+      format,
+      virtualBytes,
+      dataBytes,
+      marks: bitmaps.filter((bitmap) => bitmap.isSound && isOurs(bitmap.name)).map((bitmap) => ({ name: bitmap.name, changedBytes: bitmap.dirtyBytes })),
+    })),
+  };
+}
+
+/** What the images keep of marks while the VM is off. */
+async function withMarks(observed: ObservedVm, { disks }: FoundVm): Promise<ObservedVm> {
+  const withThem: ObservedVm["disks"][number][] = [];
+  for (const [i, disk] of observed.disks.entries()) {
+    const marks = await withBitmaps(disks[i] as FoundDisk, async (bitmaps) => {
+      const sound = bitmaps.filter(({ isSound }) => isSound);
+      return Promise.all(sound.map(async ({ name, ranges }) => ({ name, changedBytes: await bytesOf(ranges()) })));
+    });
+    withThem.push({ ...disk, ...(marks ? { marks } : {}) });
+  }
+  return { ...observed, disks: withThem };
+}
+
+/** What is made of the bitmaps of ours in an image; undefined where it can have none, or what it has cannot be read. */
+async function withBitmaps<T>({ path, name, peeked }: FoundDisk, use: (bitmaps: readonly PersistentBitmap[]) => Promise<T>): Promise<T | undefined> {
+  if (peeked.format !== "qcow2") return undefined;
+  const file = openByteFile(path, name);
+  try {
+    return await use((await persistentBitmaps(file)).filter((bitmap) => isOurs(bitmap.name)));
+  } catch (error) {
+    if (error instanceof HypersdkError && error.code.startsWith("Image")) return undefined;
+    throw error;
+  } finally {
+    await file.close();
+  }
+}
+
+async function bytesOf(ranges: AsyncIterable<ByteRange>): Promise<number> {
+  let bytes = 0;
+  for await (const { length } of ranges) bytes += length;
+  return bytes;
+}
+
+/**
+ * The changes that an image keeps itself. Its bitmaps are only read, so that the mark stays the one that was asked for: what has changed
+ * since then is a superset of what has changed since this export.
+ */
+async function storedTracking(disk: FoundDisk, { owner, since }: TrackRequest): Promise<DiskTracking | undefined> {
+  const mark = since.get(disk.name);
+  if (mark === undefined) return undefined;
+  const bitmaps = (await withBitmaps(disk, async (all) => all.filter(({ name }) => isOwnedBy(name, owner)))) ?? [];
+  if (!bitmaps.some(({ name }) => name === mark)) return { mark, changes: `its bitmap ${mark} is gone` };
+  if (!bitmaps.every(({ isSound }) => isSound))
+    return { mark, changes: `its bitmap ${mark} is not sound: QEMU did not end well, or something else has written to the image` };
+  return { mark, changes: { ranges: () => storedChanges(disk, owner) } };
+}
+
+/** Also what was marked by exports that were cut off. */
+async function* storedChanges({ path, name }: FoundDisk, owner: string): AsyncGenerator<ByteRange> {
+  const file = openByteFile(path, name);
+  try {
+    for (const bitmap of await persistentBitmaps(file)) if (isOwnedBy(bitmap.name, owner)) yield* bitmap.ranges();
+  } finally {
+    await file.close();
+  }
+}

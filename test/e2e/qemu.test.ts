@@ -1,0 +1,201 @@
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { describe, expect, it, onTestFinished } from "vitest";
+import type { ChunkedDisk, Manifest } from "../../src/exports/manifest.ts";
+import { hypersdk, start, workTree } from "../support/cli.ts";
+import { bytes, KiB, MiB } from "../support/disks.ts";
+import { has, qemuImg } from "../support/qemu.ts";
+import { conforms } from "../support/schemas.ts";
+import { type Counting, contentOfRaw, countingSector, diskAfter, type Guest, lastNumber, startGuest, whileItWrites } from "../support/writing-guest.ts";
+
+const counting: Counting = { slots: 700, stride: 40 };
+const diskBytes = 48 * MiB;
+
+interface Machine {
+  readonly folder: string;
+  readonly monitor: string;
+  /** The disks before the guest began, and their images. */
+  readonly before: readonly Buffer[];
+  readonly images: readonly { readonly path: string; readonly format: string }[];
+}
+
+/** A work tree with a provider of QEMU machines, and one machine, `web`, with its images. */
+function machine(formats: readonly string[], more = ""): Machine {
+  const folder = workTree(
+    `version: v2\nproviders:\n  - {name: lab, type: qemu, sockets: ./run, path: ./machines}\nschedules:\n` +
+      `  - {name: nightly, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/*"], destination: "file:./backups", incremental: true${more}}\n`,
+  );
+  mkdirSync(join(folder, "run"));
+  mkdirSync(join(folder, "machines", "web"), { recursive: true });
+  const before = formats.map((_, i) => {
+    const disk = Buffer.alloc(diskBytes);
+    bytes(6 * MiB, 20 + i).copy(disk, 30 * MiB);
+    bytes(3 * MiB, 40 + i).copy(disk, 5 * MiB);
+    if (i === 0) countingSector(counting).copy(disk);
+    return disk;
+  });
+  const images = formats.map((format, i) => {
+    const raw = join(folder, `disk-${i}.raw`);
+    const path = join(folder, "machines", "web", `disk-${i}.${format}`);
+    writeFileSync(raw, before[i] as Buffer);
+    qemuImg("convert", "-f", "raw", "-O", format, raw, path);
+    rmSync(raw);
+    return { path, format };
+  });
+  return { folder, monitor: join(folder, "run", "web.qmp"), before, images };
+}
+
+async function running({ monitor, images }: Machine, more: readonly string[] = []): Promise<Guest> {
+  rmSync(monitor, { force: true });
+  const guest = await startGuest(monitor, images, more);
+  onTestFinished(() => guest.kill());
+  return guest;
+}
+
+async function ok(folder: string, args: readonly string[]): Promise<string> {
+  const { code, stdout, stderr } = await hypersdk(folder, args);
+  expect([args.join(" "), code, stderr]).toEqual([args.join(" "), 0, expect.any(String) as string]);
+  return stdout;
+}
+
+function manifests(folder: string): Manifest[] {
+  const points = join(folder, "backups/points");
+  return readdirSync(points, { recursive: true, encoding: "utf8" })
+    .filter((name) => name.endsWith(".json"))
+    .map((name) => conforms<Manifest>("manifest", JSON.parse(readFileSync(join(points, name), "utf8"))))
+    .sort((a, b) => (a.source.instant < b.source.instant ? -1 : 1));
+}
+
+const disksOf = ({ disks }: Manifest): ChunkedDisk[] => disks as ChunkedDisk[];
+
+/** Restores a point, and says which number its disks stand at: they are exactly what the guest had written by then. */
+async function numberOf({ folder, before }: Machine, { id }: Manifest): Promise<number> {
+  const to = join(folder, `restored-${id}`);
+  await ok(folder, ["restore", id, "--to", `${to}/`, "--format", "raw"]);
+  const disks = before.map((_, i) => contentOfRaw(join(to, `disk-${i}.raw`)));
+  const numbers = disks.map((disk, i) => lastNumber(disk, before[i] as Buffer, counting));
+  for (const [i, disk] of disks.entries()) expect([id, i, disk.equals(diskAfter(numbers[i] as number, before[i] as Buffer, counting))]).toEqual([id, i, true]);
+  // disk 1 gets each number after disk 0
+  const [first = 0, second = first] = numbers;
+  expect([0, 1]).toContain(first - second);
+  rmSync(to, { recursive: true });
+  return first;
+}
+
+describe.skipIf(!has("qemu-system-x86_64"))("a running QEMU", () => {
+  it("is exported at one instant for all its disks while the guest writes, in ten rounds of increments", { timeout: 300_000 }, async () => {
+    const vm = machine(["qcow2", "raw"]);
+    const guest = await running(vm);
+    expect(await ok(vm.folder, ["get", "vms"])).toContain("/datacenter/vm/web");
+    await whileItWrites(1500, guest);
+    await ok(vm.folder, ["apply", "--auto-approve"]);
+    for (let round = 0; round < 10; round++) {
+      await whileItWrites(300, guest);
+      await ok(vm.folder, ["run", "nightly"]);
+    }
+    expect(await ok(vm.folder, ["run", "nightly", "--full"])).toContain("1 export completed");
+    await guest.quit();
+    const points = manifests(vm.folder);
+    expect(points.length).toBe(12);
+    const numbers: number[] = [];
+    for (const point of points) numbers.push(await numberOf(vm, point));
+    expect(numbers).toEqual([...new Set(numbers)].sort((a, b) => a - b));
+    expect(points[0]?.source.consistency).toBe("crash");
+    const [first, ...increments] = points as [Manifest, ...Manifest[]];
+    const last = increments.pop() as Manifest;
+    for (const disk of disksOf(first)) expect(disk).toMatchObject({ mode: "full", reason: "the first export of this VM" });
+    for (const disk of disksOf(last)) expect(disk).toMatchObject({ mode: "full", reason: "a full export was asked for" });
+    for (const disk of increments.flatMap(disksOf)) {
+      expect(disk).toMatchObject({ mode: "incremental", reason: expect.stringContaining("changed blocks since") as string });
+      // the guest writes to the first 14 MiB; the rest is not read again
+      expect(disk.readBytes).toBeLessThan(16 * MiB);
+    }
+    expect(await ok(vm.folder, ["check", "--read-data"])).toContain("sound");
+    expect(readdirSync(join(vm.folder, "machines/web"))).toEqual(["disk-0.qcow2", "disk-1.raw"]);
+  });
+
+  it("loses no change when an export is killed, and clears up what that left in the machine", { timeout: 300_000 }, async () => {
+    const vm = machine(["qcow2"]);
+    const guest = await running(vm);
+    await whileItWrites(500, guest);
+    await ok(vm.folder, ["apply", "--auto-approve"]);
+    for (const delay of [350, 450, 550, 650, 800]) {
+      await whileItWrites(100, guest);
+      const cut = start(vm.folder, ["run", "nightly"]);
+      await sleep(delay);
+      cut.kill("SIGKILL");
+      await cut.done;
+      await whileItWrites(100, guest);
+    }
+    // finishes what was published by one that died before it could record it
+    await ok(vm.folder, ["apply", "--auto-approve"]);
+    await ok(vm.folder, ["run", "nightly"]);
+    await whileItWrites(100, guest);
+    await ok(vm.folder, ["run", "nightly"]);
+    expect(readdirSync(join(vm.folder, "machines/web"), { recursive: true })).toEqual(["disk-0.qcow2"]);
+    await guest.quit();
+    const points = manifests(vm.folder);
+    expect(points.length).toBeGreaterThanOrEqual(3);
+    for (const point of points) await numberOf(vm, point);
+    for (const point of points.slice(1)) expect(disksOf(point)[0]).toMatchObject({ mode: "incremental" });
+    // what is left in the image is the last mark alone
+    const { "format-specific": specific } = JSON.parse(qemuImg("info", "--output=json", vm.images[0]?.path as string)) as {
+      "format-specific": { data: { bitmaps: { name: string }[] } };
+    };
+    expect(specific.data.bitmaps.map(({ name }) => name)).toEqual([disksOf(points.at(-1) as Manifest)[0]?.mark]);
+  });
+
+  it("keeps its marks while it is off, reads only what changed then, and reads everything after a QEMU that did not end well", {
+    timeout: 300_000,
+  }, async () => {
+    const vm = machine(["qcow2"]);
+    let guest = await running(vm);
+    await whileItWrites(500, guest);
+    await ok(vm.folder, ["apply", "--auto-approve"]);
+    await whileItWrites(300, guest);
+    await guest.quit();
+    expect(await ok(vm.folder, ["plan"])).not.toContain("missing");
+    await ok(vm.folder, ["run", "nightly"]);
+    const off = manifests(vm.folder).at(-1) as Manifest;
+    expect(disksOf(off)[0]).toMatchObject({
+      mode: "incremental",
+      reason: expect.stringContaining("changed blocks") as string,
+      mark: disksOf(manifests(vm.folder)[0] as Manifest)[0]?.mark,
+    });
+    const number = await numberOf(vm, off);
+    guest = await running(vm);
+    await whileItWrites(300, guest);
+    await ok(vm.folder, ["run", "nightly"]);
+    const again = manifests(vm.folder).at(-1) as Manifest;
+    expect(disksOf(again)[0]).toMatchObject({ mode: "incremental" });
+    // the guest has counted from 1 again: what it wrote before is still there where it has not come by
+    expect(number).toBeGreaterThan(0);
+    await guest.kill();
+    await ok(vm.folder, ["run", "nightly"]);
+    const crashed = manifests(vm.folder).at(-1) as Manifest;
+    expect(disksOf(crashed)[0]).toMatchObject({ mode: "full", reason: expect.stringMatching(/is gone|not sound/) as string });
+    const to = join(vm.folder, "crashed.raw");
+    await ok(vm.folder, ["restore", crashed.id, "--to", to]);
+    qemuImg("compare", "-q", "-f", "qcow2", "-F", "raw", vm.images[0]?.path as string, to);
+  });
+
+  it("whose monitor is taken by another is not taken for gone; a raw disk that restarts is read as a whole", { timeout: 300_000 }, async () => {
+    const vm = machine(["raw"]);
+    let guest = await running(vm);
+    await whileItWrites(300, guest);
+    await ok(vm.folder, ["apply", "--auto-approve"]);
+    const { createConnection } = await import("node:net");
+    const taken = createConnection(vm.monitor);
+    await sleep(200);
+    const plan = await hypersdk(vm.folder, ["plan"]);
+    expect(plan.stdout + plan.stderr).toContain("another program talks to its monitor");
+    expect(plan.stdout).not.toContain("- /datacenter/vm/web");
+    taken.destroy();
+    await guest.quit();
+    guest = await running(vm);
+    await ok(vm.folder, ["run", "nightly"]);
+    expect(disksOf(manifests(vm.folder).at(-1) as Manifest)[0]).toMatchObject({ mode: "full", reason: expect.stringContaining("is gone") as string });
+    expect(diskBytes % (256 * KiB)).toBe(0);
+  });
+});
