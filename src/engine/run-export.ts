@@ -1,9 +1,11 @@
 import type { Destination } from "../destinations/destination.ts";
 import { type Exported, exportVm } from "../exports/export-vm.ts";
 import { claim } from "../exports/lineage.ts";
+import { isChunked, type Manifest } from "../exports/manifest.ts";
 import { verifyPoint } from "../exports/verify.ts";
 import type { DestinationSpec, ProviderSpec, ScheduleSpec } from "../model/desired.ts";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
+import type { RecordedDisk } from "../model/recorded.ts";
 import { isRepositoryPoint } from "../repository/points.ts";
 import { retryDelayMs } from "../schedule/backoff.ts";
 import type { Lease } from "../state/leases.ts";
@@ -196,7 +198,7 @@ export async function proveAndComplete(
   state.write(lease, () => {
     state.runs.endAttempt(run.id, at, "completed", undefined);
     state.runs.end(run.id, "completed", at);
-    state.configuration.recordSuccess(run, manifest.source.instant, manifest.actuals.durationMs, manifest.actuals.readBytes, storedBytes);
+    state.configuration.recordSuccess(run, manifest.source.instant, manifest.actuals.durationMs, manifest.actuals.readBytes, storedBytes, disksOf(manifest));
     if (run.kind === "scheduled") state.configuration.markHandled(run, run.fireTime);
     audit(context, "run.completed", run, { fireTime: run.fireTime, point: manifest.id, storedBytes });
   });
@@ -208,6 +210,13 @@ export async function proveAndComplete(
     readBytes: manifest.actuals.readBytes,
     storedBytes,
     durationMs: manifest.actuals.durationMs,
+  });
+}
+
+function disksOf({ disks }: Manifest): RecordedDisk[] {
+  return disks.map((disk) => {
+    const { mark, wholeReadAt } = isChunked(disk) ? disk : {};
+    return { name: disk.name, virtualBytes: disk.virtualBytes, ...(mark === undefined ? {} : { mark }), ...(wholeReadAt === undefined ? {} : { wholeReadAt }) };
   });
 }
 

@@ -29,7 +29,7 @@ export interface ObservedVm {
   readonly firmware?: "bios" | "efi";
 }
 
-interface ObservedDisk {
+export interface ObservedDisk {
   /** The file, relative to the VM's folder, with `/`. */
   readonly name: string;
   readonly format: string;

@@ -36,6 +36,16 @@ export interface RecordedProtection {
   readonly lastDurationMs?: number;
   readonly lastReadBytes?: number;
   readonly lastStoredBytes?: number;
+  /** As the last export recorded them. */
+  readonly lastDisks?: readonly RecordedDisk[];
+}
+
+export interface RecordedDisk {
+  readonly name: string;
+  readonly virtualBytes: number;
+  /** What its provider is asked with for the changes since. */
+  readonly mark?: string;
+  readonly wholeReadAt?: Instant;
 }
 
 type PointState = "good" | "bad";

@@ -1,11 +1,12 @@
 import type { ScheduleSpec } from "../model/desired.ts";
 import { formatDuration } from "../model/duration.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
-import type { RecordedProtection, RecordedRun } from "../model/recorded.ts";
+import type { ObservedDisk } from "../model/observed.ts";
+import type { RecordedDisk, RecordedProtection, RecordedRun } from "../model/recorded.ts";
 import { fireTimes } from "../schedule/cron.ts";
 import { isOpen, nextOpening } from "../schedule/windows.ts";
 import { type Member, protectionKey } from "./membership.ts";
-import type { DeferredExport, DueExport, SkippedExport } from "./plan.ts";
+import type { DeferredExport, DiskMode, DueExport, SkippedExport } from "./plan.ts";
 
 /** With `catchUp: skip`, a fire time this long ago was missed, or half the way to the next one where that is sooner. */
 const missedAfterMs = 15 * 60_000;
@@ -75,7 +76,7 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
       ...sizesOf(member),
       ...estimatesOf(context.protections.get(key)),
       sourceIdentity: member.vm.sourceIdentity ?? member.identity,
-      ...modeOf(schedule, context.protections.get(key)),
+      ...modeOf(schedule, context.protections.get(key), member.vm.disks, nowMs),
       reason: begins ? "the protection begins and initialExport is immediate" : "its fire time has come",
     },
   };
@@ -129,11 +130,34 @@ function unmetDependency(
   return undefined;
 }
 
-/** How much of a VM an export reads, and why. */
-export function modeOf(schedule: ScheduleSpec, protection: RecordedProtection | undefined): Pick<DueExport, "mode" | "modeReason" | "isIncremental"> {
-  if (!schedule.incremental) return { isIncremental: false, mode: "full", modeReason: "the schedule is not incremental" };
-  if (protection?.lastSuccessAt === undefined) return { isIncremental: true, mode: "full", modeReason: "the first export of this VM" };
-  return { isIncremental: true, mode: "incremental", modeReason: "the provider tracks no changes: all is read, what is new is stored" };
+/** How much of a VM an export reads, and why, as far as can be told before; the export itself decides by the same rules. */
+export function modeOf(
+  schedule: ScheduleSpec,
+  protection: RecordedProtection | undefined,
+  disks: readonly ObservedDisk[],
+  nowMs: number,
+): Pick<DueExport, "mode" | "modeReason" | "isIncremental" | "diskModes"> {
+  const { incremental } = schedule;
+  if (!incremental) return { isIncremental: false, mode: "full", modeReason: "the schedule is not incremental", diskModes: [] };
+  if (protection?.lastSuccessAt === undefined) return { isIncremental: true, mode: "full", modeReason: "the first export of this VM", diskModes: [] };
+  const diskModes = disks.map((disk) => {
+    const last = protection.lastDisks?.find(({ name }) => name === disk.name);
+    return { name: disk.name, ...diskModeOf(disk, last, incremental.fullReadEveryMs, nowMs) };
+  });
+  const mode = diskModes.some((each) => each.mode === "incremental") ? "incremental" : "full";
+  return { isIncremental: true, mode, modeReason: [...new Set(diskModes.map(({ reason }) => reason))].join("; "), diskModes };
+}
+
+function diskModeOf(disk: ObservedDisk, last: RecordedDisk | undefined, fullReadEveryMs: number, nowMs: number): Omit<DiskMode, "name"> {
+  if (!disk.marks) return { mode: "incremental", reason: "the provider tracks no changes: all is read, what is new is stored" };
+  if (!last) return { mode: "full", reason: "the first export of this disk" };
+  if (last.mark === undefined || last.wholeReadAt === undefined) return { mode: "full", reason: "nothing was marked before" };
+  const mark = disk.marks.find(({ name }) => name === last.mark);
+  if (!mark) return { mode: "full", reason: `its bitmap ${last.mark} is gone` };
+  if (last.virtualBytes !== disk.virtualBytes) return { mode: "full", reason: `its size was ${last.virtualBytes} bytes` };
+  const ageMs = nowMs - epochMsOf(last.wholeReadAt);
+  if (ageMs >= fullReadEveryMs) return { mode: "full", reason: `all of it was read ${formatDuration(ageMs)} ago for the last time` };
+  return { mode: "incremental", reason: "changed blocks", changedBytes: mark.changedBytes };
 }
 
 function sizesOf({ vm }: Member): Pick<DueExport, "disks" | "virtualBytes" | "dataBytes"> {

@@ -111,12 +111,22 @@ interface ExportBase {
   readonly priority: number;
 }
 
+export interface DiskMode {
+  readonly name: string;
+  readonly mode: "full" | "incremental";
+  readonly reason: string;
+  /** Of an increment whose changed blocks are known. */
+  readonly changedBytes?: number;
+}
+
 export interface DueExport extends ExportBase {
   /** What the provider calls the VM now; `identity` is what its history goes by. */
   readonly sourceIdentity: string;
   readonly mode: "full" | "incremental";
   /** Why as much is read as is read. */
   readonly modeReason: string;
+  /** Each disk of an incremental export of a VM that was exported before. */
+  readonly diskModes: readonly DiskMode[];
   /** Whether the schedule asks for increments. */
   readonly isIncremental: boolean;
   readonly reason: string;

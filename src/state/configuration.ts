@@ -1,5 +1,5 @@
 import type { Instant } from "../model/instant.ts";
-import type { RecordedProtection, RecordedResource } from "../model/recorded.ts";
+import type { RecordedDisk, RecordedProtection, RecordedResource } from "../model/recorded.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import type { Db } from "./database.ts";
 
@@ -15,6 +15,8 @@ interface ProtectionRow {
   last_duration_ms: number | null;
   last_read_bytes: number | null;
   last_stored_bytes: number | null;
+  /** Missing in a file of version 1 that is only read. */
+  last_disks?: string | null;
 }
 
 export type ProtectionId = Pick<RecordedProtection, "schedule" | "provider" | "identity">;
@@ -91,14 +93,15 @@ export class Configuration {
     this.#where("UPDATE protections SET handled_until = max(coalesce(handled_until, ''), ?)", id, fireTime);
   }
 
-  recordSuccess(id: ProtectionId, at: Instant, durationMs: number, readBytes: number, storedBytes: number): void {
+  recordSuccess(id: ProtectionId, at: Instant, durationMs: number, readBytes: number, storedBytes: number, disks: readonly RecordedDisk[]): void {
     this.#where(
-      "UPDATE protections SET last_success_at = max(coalesce(last_success_at, ''), ?), last_duration_ms = ?, last_read_bytes = ?, last_stored_bytes = ?",
+      "UPDATE protections SET last_success_at = max(coalesce(last_success_at, ''), ?), last_duration_ms = ?, last_read_bytes = ?, last_stored_bytes = ?, last_disks = ?",
       id,
       at,
       durationMs,
       readBytes,
       storedBytes,
+      JSON.stringify(disks),
     );
   }
 
@@ -133,5 +136,6 @@ function protectionOf(row: ProtectionRow): RecordedProtection {
   if (row.last_duration_ms !== null) protection.lastDurationMs = row.last_duration_ms;
   if (row.last_read_bytes !== null) protection.lastReadBytes = row.last_read_bytes;
   if (row.last_stored_bytes !== null) protection.lastStoredBytes = row.last_stored_bytes;
+  if (row.last_disks) protection.lastDisks = JSON.parse(row.last_disks) as RecordedDisk[];
   return protection;
 }

@@ -4,11 +4,12 @@ import { umask } from "node:process";
 import Database from "better-sqlite3";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
 import { initial } from "./migrations/001-initial.ts";
+import { lastDisks } from "./migrations/002-last-disks.ts";
 
 export type Db = Database.Database;
 
 /** Numbered from 1; each runs in a transaction of its own and is never changed once released. */
-const migrations: readonly string[] = [initial];
+const migrations: readonly string[] = [initial, lastDisks];
 
 /** `PRAGMA application_id` of a state file: "HYPS". */
 const applicationId = 0x48595053;

@@ -109,8 +109,23 @@ function valueText(value: unknown): string {
 }
 
 /** Of an increment, or of what will be the base of one, also why. */
-function modeText({ mode, modeReason, isIncremental }: Plan["exports"][number]): string {
-  return isIncremental ? `${mode} (${modeReason})` : mode;
+function modeText({ mode, modeReason, isIncremental, diskModes }: DueExport): string {
+  const [only, ...more] = diskModes;
+  if (isOfSeveral(diskModes)) return mode;
+  return only && more.length === 0 ? diskModeText(only) : isIncremental ? `${mode} (${modeReason})` : mode;
+}
+
+/** A line for each disk, where they are not all read in the same way. */
+function diskLines({ diskModes }: DueExport): string[] {
+  return isOfSeveral(diskModes) ? diskModes.map((each) => `        ${printable(each.name)}  ${diskModeText(each)}`) : [];
+}
+
+function isOfSeveral(diskModes: DueExport["diskModes"]): boolean {
+  return diskModes.length > 1 && diskModes.some(({ reason, changedBytes }) => changedBytes !== undefined || reason !== diskModes[0]?.reason);
+}
+
+function diskModeText({ mode, reason, changedBytes }: DueExport["diskModes"][number]): string {
+  return `${mode} (${printable(reason)}${changedBytes === undefined ? "" : `, ${formatBytes(changedBytes)}`})`;
 }
 
 function listDiff(before: readonly unknown[], after: readonly unknown[]): string {
@@ -166,7 +181,11 @@ function dueSection({ exports, deferred, skipped, at, suspended }: Plan, { style
     ...limited(
       exports,
       (due) =>
-        `  ${style.cyan(">")} ${name(due)}  ${modeText(due)}  ${sizeText(due)}${due.estimatedDurationMs === null ? "" : `  ~${formatDuration(due.estimatedDurationMs)}`}   to ${printable(due.destination)}`,
+        `  ${style.cyan(">")} ${name(due)}  ${modeText(due)}  ${sizeText(due)}${due.estimatedDurationMs === null ? "" : `  ~${formatDuration(due.estimatedDurationMs)}`}   to ${printable(due.destination)}${diskLines(
+          due,
+        )
+          .map((line) => `\n${line}`)
+          .join("")}`,
     ),
     ...limited(
       deferred,

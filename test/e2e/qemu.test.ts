@@ -90,6 +90,12 @@ describe.skipIf(!has("qemu-system-x86_64"))("a running QEMU", () => {
     expect(await ok(vm.folder, ["get", "vms"])).toContain("/datacenter/vm/web");
     await whileItWrites(1500, guest);
     await ok(vm.folder, ["apply", "--auto-approve"]);
+    const tomorrow = new Date(Date.now() + 2 * 86_400_000).toISOString();
+    expect(await ok(vm.folder, ["plan", "--at", tomorrow])).toMatch(
+      /> nightly {2}\/datacenter\/vm\/web {2}incremental .*\n +disk-0.qcow2 {2}incremental \(changed blocks, .*\n +disk-1.raw {2}incremental \(changed blocks/,
+    );
+    const later = new Date(Date.now() + 30 * 86_400_000).toISOString();
+    expect(await ok(vm.folder, ["plan", "--at", later])).toMatch(/full \(all of it was read 30d ago for the last time\)/);
     for (let round = 0; round < 10; round++) {
       await whileItWrites(300, guest);
       await ok(vm.folder, ["run", "nightly"]);

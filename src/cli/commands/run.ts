@@ -4,6 +4,7 @@ import { refuseForeign } from "../../engine/reconcile.ts";
 import { type RunWork, runExport } from "../../engine/run-export.ts";
 import type { DestinationSpec, ProviderSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
+import { epochMsOf } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
 import { parsePattern } from "../../model/pattern.ts";
 import { modeOf } from "../../plan/due.ts";
@@ -84,6 +85,8 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
           : modeOf(
               schedule,
               protections.find((each) => each.schedule === name && each.provider === member.provider && each.identity === member.identity),
+              member.vm?.disks ?? [],
+              epochMsOf(at),
             )),
         provider: desired.providers.find((each) => each.name === member.provider) as ProviderSpec,
         run: state.writeUnlocked(() =>
