@@ -55,6 +55,7 @@ const byError: Readonly<Record<ErrorCode, number>> = {
   ImageUnsupported: exitCodes.failed,
   ImageUnsafe: exitCodes.damaged,
   ArtifactDamaged: exitCodes.damaged,
+  NotBooted: exitCodes.damaged,
   KeyRefused: exitCodes.sourceUnavailable,
   StateUnusable: exitCodes.failed,
   StateFull: exitCodes.failed,

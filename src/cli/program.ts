@@ -197,7 +197,16 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
         async ([id], options, io) => (await import("./commands/verify.ts")).verify(id, options, io),
       ),
     ),
-  ).addOption(new Option("--level <level>", "checksum reads the files back; restore rebuilds the disks (default)").choices(["checksum", "restore"]));
+  )
+    .addOption(
+      new Option("--level <level>", "checksum reads the files back; restore rebuilds the disks (default); boot starts the machine in QEMU").choices([
+        "checksum",
+        "restore",
+        "boot",
+      ]),
+    )
+    .option("--marker <text>", "boot: what the guest says on its serial port once it is up; login: otherwise")
+    .option("--timeout <duration>", "boot: how long that may take; 5m otherwise");
   const repository = (command: Command): Command =>
     keyed(source(command)).option("--destination <name>", "its name, or its URL; all repositories of the files otherwise");
   const keys = group("key", "the ways into an encrypted repository", ["hypersdk key list", "hypersdk key add --recipient age1…"]);
@@ -273,6 +282,20 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
       async ([id], options, io) => (await import("./commands/hold.ts")).unhold(id as string, options, io),
     ),
   );
+  keyed(
+    source(
+      add(
+        "copy <from> <to>",
+        "store restore points at another destination too: one, or all good ones of a destination that are not there yet",
+        ["hypersdk copy 1a2b3c4d cellar", "hypersdk copy backups file:///mnt/usb --vm /datacenter/vm/web"],
+        async ([from, to], options, io) => (await import("./commands/copy.ts")).copy(from as string, to as string, options, io),
+      ),
+    ),
+  )
+    .option("--vm <path>", "of a destination: only this VM's")
+    .option("--schedule <name>", "of a destination: only this schedule's")
+    .addOption(new Option("--layout <layout>", "where nothing was ever stored: image or repository (default)").choices(["image", "repository"]))
+    .addOption(new Option("--format <format>", "of images; as they were otherwise").choices(exportFormats));
   source(
     add(
       "expire",

@@ -8,7 +8,7 @@ import type { Report } from "./report.ts";
 
 const weekdays = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 /** Fields whose whole presence has no effect in this version. */
-const laterFields = ["carbon", "bandwidth", "keepImage", "replicateTo"];
+const laterFields = ["carbon", "bandwidth", "replicateTo"];
 
 /** One schedule with its defaults filled in; undefined when something in it is wrong, which has been reported. */
 export function decodeSchedule(
@@ -43,8 +43,7 @@ export function decodeSchedule(
     if (type === "webhook" && target.includes("://"))
       report.warn("HSW013", origin, ["notifications"], "a webhook's URL stands in the file", "whoever reads the repository can post to it; use a notifier");
   }
-  const verify = get<string>("verify") ?? "stored";
-  if (verify === "boot") later(origin, below("verify"), "verify: boot");
+  const { verify, boot } = verifyOf(get("verify"), origin, below("verify"), report);
   const overlap = get<"skip" | "queue">("overlap") ?? "skip";
   if (overlap === "queue") later(origin, below("overlap"), "overlap: queue");
   const format = get<ExportFormat>("format") ?? "qcow2";
@@ -68,6 +67,12 @@ export function decodeSchedule(
     report.error("HSE027", origin, below("encryption"), "only a repository is encrypted", "say layout: repository at its destination");
   else if (encryption && encryption.key === undefined)
     report.error("HSE027", origin, below("encryption"), "encryption has no key", "an export reads what is there: give it a passphrase or an age identity");
+
+  const keepImage = get<"latest">("keepImage");
+  if (keepImage && layout !== "repository")
+    report.error("HSE028", origin, below("keepImage"), "every restore point is an image already", "keepImage is for a destination with layout: repository");
+  else if (keepImage && encryption)
+    report.error("HSE028", origin, below("keepImage"), "an image would lie open beside the encrypted repository", "leave one of the two out");
 
   const windows = ((get("windows") as Record<string, unknown>[] | undefined) ?? []).map((window, i): WindowSpec => {
     const zone = (window["timezone"] as string | undefined) ?? timezone;
@@ -106,6 +111,7 @@ export function decodeSchedule(
       };
     }),
     destination: value["destination"] as string,
+    ...(boot ? { boot } : undefined),
     ...(encryption === undefined
       ? undefined
       : { encryption: { ...(encryption.key === undefined ? {} : { key: encryption.key }), recipients: encryption.recipients ?? [] } }),
@@ -113,6 +119,7 @@ export function decodeSchedule(
     format,
     ...(incremental === false ? undefined : { incremental: { fullReadEveryMs: fullReadEveryMs ?? 7 * 86_400_000 } }),
     initialExport: get("initialExport") ?? "scheduled",
+    ...(keepImage ? { keepImage } : undefined),
     name: value["name"] as string,
     origin,
     overlap,
@@ -122,11 +129,18 @@ export function decodeSchedule(
     ...(rpoMs === undefined ? undefined : { rpoMs }),
     suspend: (value["suspend"] as boolean | undefined) ?? false,
     timezone,
-    verify: verify as VerifyLevel,
+    verify,
     vms: patternsOf(value["vms"] as string[], origin, ["vms"], "vms", report),
     windows,
   };
   return report.errorCount === errorsBefore ? schedule : undefined;
+}
+
+function verifyOf(value: unknown, origin: Origin, below: (string | number)[], report: Report): Pick<ScheduleSpec, "verify" | "boot"> {
+  if (typeof value !== "object" || value === null) return { verify: (value as VerifyLevel | undefined) ?? "stored" };
+  const { level, marker, timeout } = value as { level: VerifyLevel; marker?: string; timeout?: string };
+  const timeoutMs = durationOf(timeout, origin, below.length > 0 ? [...below, "timeout"] : [], report);
+  return { verify: level, boot: { ...(marker === undefined ? {} : { marker }), ...(timeoutMs === undefined ? {} : { timeoutMs }) } };
 }
 
 /** Of the chunks, the usual one first. */

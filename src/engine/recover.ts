@@ -61,7 +61,7 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
       recordPoint({ run }, exported, lease, context);
       if (isChunked) for (const path of leftovers) await destination.remove(path);
       try {
-        await proveAndComplete({ run, verify: schedule?.verify ?? "stored" }, destination, exported, name, lease, context);
+        await proveAndComplete({ run, verify: "stored", ...schedule }, destination, exported, name, lease, context);
         return "completed";
       } catch (error) {
         if (!(error instanceof HypersdkError && error.code === "ArtifactDamaged")) throw error;

@@ -2,6 +2,7 @@ import type { Destination } from "../destinations/destination.ts";
 import { type Exported, exportVm } from "../exports/export-vm.ts";
 import { claim } from "../exports/lineage.ts";
 import { isChunked, type Manifest } from "../exports/manifest.ts";
+import { keepImage } from "../exports/stored-point.ts";
 import { verifyPoint } from "../exports/verify.ts";
 import type { DestinationSpec, ProviderSpec, ScheduleSpec } from "../model/desired.ts";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
@@ -146,7 +147,25 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
     signal,
   );
   recordPoint(work, exported, lease, context);
-  await proveAndComplete({ run, verify: schedule.verify }, destination, exported, name, lease, context);
+  if (schedule.keepImage) await keepLatest(work, destination, exported, context);
+  await proveAndComplete({ run, ...schedule }, destination, exported, name, lease, context);
+}
+
+/** An image that cannot be kept costs the image, not the point. */
+async function keepLatest({ run, schedule }: RunWork, destination: Destination, { manifest, manifestPath }: Exported, context: EngineContext): Promise<void> {
+  const { state, clock, random, emit, signal, toolVersion } = context;
+  try {
+    await keepImage(
+      { destination, manifestPath, manifest },
+      { pointId: manifest.id, runId: run.id, lineage: state.lineage, toolVersion, layout: "image", format: schedule.format, compression: "none" },
+      { clock, random },
+      signal,
+    );
+  } catch (error) {
+    const failure = failureOf(error);
+    if (!failure || signal.aborted) throw error;
+    emit({ type: "warning", code: failure.code, text: `the image of ${run.vmPath} was not kept, its restore point was: ${failure.message}` });
+  }
 }
 
 /** The manifest is published: from here on the point exists, whatever happens to this process. */
@@ -179,7 +198,7 @@ export function recordPoint(
 
 /** Verifies a published point at the schedule's level and ends its run. Also the last step of a recovery. */
 export async function proveAndComplete(
-  { run, verify }: { readonly run: RunRow; readonly verify: ScheduleSpec["verify"] },
+  { run, verify, boot }: { readonly run: RunRow } & Pick<ScheduleSpec, "verify" | "boot">,
   destination: Destination,
   { manifest, manifestPath, storedBytes }: Exported,
   name: RunName,
@@ -189,7 +208,7 @@ export async function proveAndComplete(
   const { state, clock, emit } = context;
   emit({ type: "export_verifying", run: name, level: verify });
   try {
-    await verifyPoint(destination, manifestPath, manifest, verify);
+    await verifyPoint(destination, manifestPath, manifest, verify, boot ? { boot } : {});
   } catch (error) {
     if (error instanceof HypersdkError && error.code === "ArtifactDamaged") state.write(lease, () => state.artifacts.setState(manifest.id, "bad"));
     throw error;

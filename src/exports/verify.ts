@@ -1,19 +1,20 @@
 import type { BlockSource } from "../converters/block-source.ts";
 import type { Destination } from "../destinations/destination.ts";
+import type { VerifyLevel } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { storedPieceBytes, TreeHash } from "../model/tree-hash.ts";
 import { readPack } from "../repository/chunk-reader.ts";
 import { packsFolder } from "../repository/layout.ts";
 import { readDirectory } from "../repository/survey.ts";
+import { type BootOptions, bootPoint } from "./boot.ts";
 import { isChunked, type Manifest, type ManifestDisk } from "./manifest.ts";
 import { discardingSink, openRepository, restoreDisk, storedDisks } from "./restore.ts";
 
-export type VerifyLevel = "none" | "stored" | "checksum" | "restore";
-
 /**
  * Proves a restore point. `stored` takes the store's own checksum where it has one and reads back where it has none, as a
- * folder does; `checksum` always reads back; `restore` rebuilds every disk and compares the content.
- * @throws ArtifactDamaged with the first thing that is wrong
+ * folder does; `checksum` always reads back; `restore` rebuilds every disk and compares the content;
+ * `boot` starts it.
+ * @throws ArtifactDamaged with the first thing that is wrong, NotBooted
  */
 export async function verifyPoint(
   destination: Destination,
@@ -23,6 +24,7 @@ export async function verifyPoint(
   options: VerifyOptions = {},
 ): Promise<void> {
   if (level === "none") return;
+  if (level === "boot") return bootPoint(destination, manifestPath, manifest, { ...options.boot, ...(options.signal ? { signal: options.signal } : {}) });
   const folder = manifestPath.slice(0, manifestPath.lastIndexOf("/"));
   const { package: archive, repository, disks } = manifest;
   // what stands around the disks of an archive is proved too
@@ -59,6 +61,7 @@ async function verifySent(destination: Destination, { packs }: { readonly packs:
 }
 
 interface VerifyOptions {
+  readonly boot?: Pick<BootOptions, "marker" | "timeoutMs">;
   readonly signal?: AbortSignal;
   readonly onRead?: (bytes: number) => void;
 }

@@ -90,7 +90,7 @@ export interface RenameSpec {
   readonly origin: Origin;
 }
 
-export type VerifyLevel = "none" | "stored" | "checksum" | "restore";
+export type VerifyLevel = "none" | "stored" | "checksum" | "restore" | "boot";
 
 export interface ScheduleSpec {
   readonly name: string;
@@ -118,6 +118,10 @@ export interface ScheduleSpec {
   readonly encryption?: { readonly key?: string; readonly recipients: readonly string[] };
   readonly retention?: RetentionSpec;
   readonly verify: VerifyLevel;
+  /** What a guest that is started to prove a point must say, and how long it may take. */
+  readonly boot?: { readonly marker?: string; readonly timeoutMs?: number };
+  /** The newest point also as images beside the repository. */
+  readonly keepImage?: "latest";
   readonly alerts: readonly Alert[];
   readonly origin: Origin;
 }

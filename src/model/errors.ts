@@ -21,6 +21,7 @@ export type ErrorCode =
   | "ImageUnsafe"
   | "ArtifactDamaged"
   | "KeyRefused"
+  | "NotBooted"
   | "StateUnusable"
   | "StateFull"
   | "LockHeld"

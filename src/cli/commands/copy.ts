@@ -1,0 +1,135 @@
+import { existsSync } from "node:fs";
+import { resolve } from "node:path";
+import type { Destination } from "../../destinations/destination.ts";
+import { claim, readMarker } from "../../exports/lineage.ts";
+import { isChunked } from "../../exports/manifest.ts";
+import { type StoredPoint, storeAgain } from "../../exports/stored-point.ts";
+import { verifyPoint } from "../../exports/verify.ts";
+import { formatBytes } from "../../model/bytes.ts";
+import type { DesiredState, DestinationSpec } from "../../model/desired.ts";
+import { HypersdkError } from "../../model/errors.ts";
+import type { ExportFormat } from "../../model/image-formats.ts";
+import type { RestorePoint } from "../../model/recorded.ts";
+import { State } from "../../state/state.ts";
+import { plural } from "../../ui/plan-view.ts";
+import { adapters, clock, random, toolVersion } from "../compose.ts";
+import { listenForInterrupts } from "../interrupts.ts";
+import type { Io } from "../io.ts";
+import { load, type SourceOptions } from "../load.ts";
+import { byteProgress } from "./byte-progress.ts";
+import { destinationNamed, type KeyOptions } from "./destinations.ts";
+import { findPoint, openPoint, recordedPoints } from "./points.ts";
+
+export interface CopyOptions extends SourceOptions, KeyOptions {
+  readonly vm?: string;
+  readonly schedule?: string;
+  readonly format?: ExportFormat;
+  readonly layout?: DestinationSpec["layout"];
+}
+
+/** Stores restore points at another destination too: one, or all good ones of a destination that are not there yet, oldest first. */
+export async function copy(from: string, to: string, options: CopyOptions, io: Io): Promise<number> {
+  const { statePath, desired, revision } = await load(options, io.env, io.cwd);
+  const address = destinationNamed(to, desired, {}, io.cwd);
+  const target = await adapters.openDestination(address);
+  const points = await pointsOf(from, desired, options, io);
+  const interrupts = listenForInterrupts(io.err);
+  const state = State.openForWriting(statePath, random);
+  const copied: object[] = [];
+  let isThere = 0;
+  try {
+    const layout = await layoutOf(target, desired, options);
+    for (const open of points) {
+      const point = await open();
+      const { source, repository, disks } = point.manifest;
+      if (point.destination.spec.url === address.url)
+        throw new HypersdkError("Usage", `${source.vm} as of ${source.instant} is at ${address.name} already`, { hint: "name another destination" });
+      if (state.artifacts.list().some((each) => each.destinationUrl === address.url && isSame(each, point))) {
+        isThere++;
+        continue;
+      }
+      await claim(target, state.lineage, clock.now(), { adopt: false, layout });
+      const [first] = disks;
+      const format = options.format ?? repository?.restoreFormat ?? (first && !isChunked(first) ? first.format : "qcow2");
+      const id = random.uuid();
+      const progress = byteProgress(
+        io,
+        disks.reduce((sum, disk) => sum + (isChunked(disk) ? disk.dataBytes : disk.readBytes), 0),
+      );
+      const exported = await storeAgain(
+        point,
+        target,
+        { pointId: id, runId: id, lineage: state.lineage, toolVersion: toolVersion(), layout, format, compression: layout === "repository" ? "zstd" : "none" },
+        { clock, random },
+        { signal: interrupts.signal, onRead: progress.add },
+      ).finally(progress.stop);
+      await verifyPoint(target, exported.manifestPath, exported.manifest, "stored", { signal: interrupts.signal });
+      state.writeUnlocked(() => {
+        state.artifacts.add(
+          {
+            id,
+            runId: id,
+            schedule: source.schedule,
+            provider: source.provider,
+            identity: source.identity,
+            vmPath: source.vm,
+            destination: address.name,
+            destinationUrl: address.url,
+            manifestPath: exported.manifestPath,
+            instant: source.instant,
+            storedBytes: exported.storedBytes,
+          },
+          clock.now(),
+        );
+        state.audit.append({
+          at: clock.now(),
+          type: "point.copied",
+          subject: id,
+          detail: { of: point.manifest.id, vmPath: source.vm, destination: address.name },
+          commit: revision?.commit ?? null,
+          author: revision?.author ?? null,
+        });
+      });
+      copied.push({ point: id, of: point.manifest.id, vm: source.vm, instant: source.instant, storedBytes: exported.storedBytes });
+      if (!io.json && !io.quiet) io.out(`${id.slice(0, 8)}  ${source.vm}  ${source.instant}  ${formatBytes(exported.storedBytes)} stored at ${address.name}\n`);
+    }
+  } catch (error) {
+    if (interrupts.exitCode !== undefined) return interrupts.exitCode;
+    throw error;
+  } finally {
+    interrupts.dispose();
+    state.close();
+  }
+  if (io.json) io.result("copy", { destination: address.name, copied, alreadyThere: isThere });
+  else io.out(`${plural(copied.length, "restore point")} copied to ${address.name}, ${isThere} there already.\n`);
+  return 0;
+}
+
+function isSame(one: RestorePoint, { manifest: { source } }: StoredPoint): boolean {
+  return one.schedule === source.schedule && one.provider === source.provider && one.identity === source.identity && one.instant === source.instant;
+}
+
+/** A point by its id or folder, or those of a destination. */
+async function pointsOf(from: string, desired: DesiredState | undefined, options: CopyOptions, io: Io): Promise<(() => Promise<StoredPoint>)[]> {
+  const isDestination = desired?.destinations.some(({ name }) => name === from) || (from.includes(":") && !existsSync(resolve(io.cwd, from)));
+  if (!isDestination) return [() => findPoint(from, options, io)];
+  const { url, name } = destinationNamed(from, desired, options, io.cwd);
+  const { points, addressOf } = await recordedPoints(options, io);
+  const { vm, schedule } = options;
+  const chosen = points.filter(
+    (point) =>
+      point.destinationUrl === url &&
+      point.state === "good" &&
+      (vm === undefined || point.vmPath === vm) &&
+      (schedule === undefined || point.schedule === schedule),
+  );
+  if (chosen.length === 0)
+    throw new HypersdkError("NotFound", `${name} has no good restore point that is known here`, { hint: "hypersdk get artifacts lists what there is" });
+  return chosen.map((point) => () => openPoint(point, addressOf(point)));
+}
+
+/** As it is there; else as the files say; else a repository. */
+async function layoutOf(target: Destination, desired: DesiredState | undefined, { layout }: CopyOptions): Promise<DestinationSpec["layout"]> {
+  const marker = await readMarker(target);
+  return layout ?? marker?.layout ?? desired?.destinations.find(({ url }) => url === target.spec.url)?.layout ?? "repository";
+}

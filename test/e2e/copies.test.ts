@@ -1,0 +1,107 @@
+import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { makeMachines } from "../../examples/quickstart/make-machines.ts";
+import { hypersdk, workTree } from "../support/cli.ts";
+import { has, qemuImg } from "../support/qemu.ts";
+
+const yaml = (more: string, destinations = '[{name: backups, url: "file:./backups"}, {name: cellar, url: "file:./cellar", layout: image}]'): string =>
+  `version: v2\ndestinations: ${destinations}\nschedules:\n  - {name: nightly, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/*"], destination: backups, incremental: true${more}}\n`;
+
+async function ok(folder: string, args: readonly string[]): Promise<string> {
+  const { code, stdout, stderr } = await hypersdk(folder, args);
+  expect([args.join(" "), code, stderr]).toEqual([args.join(" "), 0, expect.any(String) as string]);
+  return stdout;
+}
+
+function machines(more: string): string {
+  const folder = workTree(yaml(more));
+  makeMachines(join(folder, "machines"), 24);
+  return folder;
+}
+
+const filesBelow = (folder: string): string[] =>
+  readdirSync(folder, { recursive: true, encoding: "utf8" }).filter((path) => statSync(join(folder, path)).isFile());
+
+it("keepImage: latest keeps the newest point as images that any tool opens, and no other", { timeout: 120_000 }, async () => {
+  const folder = machines(", keepImage: latest, format: qcow2");
+  await ok(folder, ["apply", "--auto-approve"]);
+  const images = (): string[] => filesBelow(join(folder, "backups", "nightly")).sort();
+  const first = images();
+  expect(first.map((path) => path.replace(/\d{8}T\d{6}Z-[0-9a-f]{8}/, "TIME")).sort()).toEqual([
+    "datacenter%2Fvm%2Fdb/TIME/disk-0.qcow2",
+    "datacenter%2Fvm%2Fdb/TIME/disk-1.qcow2",
+    "datacenter%2Fvm%2Fdb/TIME/manifest.json",
+    "datacenter%2Fvm%2Fweb/TIME/disk-0.qcow2",
+    "datacenter%2Fvm%2Fweb/TIME/manifest.json",
+  ]);
+  const web = join(folder, "backups/nightly", first.find((path) => path.includes("web") && path.endsWith(".qcow2")) as string);
+  await ok(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"]);
+  if (has("qemu-img")) qemuImg("compare", "-q", "-f", "qcow2", "-F", "raw", web, join(folder, "web.raw"));
+  // the folder is a restore point of its own: nothing else is needed
+  await ok(folder, ["restore", web.slice(0, web.lastIndexOf("/")), "--to", "again.raw", "--format", "raw"]);
+  expect(readFileSync(join(folder, "again.raw")).equals(readFileSync(join(folder, "web.raw")))).toBe(true);
+  await ok(folder, ["run", "nightly"]);
+  expect(images().length).toBe(first.length);
+  expect(images().filter((path) => first.includes(path))).toEqual([]);
+  expect(await ok(folder, ["check", "--read-data"])).toContain("sound");
+  expect(await ok(folder, ["plan"])).not.toContain("drift");
+});
+
+it("keepImage is refused where it says nothing, or would say too much", async () => {
+  for (const [more, message] of [
+    [', keepImage: latest, encryption: {key: "${env:KEY}"}', "would lie open"],
+    [", destination: cellar, keepImage: latest", "an image already"],
+  ] as const) {
+    const folder = workTree(yaml(more).replace(more.includes("cellar") ? "destination: backups, incremental: true, " : "no such text", ""));
+    expect(await hypersdk(folder, ["validate"])).toMatchObject({ code: 3, stdout: expect.stringContaining(message) as string });
+  }
+});
+
+it("copy stores points at another destination, in another layout, once, and they restore from there alone", { timeout: 120_000 }, async () => {
+  const folder = machines("");
+  await ok(folder, ["apply", "--auto-approve"]);
+  await ok(folder, ["run", "nightly"]);
+  const { copied } = JSON.parse(await ok(folder, ["copy", "backups", "cellar", "--json"])) as { copied: { point: string; of: string; vm: string }[] };
+  expect(copied.length).toBe(4);
+  expect(await ok(folder, ["copy", "backups", "cellar"])).toContain("0 restore points copied to cellar, 4 there already");
+  expect(await ok(folder, ["copy", copied[0]?.point as string, `file://${folder}/third`])).toContain("1 restore point copied");
+  expect(await hypersdk(folder, ["copy", copied[0]?.of as string, "backups"])).toMatchObject({ code: 64 });
+  expect(await ok(folder, ["verify"])).toContain("9 restore points verified (restore), 0 damaged");
+  await ok(folder, ["restore", copied[0]?.of as string, "--to", "before/", "--format", "raw"]);
+  rmSync(join(folder, "backups"), { recursive: true });
+  await ok(folder, ["restore", copied[0]?.point as string, "--to", "after/", "--format", "raw"]);
+  for (const name of readdirSync(join(folder, "before")))
+    expect(readFileSync(join(folder, "after", name)).equals(readFileSync(join(folder, "before", name)))).toBe(true);
+});
+
+it("copy goes between an open and an encrypted repository with the keys of both", { timeout: 120_000 }, async () => {
+  const folder = workTree(
+    yaml("", '[{name: backups, url: "file:./backups"}, {name: safe, url: "file:./safe"}]') +
+      '  - {name: later, cron: "0 3 * * *", suspend: true, vms: ["/datacenter/vm/none*"], destination: safe, incremental: true, encryption: {key: "${file:key}"}}\n',
+  );
+  writeFileSync(join(folder, "key"), "a passphrase that nobody guesses\n");
+  makeMachines(join(folder, "machines"), 24);
+  await ok(folder, ["apply", "--auto-approve"]);
+  expect(await ok(folder, ["copy", "backups", "safe"])).toContain("2 restore points copied to safe");
+  for (const path of filesBelow(join(folder, "safe")).filter((each) => each.startsWith("points/")))
+    expect(readFileSync(join(folder, "safe", path)).includes("datacenter")).toBe(false);
+  expect(await ok(folder, ["verify"])).toContain("4 restore points verified (restore), 0 damaged");
+});
+
+describe.skipIf(!has("qemu-system-x86_64"))("verify: boot", () => {
+  it("starts what was stored and waits for what it says; one that says something else fails its run, and stays", { timeout: 240_000 }, async () => {
+    const folder = machines(", verify: {level: boot, marker: HYPERSDK-BOOT db, timeout: 1m}, retry: {attempts: 0}");
+    const applied = await hypersdk(folder, ["apply", "--auto-approve"]);
+    // web says its own name: its point is stored and its run fails
+    expect([applied.code, applied.stdout + applied.stderr]).toEqual([7, expect.stringMatching(/web.*has not said "HYPERSDK-BOOT db"/) as string]);
+    const points = JSON.parse(await ok(folder, ["get", "artifacts", "--json"])) as { items: { vmPath: string; state: string }[] };
+    expect(points.items.map(({ vmPath, state }) => `${vmPath} ${state}`).sort()).toEqual(["/datacenter/vm/db good", "/datacenter/vm/web good"]);
+    expect(await ok(folder, ["verify", "--vm", "/datacenter/vm/web", "--level", "boot", "--marker", "HYPERSDK-BOOT web"])).toContain(
+      "1 restore point verified (boot), 0 damaged",
+    );
+    const silent = await hypersdk(folder, ["verify", "--vm", "/datacenter/vm/web", "--level", "boot", "--timeout", "3s"]);
+    expect(silent).toMatchObject({ code: 11, stdout: expect.stringContaining('has not said "login:"') as string });
+    expect(await hypersdk(folder, ["verify", "--marker", "x"])).toMatchObject({ code: 64 });
+  });
+});
