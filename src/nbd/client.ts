@@ -32,7 +32,7 @@ export interface NbdOptions {
 }
 
 /** A run of equal flags in a meta context; what they mean, the context says. */
-export interface StatusExtent {
+interface StatusExtent {
   readonly offset: number;
   readonly length: number;
   readonly flags: number;

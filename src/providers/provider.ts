@@ -20,7 +20,7 @@ export interface Provider {
   snapshot(identity: string, options?: SnapshotOptions): Promise<VmSnapshot>;
 }
 
-export interface SnapshotOptions {
+interface SnapshotOptions {
   readonly signal?: AbortSignal;
   /** Wanted where changes are tracked; a provider that tracks none passes it over. */
   readonly track?: TrackRequest;

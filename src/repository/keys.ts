@@ -43,13 +43,14 @@ const cost = { N: 2 ** 15, r: 8, p: 3 };
 /** What a slot may ask of whoever opens it: 128 MiB. */
 const maxCost = { Nr: 2 ** 20, p: 16 };
 const minPassphrase = 12;
+const maxSlotBytes = 64 * 1024;
 
 /** @param unreadable called with the path of one that was cut or forged, which is passed over: another may open */
 export async function listSlots(destination: Destination, repository: string, unreadable: (path: string) => void = () => {}): Promise<KeySlot[]> {
   const slots: KeySlot[] = [];
-  for (const { path, isPartial, isLink } of await destination.list(keysFolder)) {
+  for (const { path, bytes, isPartial, isLink } of await destination.list(keysFolder)) {
     if (isPartial || isLink || !path.endsWith(".json")) continue;
-    const slot = slotOf(await destination.get(path, 65_536));
+    const slot = bytes > maxSlotBytes ? undefined : slotOf(await destination.get(path, maxSlotBytes));
     if (!slot || slotPath(slot.id) !== path) unreadable(path);
     else if (slot.repository === repository) slots.push(slot);
   }

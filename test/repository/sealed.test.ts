@@ -122,6 +122,9 @@ describe("a sealed repository", () => {
     const path = join(root, "keys", readdirSync(join(root, "keys"))[0] as string);
     const { digest: _, ...slot } = JSON.parse(readFileSync(path, "utf8")) as Record<string, unknown>;
     const { id } = ((await Repository.open(keyed(passphrase))) as Repository).config;
+    const grown = readFileSync(path);
+    writeFileSync(path, Buffer.concat([grown, Buffer.alloc(100_000)]));
+    expect(await listSlots(keyed(passphrase), id)).toEqual([]);
     for (const forged of [{ N: 2 ** 30 }, { r: 2 ** 20 }, { p: 2 ** 20 }, { N: 3 }, { N: -1 }, { salt: 7 }, { kind: "other" }]) {
       writeFileSync(path, JSON.stringify(withDigest({ ...slot, ...forged })));
       expect(await listSlots(keyed(passphrase), id)).toEqual([]);

@@ -3,7 +3,7 @@ import { readBytes } from "../byte-file.ts";
 import { checkVirtualSize, damaged, narrow, unsupported } from "../checked.ts";
 import { autoclear, extensions, incompatible, limits, magic } from "./layout.ts";
 
-export interface BitmapDirectory {
+interface BitmapDirectory {
   readonly count: number;
   readonly offset: number;
   readonly bytes: number;
