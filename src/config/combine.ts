@@ -217,7 +217,7 @@ function mergeDefaults(files: readonly ConfigFile[], report: Report): Record<str
 type Later = (origin: Origin, below: readonly (string | number)[], what: string) => void;
 
 /** The fields of each type of provider, beside name, type and root. */
-const providerFields: Readonly<Record<string, readonly string[]>> = { local: ["path"], qemu: ["sockets", "path", "scratch"] };
+const providerFields: Readonly<Record<string, readonly string[]>> = { local: ["path"], qemu: ["sockets", "libvirt", "path", "scratch"] };
 
 function decodeProvider(value: RawItem["value"], origin: Origin, folders: ReadonlyMap<string, string>, report: Report, later: Later): ProviderSpec {
   const type = value["type"] as string;
@@ -228,8 +228,14 @@ function decodeProvider(value: RawItem["value"], origin: Origin, folders: Readon
     for (const key of Object.keys(value))
       if (!["name", "type", "root", ...fields].includes(key))
         report.error("HSE006", origin, [key], `a ${type} provider has no "${key}"`, `known here: name, type, root, ${fields.join(", ")}`);
-  if (type === "qemu" && value["sockets"] === undefined)
-    report.error("HSE006", origin, ["type"], 'a qemu provider needs "sockets"', "the folder with the machines' monitors: NAME.qmp");
+  if (type === "qemu" && (value["sockets"] === undefined) === (value["libvirt"] === undefined))
+    report.error(
+      "HSE006",
+      origin,
+      ["type"],
+      'a qemu provider has either "sockets" or "libvirt"',
+      "the folder with the machines' monitors, NAME.qmp, or a URI such as qemu:///system",
+    );
   const folder = folders.get(origin.file) ?? "/";
   const place = (key: "sockets" | "scratch"): string | undefined => value[key] as string | undefined;
   const [sockets, scratch] = [place("sockets"), place("scratch")];
@@ -239,6 +245,7 @@ function decodeProvider(value: RawItem["value"], origin: Origin, folders: Readon
     path: resolvePath(folder, written),
     writtenPath: written,
     ...(sockets === undefined ? {} : { sockets: resolvePath(folder, sockets), writtenSockets: sockets }),
+    ...(value["libvirt"] === undefined ? {} : { libvirt: value["libvirt"] as string }),
     ...(scratch === undefined ? {} : { scratch: resolvePath(folder, scratch), writtenScratch: scratch }),
     root: vmPathOf((value["root"] as string | undefined) ?? "/datacenter/vm", origin, "root", report) ?? ("/" as VmPath),
     origin,

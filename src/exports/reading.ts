@@ -28,6 +28,9 @@ interface ReadingRequest {
   readonly fullReadEveryMs?: number;
 }
 
+/** Why all of a disk is read where nobody knows what has changed. */
+const untracked = "its changes are not tracked: all is read, what is new is stored";
+
 /** One increment in so many reads a sample of what is said to be unchanged. */
 const sampledOnceIn = 10;
 
@@ -50,7 +53,7 @@ export async function readingOf(
   if (request.mode === "full") return whole("full", request.modeReason);
   if (!before || !prior) return whole("full", "the first export of this disk");
   // all is read, and what is new is stored
-  if (!tracking) return whole("incremental", request.modeReason);
+  if (!tracking) return whole("incremental", untracked);
   const { changes } = tracking;
   if (typeof changes === "string") return whole("full", changes);
   if (prior.virtualBytes !== source.sizeBytes) return whole("full", `its size was ${prior.virtualBytes} bytes`);

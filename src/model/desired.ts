@@ -37,6 +37,8 @@ export interface ProviderSpec {
   readonly writtenPath: string;
   /** Of QEMU: the folder with the machines' monitors, and where an export keeps what a guest overwrites meanwhile; absolute, and as written. */
   readonly sockets?: string;
+  /** Or a libvirt that runs them. */
+  readonly libvirt?: string;
   readonly writtenSockets?: string;
   readonly scratch?: string;
   readonly writtenScratch?: string;

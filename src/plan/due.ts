@@ -149,7 +149,7 @@ export function modeOf(
 }
 
 function diskModeOf(disk: ObservedDisk, last: RecordedDisk | undefined, fullReadEveryMs: number, nowMs: number): Omit<DiskMode, "name"> {
-  if (!disk.marks) return { mode: "incremental", reason: "the provider tracks no changes: all is read, what is new is stored" };
+  if (!disk.marks) return { mode: "incremental", reason: "its changes are not tracked: all is read, what is new is stored" };
   if (!last) return { mode: "full", reason: "the first export of this disk" };
   if (last.mark === undefined || last.wholeReadAt === undefined) return { mode: "full", reason: "nothing was marked before" };
   const mark = disk.marks.find(({ name }) => name === last.mark);

@@ -1,8 +1,5 @@
 import { readdirSync } from "node:fs";
 import { basename, join } from "node:path";
-import type { ByteRange } from "../../converters/block-source.ts";
-import { openByteFile } from "../../converters/byte-file.ts";
-import { type PersistentBitmap, persistentBitmaps } from "../../converters/qcow2/bitmaps.ts";
 import type { ProviderSpec } from "../../model/desired.ts";
 import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import type { ObservedVm } from "../../model/observed.ts";
@@ -10,11 +7,13 @@ import type { Clock } from "../../model/ports.ts";
 import { vmPathUnder } from "../../model/vm-path.ts";
 import { discover, type FoundDisk, type FoundVm } from "../images/discover.ts";
 import { imageSnapshot, observedVm } from "../images/image-snapshot.ts";
-import type { DiskTracking, Provider, TrackRequest } from "../provider.ts";
+import type { Provider } from "../provider.ts";
 import { isOurs, isOwnedBy } from "./bitmaps.ts";
+import { libvirtProvider } from "./libvirt-provider.ts";
 import { liveSnapshot } from "./live-snapshot.ts";
 import { type LiveVm, lookAt } from "./live-vm.ts";
 import { Qmp } from "./qmp.ts";
+import { marksOf, storedTracking } from "./stored-bitmaps.ts";
 
 const monitorEnding = ".qmp";
 
@@ -23,6 +22,7 @@ const monitorEnding = ".qmp";
  * disks are the images in `path`/NAME, as those of a local provider are.
  */
 export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
+  if (spec.libvirt !== undefined) return libvirtProvider(spec, spec.libvirt, clock);
   const sockets = spec.sockets ?? spec.path;
   const socketOf = (name: string, ending: string): string => join(sockets, `${name}${ending}`);
 
@@ -75,7 +75,7 @@ export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
       }
       const vm = imagesIn(spec.path).vms.find((each) => each.identity === identity);
       if (!vm) throw new HypersdkError("NotFound", `provider ${spec.name} has no VM ${JSON.stringify(identity)}`);
-      return imageSnapshot(vm, clock, async (disk) => (track ? storedTracking(disk, track) : undefined));
+      return imageSnapshot(vm, clock, async (disk) => (track ? storedTracking(disk, track, (name) => isOwnedBy(name, track.owner)) : undefined));
     },
   };
 }
@@ -135,55 +135,8 @@ function observedLive(provider: string, path: ObservedVm["path"], identity: stri
 async function withMarks(observed: ObservedVm, { disks }: FoundVm): Promise<ObservedVm> {
   const withThem: ObservedVm["disks"][number][] = [];
   for (const [i, disk] of observed.disks.entries()) {
-    const marks = await withBitmaps(disks[i] as FoundDisk, async (bitmaps) => {
-      const sound = bitmaps.filter(({ isSound }) => isSound);
-      return Promise.all(sound.map(async ({ name, ranges }) => ({ name, changedBytes: await bytesOf(ranges()) })));
-    });
+    const marks = await marksOf(disks[i] as FoundDisk);
     withThem.push({ ...disk, ...(marks ? { marks } : {}) });
   }
   return { ...observed, disks: withThem };
-}
-
-/** What is made of the bitmaps of ours in an image; undefined where it can have none, or what it has cannot be read. */
-async function withBitmaps<T>({ path, name, peeked }: FoundDisk, use: (bitmaps: readonly PersistentBitmap[]) => Promise<T>): Promise<T | undefined> {
-  if (peeked.format !== "qcow2") return undefined;
-  const file = openByteFile(path, name);
-  try {
-    return await use((await persistentBitmaps(file)).filter((bitmap) => isOurs(bitmap.name)));
-  } catch (error) {
-    if (error instanceof HypersdkError && error.code.startsWith("Image")) return undefined;
-    throw error;
-  } finally {
-    await file.close();
-  }
-}
-
-async function bytesOf(ranges: AsyncIterable<ByteRange>): Promise<number> {
-  let bytes = 0;
-  for await (const { length } of ranges) bytes += length;
-  return bytes;
-}
-
-/**
- * The changes that an image keeps itself. Its bitmaps are only read, so that the mark stays the one that was asked for: what has changed
- * since then is a superset of what has changed since this export.
- */
-async function storedTracking(disk: FoundDisk, { owner, since }: TrackRequest): Promise<DiskTracking | undefined> {
-  const mark = since.get(disk.name);
-  if (mark === undefined) return undefined;
-  const bitmaps = (await withBitmaps(disk, async (all) => all.filter(({ name }) => isOwnedBy(name, owner)))) ?? [];
-  if (!bitmaps.some(({ name }) => name === mark)) return { mark, changes: `its bitmap ${mark} is gone` };
-  if (!bitmaps.every(({ isSound }) => isSound))
-    return { mark, changes: `its bitmap ${mark} is not sound: QEMU did not end well, or something else has written to the image` };
-  return { mark, changes: { ranges: () => storedChanges(disk, owner) } };
-}
-
-/** Also what was marked by exports that were cut off. */
-async function* storedChanges({ path, name }: FoundDisk, owner: string): AsyncGenerator<ByteRange> {
-  const file = openByteFile(path, name);
-  try {
-    for (const bitmap of await persistentBitmaps(file)) if (isOwnedBy(bitmap.name, owner)) yield* bitmap.ranges();
-  } finally {
-    await file.close();
-  }
 }
