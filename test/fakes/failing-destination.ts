@@ -1,4 +1,4 @@
-import type { Destination, Upload } from "../../src/destinations/destination.ts";
+import type { Destination, StoredFile, Upload } from "../../src/destinations/destination.ts";
 import { type ErrorCode, HypersdkError } from "../../src/model/errors.ts";
 
 /** How a call of a store goes wrong. */
@@ -6,7 +6,9 @@ export type Fault =
   /** It says so, and nothing was done. */
   | { readonly code: ErrorCode }
   /** It was done, and the answer was lost. */
-  | "lost answer";
+  | "lost answer"
+  /** A listing is answered as it was before the last change; other calls are what they are. */
+  | "stale list";
 
 /** A destination of which one call fails, counted from 0. `calls` says how many there were. */
 export function failingDestination(inner: Destination, failsAt: number, fault: Fault): Destination & { readonly calls: number } {
@@ -19,20 +21,35 @@ export function failingDestination(inner: Destination, failsAt: number, fault: F
     if (isIt && fault === "lost answer") throw failure();
     return done;
   };
+  /** What a listing showed before the last change. */
+  let before: StoredFile[] = [];
+  const changing = async (): Promise<void> => {
+    if (fault === "stale list") before = await inner.list();
+  };
   return {
     spec: inner.spec,
     get calls() {
       return calls;
     },
     create: async (path) => failingUpload(await call(() => inner.create(path)), call),
-    put: (path, data, options) => call(() => inner.put(path, data, options)),
+    async put(path, data, options) {
+      await changing();
+      return call(() => inner.put(path, data, options));
+    },
     get: (path, maxBytes) => call(() => inner.get(path, maxBytes)),
     open: async (path) => {
       const file = await call(() => inner.open(path));
       return { ...file, read: (offset, into) => call(() => file.read(offset, into)) };
     },
-    list: (prefix) => call(() => inner.list(prefix)),
-    remove: (path) => call(() => inner.remove(path)),
+    async list(prefix) {
+      const isStale = fault === "stale list" && calls === failsAt;
+      const now = await call(() => inner.list(prefix));
+      return isStale ? before.filter(({ path }) => prefix === undefined || path.startsWith(`${prefix}/`)) : now;
+    },
+    async remove(path) {
+      await changing();
+      return call(() => inner.remove(path));
+    },
   };
 }
 

@@ -12,7 +12,7 @@ import { bytes, KiB } from "../support/disks.ts";
 import { clock, contentOf, exportDisk, sealing } from "./support.ts";
 
 const chunk = 256 * KiB;
-const faults: readonly Fault[] = [{ code: "DestinationFull" }, { code: "DestinationUnreachable" }, "lost answer"];
+const faults: readonly Fault[] = [{ code: "DestinationFull" }, { code: "DestinationUnreachable" }, "lost answer", "stale list"];
 
 function disk(version: number): Buffer {
   const content = bytes(3 * chunk + 1000, 1);
