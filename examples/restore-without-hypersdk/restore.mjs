@@ -20,7 +20,8 @@ const fail = (why) => {
   process.exit(1);
 };
 
-if (!repository) fail("node restore.mjs REPOSITORY [POINT DISK OUT.raw]");
+if (!repository || repository.startsWith("-") || (point && !out)) fail("node restore.mjs REPOSITORY [POINT DISK OUT.raw]");
+for (const path of ["config", ...(point ? [point] : [])]) if (!existsSync(join(repository, path))) fail(`there is no ${join(repository, path)}`);
 const config = json("config");
 if (config.kind !== "hypersdk-repository" || config.formatVersion !== 1) fail("this is no repository of version 1");
 const masterKey = config.encryption === "aes-256-gcm" ? theMasterKey() : undefined;
@@ -114,7 +115,7 @@ function opened(purpose, sealed, key = masterKey) {
 function theMasterKey() {
   const { HYPERSDK_MASTER_KEY, HYPERSDK_PASSPHRASE } = process.env;
   if (HYPERSDK_MASTER_KEY) return Buffer.from(HYPERSDK_MASTER_KEY.trim(), "hex");
-  if (!HYPERSDK_PASSPHRASE) fail("the repository is encrypted: set HYPERSDK_PASSPHRASE");
+  if (!HYPERSDK_PASSPHRASE) fail("the repository is encrypted: set HYPERSDK_PASSPHRASE, or HYPERSDK_MASTER_KEY to what age makes of a slot");
   for (const name of readdirSync(join(repository, "keys")).filter((each) => each.endsWith(".json"))) {
     const { kind, N, r, p, salt, wrapped } = json(join("keys", name));
     if (kind !== "passphrase") continue;

@@ -100,7 +100,7 @@ export function refuseForeign(destinations: readonly { readonly name: string; re
       "DestinationForeign",
       `destination ${destination.name} belongs to state ${destination.lineage.slice(0, 8)}, not to this one (${lineage.slice(0, 8)})`,
       {
-        hint: "use the state file that belongs to it, or take the destination over with --adopt",
+        hint: "use the state file that belongs to it; where that is lost, `hypersdk state rebuild --from` the destination; --adopt begins a second history",
       },
     );
   }

@@ -102,7 +102,11 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
   signal.throwIfAborted();
   const provider = await context.openProvider(work.provider);
   const destination = await context.openDestination(work.destination);
-  await claim(destination, state.lineage, clock.now(), { adopt: context.adopt, layout: work.destination.layout });
+  await claim(destination, state.lineage, clock.now(), {
+    adopt: context.adopt,
+    layout: work.destination.layout,
+    hasPoints: state.artifacts.hasAt(work.destination.url),
+  });
   const exported = await exportVm(
     provider,
     destination,

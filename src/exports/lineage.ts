@@ -37,17 +37,21 @@ export async function readMarker(destination: Destination): Promise<DestinationM
 export interface ClaimOptions {
   /** Take it over from another state. */
   readonly adopt: boolean;
+  /** The state has restore points there, so that something must be. */
+  readonly hasPoints?: boolean;
   /** How something is about to be stored there; left out by those who only remove. */
   readonly layout?: DestinationMarker["layout"];
 }
 
 /**
  * Claims a destination for a state, or makes sure that it is its own.
- * @throws DestinationForeign when another state writes there and `adopt` was not said, or when what is there has another layout
+ * @throws DestinationForeign when another state writes there and `adopt` was not said, or when what is there has another layout;
+ * DestinationUnreachable when nothing is there and something must be
  */
 export async function claim(destination: Destination, lineage: string, now: Instant, options: ClaimOptions): Promise<void> {
-  const { adopt, layout } = options;
+  const { adopt, layout, hasPoints } = options;
   const marker = await readMarker(destination);
+  if (!marker && hasPoints && !adopt) throw emptied(destination);
   if (marker && layout !== undefined && marker.layout !== layout)
     throw new HypersdkError("Failed", `destination ${destination.spec.name} holds the layout ${marker.layout}, and ${layout} is asked for`, {
       hint: `give the schedules that need ${layout === "repository" ? "a repository" : "images"} another destination`,
@@ -73,4 +77,11 @@ export async function claim(destination: Destination, lineage: string, now: Inst
     );
   }
   await destination.put(markerPath, `${JSON.stringify({ ...mine, layout: marker.layout, createdAt: marker.createdAt }, null, 2)}\n`);
+}
+
+/** A disk that is not mounted leaves an empty folder behind, which must not be taken for a new destination, nor its points for damaged. */
+export function emptied({ spec }: Destination): HypersdkError {
+  return new HypersdkError("DestinationUnreachable", `${spec.name} is empty, and restore points are recorded there: is it mounted?`, {
+    hint: "where they are gone for good, --adopt begins anew there",
+  });
 }

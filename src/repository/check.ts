@@ -91,7 +91,8 @@ export async function examine(repository: Repository, options: CheckOptions): Pr
   const listed = new ChunkIndex();
   for (const each of indexes.flatMap(({ directories }) => directories)) listed.add(each);
 
-  onTotal?.([...present.packs.values()].reduce((sum, { name, bytes }) => sum + (isChosen(name, readData) ? bytes : 0), 0));
+  const isRead = chosenOf([...present.packs.keys()], readData);
+  onTotal?.([...present.packs.values()].reduce((sum, { name, bytes }) => sum + (isRead(name) ? bytes : 0), 0));
   const damagedPacks = new Map<string, PackInfo>();
   const sound = new ChunkIndex();
   const gone: string[] = [];
@@ -105,7 +106,7 @@ export async function examine(repository: Repository, options: CheckOptions): Pr
     const damage = structure === undefined ? [] : [structure];
     // an index may outlive a pack that two compactions took away at once: whether it is missed, the points will tell
     if (!there) gone.push(path);
-    if (there && (structure !== undefined || isChosen(pack.name, readData))) {
+    if (there && (structure !== undefined || isRead(pack.name))) {
       const holds: Buffer[] = [];
       for await (const { record, stored, problem } of readPack(repository, pack, (problem) => damage.push(problem.message))) {
         signal?.throwIfAborted();
@@ -174,9 +175,11 @@ async function lookAtSlots({ destination, config }: Repository, problems: Proble
   return damagedSlots;
 }
 
-/** The same packs for the same share, spread evenly: names are uniform. */
-function isChosen(name: string, share: number): boolean {
-  return Number.parseInt(name.slice(0, 8), 16) < share * 2 ** 32;
+/** The same packs for the same share, spread evenly, as names are uniform; one at least where any are asked for. */
+function chosenOf(names: readonly string[], share: number): (name: string) => boolean {
+  const isBelow = (name: string): boolean => Number.parseInt(name.slice(0, 8), 16) < share * 2 ** 32;
+  const [first] = [...names].sort();
+  return share === 0 || names.some(isBelow) ? isBelow : (name) => name === first;
 }
 
 function unusedBytes(index: ChunkIndex, present: Present, used: Used): number {

@@ -125,7 +125,7 @@ async function unwrap(destination: Destination, repository: string, secret: stri
     if (masterKey) return masterKey;
   }
   throw new HypersdkError("KeyRefused", `the key opens none of the ${slots.length} slots of ${destination.spec.name}`, {
-    hint: "hypersdk key list shows which there are",
+    hint: "is it the key of this repository? what it once opened may have been removed with hypersdk key remove",
   });
 }
 
@@ -175,7 +175,7 @@ function stretched(secret: string, { N, r, p, salt }: Pick<PassphraseSlot, "N" |
 function encryptionOf({ encryption, spec }: Destination): NonNullable<Destination["encryption"]> {
   if (encryption) return encryption;
   throw new HypersdkError("KeyRefused", `the repository at ${spec.name} is encrypted, and no key is given`, {
-    hint: "name it with --key-file, or with encryption.key in a schedule of the files",
+    hint: "name it with encryption.key in a schedule of the files; commands that only look take --key-file",
   });
 }
 

@@ -46,6 +46,10 @@ export class Artifacts {
     this.#db.prepare("UPDATE artifacts SET expires_at = NULL, expiry_rule = NULL WHERE id = ?").run(id);
   }
 
+  hasAt(destinationUrl: string): boolean {
+    return this.#db.prepare("SELECT 1 FROM artifacts WHERE destination_url = ? LIMIT 1").get(destinationUrl) !== undefined;
+  }
+
   get(id: string): RestorePoint | undefined {
     const row = this.#db.prepare("SELECT * FROM artifacts WHERE id = ?").get(id) as RawArtifact | undefined;
     return row && pointOf(row);

@@ -41,7 +41,7 @@ function headLine({ revision, lineage, serial }: Plan): string {
 
 export function summaryLine({ changes, exports, deferred, expiry, unchanged }: Plan): string {
   const count = (kind: Change["kind"]): number => changes.filter((change) => change.kind === kind).length;
-  const points = expiry.mark.length + expiry.remove.length;
+  const points = new Set([...expiry.mark, ...expiry.remove].map(({ point }) => point)).size;
   return `Plan: ${count("create")} to add, ${count("update")} to change, ${count("delete")} to remove, ${unchanged} unchanged. ${plural(exports.length, "export")} due, ${deferred.length} deferred. ${plural(points, "restore point")} ${points === 1 ? "expires" : "expire"}.`;
 }
 
@@ -81,20 +81,36 @@ function changeSection({ changes, at }: Plan, { style, timezoneOf }: PlanViewOpt
 function shownFields(change: Change & { readonly kind: "create" }): [string, string][] {
   const spec = JSON.parse(change.after) as Record<string, unknown>;
   const fields: Record<Change["resource"], readonly string[]> = {
-    schedule: ["cron", "timezone", "destination", "format", "incremental", "encryption", "retention", "windows", "dependsOn", "suspend"],
+    schedule: [
+      "cron",
+      "timezone",
+      "destination",
+      "format",
+      "incremental",
+      "encryption",
+      "keepImage",
+      "verify",
+      "boot",
+      "retention",
+      "windows",
+      "dependsOn",
+      "suspend",
+    ],
     policy: ["match", "schedule", "priority", "rpoMs"],
     destination: ["url", "layout"],
-    provider: ["type", "writtenPath", "root"],
+    provider: ["type", "writtenSockets", "libvirt", "writtenPath", "writtenScratch", "root"],
     notifier: ["type"],
   };
   return fields[change.resource].flatMap((name): [string, string][] => {
     const value = spec[name];
-    if (value === undefined || value === false || (Array.isArray(value) && value.length === 0)) return [];
+    if (value === undefined || value === false || (Array.isArray(value) && value.length === 0) || value === fieldDefaults[name]) return [];
     return [[fieldNames[name] ?? name, Array.isArray(value) && value.every((each) => typeof each === "string") ? value.join(", ") : valueText(value)]];
   });
 }
 
-const fieldNames: Readonly<Record<string, string>> = { writtenPath: "path", rpoMs: "rpo" };
+const fieldNames: Readonly<Record<string, string>> = { writtenPath: "path", writtenSockets: "sockets", writtenScratch: "scratch", rpoMs: "rpo" };
+/** What goes without saying. */
+const fieldDefaults: Readonly<Record<string, string>> = { verify: "stored" };
 
 function valueText(value: unknown): string {
   if (value === null) return "(none)";

@@ -96,7 +96,7 @@ export class ProgressView {
         );
         return;
       case "point_removed":
-        this.#line(`${dim("-")} ${event.schedule}  ${printable(event.vmPath)}  expired restore point removed, ${formatBytes(event.storedBytes)} freed`);
+        this.#line(`${dim("-")} ${event.schedule}  ${printable(event.vmPath)}  expired restore point removed, ${formatBytes(event.storedBytes)} once stored`);
         return;
       case "config_applied":
         this.#line(`${green("✓")} configuration applied, serial ${event.serial}`);

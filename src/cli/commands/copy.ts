@@ -48,7 +48,7 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
         isThere++;
         continue;
       }
-      await claim(target, state.lineage, clock.now(), { adopt: false, layout });
+      await claim(target, state.lineage, clock.now(), { adopt: false, layout, hasPoints: state.artifacts.hasAt(address.url) });
       const [first] = disks;
       const format = options.format ?? repository?.restoreFormat ?? (first && !isChunked(first) ? first.format : "qcow2");
       const id = random.uuid();

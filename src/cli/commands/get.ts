@@ -186,7 +186,7 @@ async function tableOf(kind: GetKind, { desired, sourceOf, diagnostics }: Loaded
           each.vm,
           formatTime(each.instant, zones(each.schedule), now),
           formatBytes(each.storedBytes),
-          each.expiresAt ? "expires" : each.state,
+          each.held ? `${each.state}, held` : each.expiresAt ? "expires" : each.state,
           each.destination,
           each.manifest,
         ]),

@@ -69,7 +69,7 @@ async function makeFrom(options: PlanOptions, io: Io): Promise<{ made: Plan; loa
     for (const destination of observed.destinations) {
       if (destination.lineage !== undefined && destination.lineage !== recorded.lineage && !io.json) {
         io.err(
-          `${io.errStyle.yellow("warning")}: destination ${destination.name} belongs to state ${destination.lineage.slice(0, 8)}, not to this one; apply exits 6 unless --adopt is said\n`,
+          `${io.errStyle.yellow("warning")}: destination ${destination.name} belongs to state ${destination.lineage.slice(0, 8)}, not to this one; apply exits 6 (is the state lost? hypersdk state rebuild --from ${destination.name})\n`,
         );
       }
     }

@@ -1,6 +1,7 @@
 import { existsSync, statSync } from "node:fs";
 import { relative, resolve } from "node:path";
 import type { Destination } from "../../destinations/destination.ts";
+import { emptied, readMarker } from "../../exports/lineage.ts";
 import { type Manifest, manifestName } from "../../exports/manifest.ts";
 import { readManifest } from "../../exports/restore.ts";
 import type { DestinationAddress } from "../../model/desired.ts";
@@ -33,8 +34,14 @@ export interface PointSelection extends SourceOptions, KeyOptions {
 /** By the folder or manifest on this machine (no state needed), by id, or the newest good one of a VM, also as of a time. */
 export async function findPoint(id: string | undefined, options: PointSelection, io: Io): Promise<FoundPoint> {
   if (id !== undefined && existsSync(resolve(io.cwd, id))) return pointAt(resolve(io.cwd, id), options, io.cwd);
-  const { points, addressOf } = await recordedPoints(options, io);
-  const point = choose(points, id, options);
+  const { points, addressOf, isCopy } = await recordedPoints(options, io);
+  const point = choose(points, id, options, isCopy);
+  for (const [flag, wanted, is] of [
+    ["--vm", options.vm, point.vmPath],
+    ["--schedule", options.schedule, point.schedule],
+  ] as const)
+    if (id !== undefined && wanted !== undefined && wanted !== is)
+      throw new HypersdkError("Usage", `the restore point ${point.id.slice(0, 8)} is not of ${flag} ${wanted}, but of ${is}`);
   return openPoint(point, addressOf(point));
 }
 
@@ -44,8 +51,10 @@ export async function openPoint(point: RestorePoint, address: DestinationAddress
   try {
     return { destination, manifestPath: point.manifestPath, manifest: await readManifest(destination, point.manifestPath), point };
   } catch (error) {
-    if (!(error instanceof HypersdkError && error.code === "NotFound")) throw error;
+    if (!(error instanceof HypersdkError && (error.code === "NotFound" || error.code === "ArtifactDamaged"))) throw error;
     if (address.url !== point.destinationUrl) return openPoint(point, { ...address, url: point.destinationUrl });
+    if (!(await readMarker(destination))) throw emptied(destination);
+    if (error.code === "ArtifactDamaged") throw error;
     throw new HypersdkError("ArtifactDamaged", `the restore point ${point.id} is gone: ${point.manifestPath} is not at ${point.destination}`, { cause: error });
   }
 }
@@ -53,21 +62,35 @@ export async function openPoint(point: RestorePoint, address: DestinationAddress
 export async function recordedPoints(
   options: SourceOptions & KeyOptions,
   io: Io,
-): Promise<{ readonly points: RestorePoint[]; readonly addressOf: (point: RestorePoint) => DestinationAddress }> {
+): Promise<{
+  readonly points: RestorePoint[];
+  readonly addressOf: (point: RestorePoint) => DestinationAddress;
+  readonly isCopy: (point: RestorePoint) => boolean;
+}> {
   const { statePath, desired } = await load(options, io.env, io.cwd);
   const addressOf = (point: RestorePoint): DestinationAddress => {
     const named = desired?.destinations.find(({ name }) => name === point.destination);
     return withKey(named ?? { name: point.destination, url: point.destinationUrl }, options, io.cwd);
   };
+  const isCopy = (point: RestorePoint): boolean => {
+    const schedule = desired?.schedules.find(({ name }) => name === point.schedule);
+    return schedule !== undefined && schedule.destination !== point.destination;
+  };
   const state = State.openForReading(statePath);
   try {
-    return { points: state?.artifacts.list() ?? [], addressOf };
+    return { points: state?.artifacts.list() ?? [], addressOf, isCopy };
   } finally {
     state?.close();
   }
 }
 
-function choose(points: readonly RestorePoint[], id: string | undefined, { vm, at, schedule }: PointSelection): RestorePoint {
+/** @param isCopy whether a point is one that was stored again, where its schedule does not write */
+function choose(
+  points: readonly RestorePoint[],
+  id: string | undefined,
+  { vm, at, schedule }: PointSelection,
+  isCopy: (point: RestorePoint) => boolean,
+): RestorePoint {
   if (id !== undefined) {
     const found = points.filter((point) => point.id.startsWith(id));
     if (found.length === 1) return found[0] as RestorePoint;
@@ -84,7 +107,8 @@ function choose(points: readonly RestorePoint[], id: string | undefined, { vm, a
     (point) => point.vmPath === vm && point.state === "good" && (schedule === undefined || point.schedule === schedule) && (!before || point.instant <= before),
   );
   const newest = found.at(-1);
-  if (newest) return newest;
+  // of one instant, what the schedule has stored comes before copies of it
+  if (newest) return found.find((point) => point.instant === newest.instant && point.schedule === newest.schedule && !isCopy(point)) ?? newest;
   const near = nearestName(vm, new Set(points.map((point) => point.vmPath)));
   throw new HypersdkError("NotFound", `${vm} has no good restore point${before ? ` at or before ${before}` : ""}`, {
     hint: near && near !== vm ? `did you mean ${near}?` : "hypersdk get artifacts lists what there is",

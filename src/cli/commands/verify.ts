@@ -64,7 +64,7 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
   }
   const bad = results.filter(({ ok }) => !ok).length;
   if (io.json) io.result("verify", { level, points: results });
-  else io.out(`${plural(results.length, "restore point")} verified (${level}), ${bad} damaged.\n`);
+  else io.out(`${plural(results.length, "restore point")} verified (${level}), ${bad} ${level === "boot" ? "not started" : "damaged"}.\n`);
   return bad > 0 ? exitCodes.damaged : exitCodes.done;
 }
 

@@ -1,4 +1,4 @@
-import { readdirSync, statSync } from "node:fs";
+import { existsSync, readdirSync, statSync } from "node:fs";
 import { link, open, rm, rmdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { type ByteFile, openByteFile } from "../../converters/byte-file.ts";
@@ -23,13 +23,13 @@ export function fileDestination(spec: DestinationAddress, random: Random): Desti
     async create(path) {
       const final = at(path);
       const partial = partialName(final, random.uuid());
-      return uploadOver(await inFolder(final, () => LocalFileSink.create(partial, { hashed: true })), partial, final);
+      return uploadOver(await inFolder(root, final, () => LocalFileSink.create(partial, { hashed: true })), partial, final);
     },
     async put(path, data, { exclusive = false } = {}) {
       const final = at(path);
-      if (!exclusive) return inFolder(final, () => writeDurably(final, data, random.uuid()));
+      if (!exclusive) return inFolder(root, final, () => writeDurably(final, data, random.uuid()));
       try {
-        await inFolder(final, () => putOnce(final, data, random.uuid()));
+        await inFolder(root, final, () => putOnce(final, data, random.uuid()));
       } catch (error) {
         throw fileError(final, error);
       }
@@ -76,9 +76,12 @@ export function fileDestination(spec: DestinationAddress, random: Random): Desti
 }
 
 /** Makes the folder and works in it; again, where another process removed it in between because it was empty. */
-async function inFolder<T>(final: string, work: () => Promise<T>): Promise<T> {
+async function inFolder<T>(root: string, final: string, work: () => Promise<T>): Promise<T> {
   for (let attempt = 0; ; attempt++) {
     try {
+      // the folder itself is made; what it lies in must be there: a disk that is not mounted is not to be replaced by folders
+      if (!existsSync(dirname(root)))
+        throw new HypersdkError("DestinationUnreachable", `${root} cannot be made: ${dirname(root)} is not there`, { hint: "mount it, or make it" });
       await makeFolder(dirname(final));
       return await work();
     } catch (error) {
