@@ -221,7 +221,14 @@ export async function proveAndComplete(
   state.write(lease, () => {
     state.runs.endAttempt(run.id, at, "completed", undefined);
     state.runs.end(run.id, "completed", at);
-    state.configuration.recordSuccess(run, manifest.source.instant, manifest.actuals.durationMs, manifest.actuals.readBytes, storedBytes, disksOf(manifest));
+    state.configuration.recordSuccess(
+      run,
+      manifest.source.instant,
+      manifest.actuals.durationMs,
+      manifest.actuals.readBytes,
+      storedBytes,
+      disksOf(manifest, state.configuration.lastDisks(run)),
+    );
     if (run.kind === "scheduled") state.configuration.markHandled(run, run.fireTime);
     audit(context, "run.completed", run, { fireTime: run.fireTime, point: manifest.id, storedBytes });
   });
@@ -236,9 +243,11 @@ export async function proveAndComplete(
   });
 }
 
-function disksOf({ disks }: Manifest): RecordedDisk[] {
+/** A disk that set no mark keeps the one before: the next export asks for that. */
+function disksOf({ disks }: Manifest, last: readonly RecordedDisk[]): RecordedDisk[] {
   return disks.map((disk) => {
-    const { mark, wholeReadAt } = isChunked(disk) ? disk : {};
+    const before = last.find(({ name, virtualBytes }) => name === disk.name && virtualBytes === disk.virtualBytes);
+    const { mark, wholeReadAt } = isChunked(disk) && disk.mark !== undefined ? disk : (before ?? {});
     return { name: disk.name, virtualBytes: disk.virtualBytes, ...(mark === undefined ? {} : { mark }), ...(wholeReadAt === undefined ? {} : { wholeReadAt }) };
   });
 }

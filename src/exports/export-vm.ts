@@ -17,7 +17,7 @@ import { lockForExport } from "../repository/locks.ts";
 import { pointPath, publishPoint } from "../repository/points.ts";
 import { Repository } from "../repository/repository.ts";
 import { type ChunkedDisk, type ImageDisk, type Manifest, type ManifestDisk, manifestName, pointFolder } from "./manifest.ts";
-import { newestPoint, readingOf, trackRequest } from "./reading.ts";
+import { pointBefore, readingOf, trackRequest } from "./reading.ts";
 
 export interface ExportRequest {
   readonly pointId: string;
@@ -82,7 +82,8 @@ export async function exportVm(
   const { clock } = ports;
   const startedAt = clock.now();
   const repository = request.layout === "repository" ? await Repository.openOrCreate(destination, request.pointId, startedAt) : undefined;
-  const before = repository && (await newestPoint(repository, { provider: provider.name, identity: request.identity }));
+  const before =
+    repository && (await pointBefore(repository, { provider: provider.name, identity: request.identity, tracksChanges: provider.tracksChanges ?? false }));
   const track = repository && request.fullReadEveryMs !== undefined ? trackRequest(repository, request, before) : undefined;
   const snapshot = await provider.snapshot(request.sourceIdentity, { signal, ...(track ? { track } : {}) });
   const folder = repository ? "" : pointFolder(request.schedule, request.vmPath, snapshot.instant, request.runId);
@@ -256,7 +257,7 @@ async function storeChunks(
         newBytes,
         mode: reading.mode,
         reason: reading.reason,
-        ...(tracking ? { wholeReadAt: reading.wholeReadAt, mark: tracking.mark } : {}),
+        ...(tracking?.mark === undefined ? {} : { wholeReadAt: reading.wholeReadAt, mark: tracking.mark }),
       });
       observer.diskDone(index, session.writer.sentBytes - sent);
       sent = session.writer.sentBytes;

@@ -31,6 +31,8 @@ interface ReadingRequest {
 /** Why all of a disk is read where nobody knows what has changed. */
 const untracked = "its changes are not tracked: all is read, what is new is stored";
 
+const clockSlackMs = 3_600_000;
+
 /** One increment in so many reads a sample of what is said to be unchanged. */
 const sampledOnceIn = 10;
 
@@ -61,8 +63,10 @@ export async function readingOf(
   const { wholeReadAt } = prior;
   if (wholeReadAt === undefined) return whole("full", "it was not tracked before");
   const ageMs = epochMsOf(instant) - epochMsOf(wholeReadAt);
+  // a clock that went back says nothing
+  if (ageMs < -clockSlackMs) return whole("full", "the clock was ahead when all of it was read");
   if (!(ageMs < (request.fullReadEveryMs ?? 0))) return whole("full", `all of it was read ${formatDuration(ageMs)} ago for the last time`);
-  const increment = await incrementSince(session, prior, changes.ranges());
+  const increment = await incrementSince(session, prior, source, changes.ranges());
   const lie = random.fraction() * sampledOnceIn < 1 ? await findLie(source, prior, increment, () => random.fraction()) : undefined;
   if (lie !== undefined) {
     lied(lie);
@@ -77,19 +81,28 @@ export function trackRequest(repository: Repository, { pointId }: { readonly poi
   return { owner: repository.config.id.slice(0, 8), id: pointId.slice(0, 8), since: new Map(marked) };
 }
 
-/** The manifest of a VM's newest point; undefined where there is none that can be read. */
-export async function newestPoint(
+/** How many points an export looks back for one that set marks: those of a VM that was off between set none. */
+const mostLookedAt = 64;
+
+/**
+ * The point that an export builds on: the newest of the VM, or, where changes are tracked, the newest that has set marks. Undefined where there
+ * is none that can be read.
+ */
+export async function pointBefore(
   repository: Repository,
-  { provider, identity }: { readonly provider: string; readonly identity: string },
+  { provider, identity, tracksChanges }: { readonly provider: string; readonly identity: string; readonly tracksChanges: boolean },
 ): Promise<Manifest | undefined> {
   const { destination } = repository;
   const folder = folderOfPoints(repository, { provider, identity });
-  const newest = (await listPoints(destination)).filter((each) => each.path.startsWith(`${folder}/`)).at(-1);
-  if (!newest) return undefined;
-  try {
-    return await readManifest(destination, newest.path);
-  } catch (error) {
-    if (error instanceof HypersdkError && (error.code === "ArtifactDamaged" || error.code === "NotFound")) return undefined;
-    throw error;
+  const paths = (await listPoints(destination)).map(({ path }) => path).filter((path) => path.startsWith(`${folder}/`));
+  let newest: Manifest | undefined;
+  for (const path of paths.reverse().slice(0, tracksChanges ? mostLookedAt : 1)) {
+    const manifest = await readManifest(destination, path).catch((error: unknown) => {
+      if (error instanceof HypersdkError && (error.code === "ArtifactDamaged" || error.code === "NotFound")) return undefined;
+      throw error;
+    });
+    if (!tracksChanges || manifest?.disks.some((disk) => isChunked(disk) && disk.mark !== undefined)) return manifest;
+    newest ??= manifest;
   }
+  return newest;
 }

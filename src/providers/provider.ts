@@ -16,6 +16,8 @@ import type { ObservedVm } from "../model/observed.ts";
 export interface Provider {
   readonly name: string;
   readonly type: string;
+  /** Whether it may set marks. */
+  readonly tracksChanges?: true;
   inventory(signal?: AbortSignal): Promise<Inventory>;
   snapshot(identity: string, options?: SnapshotOptions): Promise<VmSnapshot>;
 }
@@ -73,8 +75,8 @@ export interface SnapshotDisk {
 }
 
 export interface DiskTracking {
-  /** What to ask with next time. */
-  readonly mark: string;
+  /** What to ask with next time; undefined where no mark was set, and the ones before stay. */
+  readonly mark?: string;
   /** What may have changed since the mark that was asked for, in any order; a text that says why that cannot be told. */
   readonly changes: { ranges(): AsyncIterable<ByteRange> } | string;
 }

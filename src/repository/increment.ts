@@ -24,7 +24,7 @@ export interface Increment {
  * can no longer be built on.
  * @param before the disk in the earlier point, of the same size and chunk size
  */
-export async function incrementSince(session: ChunkSession, before: ChunkList, changes: AsyncIterable<ByteRange>): Promise<Increment> {
+export async function incrementSince(session: ChunkSession, before: ChunkList, source: BlockSource, changes: AsyncIterable<ByteRange>): Promise<Increment> {
   const { repository, index } = session;
   const { virtualBytes, chunkBytes } = before;
   const chunks = Math.ceil(virtualBytes / chunkBytes);
@@ -33,6 +33,20 @@ export async function incrementSince(session: ChunkSession, before: ChunkList, c
     const end = Math.min(chunks, Math.ceil((offset + length) / chunkBytes));
     for (let chunk = Math.floor(offset / chunkBytes); chunk < end; chunk++) isRead.set(chunk);
   }
+  // a disk that shrank and grew again has lost what no tracker calls changed: where nothing is, nothing is kept
+  const isHole = new Bits(chunks);
+  let holeFrom = 0;
+  const endHole = (at: number): void => {
+    const end = at === virtualBytes ? chunks : Math.floor(at / chunkBytes);
+    for (let chunk = Math.ceil(holeFrom / chunkBytes); chunk < end; chunk++) isHole.set(chunk);
+  };
+  for await (const { offset, length, kind } of source.extents()) {
+    if (kind !== "data") continue;
+    endHole(offset);
+    holeFrom = offset + length;
+  }
+  endHole(virtualBytes);
+  let lastKept = -1;
   const segments = segmentsOf(repository, before);
   let loaded: { readonly segment: number; readonly ids: Promise<Buffer> } | undefined;
   const idsOf = (segment: number): Promise<Buffer> => {
@@ -52,11 +66,15 @@ export async function incrementSince(session: ChunkSession, before: ChunkList, c
       continue;
     }
     for (let at = 0; at < ids.length; at += idBytes) {
-      if (isRead.has(first + at / idBytes) || isZeroId(ids, at)) continue;
+      const chunk = first + at / idBytes;
+      if (isRead.has(chunk) || isZeroId(ids, at)) continue;
       const number = index.numberOf(ids, at);
-      if (number === undefined || !index.packOf(number).usable) isRead.set(first + at / idBytes);
+      if (isHole.has(chunk) || number === undefined || !index.packOf(number).usable) isRead.set(chunk);
+      else lastKept = chunk;
     }
   }
+  // of a chunk in which the disk once ended, only a part is a hole: it is the last that would be kept
+  if (lastKept >= 0) isRead.set(lastKept);
   const ranges = rangesOf(isRead, chunks, chunkBytes, virtualBytes);
   return { kept: { has: (chunk) => !isRead.has(chunk), idsOf }, ranges, readBytes: ranges.reduce((sum, { length }) => sum + length, 0) };
 }

@@ -105,6 +105,15 @@ export class Configuration {
     );
   }
 
+  /** As the last export of a VM recorded them. */
+  lastDisks({ schedule, provider, identity }: ProtectionId): readonly RecordedDisk[] {
+    const text = this.#db
+      .prepare("SELECT last_disks FROM protections WHERE schedule = ? AND provider = ? AND identity = ?")
+      .pluck()
+      .get(schedule, provider, identity);
+    return typeof text === "string" ? (JSON.parse(text) as RecordedDisk[]) : [];
+  }
+
   suspensions(): string[] {
     return this.#db.prepare("SELECT schedule FROM suspensions ORDER BY schedule").pluck().all() as string[];
   }

@@ -30,10 +30,11 @@ describe.skipIf(!has("libvirtd") || !has("virsh"))("a machine that libvirt runs"
       execFileSync("virsh", ["-q", "-c", uri, ...args], { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] }).trim();
     writeFileSync(
       join(folder, "infrastructure.yaml"),
-      `version: v2\nproviders:\n  - {name: lab, type: qemu, libvirt: "${uri}"}\nschedules:\n  - {name: nightly, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/*"], destination: "file:./backups", incremental: true}\n`,
+      `version: v2\nproviders:\n  - {name: lab, type: qemu, libvirt: "${uri}", scratch: ./scratch}\nschedules:\n  - {name: nightly, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/*"], destination: "file:./backups", incremental: true}\n`,
     );
     const machines = join(folder, "machines");
     mkdirSync(machines);
+    mkdirSync(join(folder, "scratch"));
     const before = ["qcow2", "raw"].map((_, i) => {
       const disk = Buffer.alloc(diskBytes);
       bytes(6 * MiB, 20 + i).copy(disk, 30 * MiB);
@@ -92,8 +93,9 @@ describe.skipIf(!has("libvirtd") || !has("virsh"))("a machine that libvirt runs"
     await ok(folder, ["apply", "--auto-approve"]);
     await ok(folder, ["run", "nightly"]);
     expect(last()[0]?.mode).toBe("incremental");
-    expect(virsh("checkpoint-list", "counting", "--name")).toBe(last()[0]?.mark);
+    expect(`${virsh("checkpoint-list", "counting", "--name")}-0`).toBe(last()[0]?.mark);
     expect(readdirSync(machines).sort()).toEqual(["disk & 0.qcow2", "disk & 1.raw"]);
+    expect(readdirSync(join(folder, "scratch"))).toEqual([]);
 
     virsh("destroy", "counting", "--graceful");
     await ok(folder, ["run", "nightly"]);

@@ -1,4 +1,5 @@
-import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it, onTestFinished } from "vitest";
@@ -57,6 +58,10 @@ async function ok(folder: string, args: readonly string[]): Promise<string> {
   const { code, stdout, stderr } = await hypersdk(folder, args);
   expect([args.join(" "), code, stderr]).toEqual([args.join(" "), 0, expect.any(String) as string]);
   return stdout;
+}
+
+function manifestsOrNone(folder: string): number {
+  return existsSync(join(folder, "backups/points")) ? manifests(folder).length : 0;
 }
 
 function manifests(folder: string): Manifest[] {
@@ -164,11 +169,11 @@ describe.skipIf(!has("qemu-system-x86_64"))("a running QEMU", () => {
     expect(await ok(vm.folder, ["plan"])).not.toContain("missing");
     await ok(vm.folder, ["run", "nightly"]);
     const off = manifests(vm.folder).at(-1) as Manifest;
-    expect(disksOf(off)[0]).toMatchObject({
-      mode: "incremental",
-      reason: expect.stringContaining("changed blocks") as string,
-      mark: disksOf(manifests(vm.folder)[0] as Manifest)[0]?.mark,
-    });
+    // it sets no mark: the next one builds on the same point
+    expect(disksOf(off)[0]).toMatchObject({ mode: "incremental", reason: `changed blocks since ${manifests(vm.folder)[0]?.source.instant}` });
+    expect(disksOf(off)[0]?.mark).toBeUndefined();
+    const later = new Date(Date.now() + 2 * 86_400_000).toISOString();
+    expect(await ok(vm.folder, ["plan", "--at", later])).toContain("incremental (changed blocks, ");
     const number = await numberOf(vm, off);
     guest = await running(vm);
     await whileItWrites(300, guest);
@@ -184,6 +189,60 @@ describe.skipIf(!has("qemu-system-x86_64"))("a running QEMU", () => {
     const to = join(vm.folder, "crashed.raw");
     await ok(vm.folder, ["restore", crashed.id, "--to", to]);
     qemuImg("compare", "-q", "-f", "qcow2", "-F", "raw", vm.images[0]?.path as string, to);
+  });
+
+  it("is not fooled by images that were put back, exchanged, cut and grown again, or whose bitmaps were disabled", { timeout: 300_000 }, async () => {
+    const vm = machine(["qcow2", "qcow2"]);
+    const [a, b] = vm.images.map(({ path }) => path) as [string, string];
+    const write = (path: string, value: number, at: string, length: string): void =>
+      void execFileSync("qemu-io", ["-f", "qcow2", "-c", `write -q -P ${value} ${at} ${length}`, path]);
+    const live = async (work: () => Promise<void> = async () => {}): Promise<void> => {
+      const guest = await running(vm, ["-S"]);
+      await ok(vm.folder, manifestsOrNone(vm.folder) === 0 ? ["apply", "--auto-approve"] : ["run", "nightly"]);
+      await work();
+      await guest.quit();
+    };
+    /** Exports the machine, which is off, and compares what comes back with what its images hold. */
+    const isRight = async (what: string): Promise<readonly (string | undefined)[]> => {
+      await ok(vm.folder, ["run", "nightly"]);
+      const point = manifests(vm.folder).at(-1) as Manifest;
+      const to = join(vm.folder, "right");
+      await ok(vm.folder, ["restore", point.id, "--to", `${to}/`, "--format", "raw"]);
+      for (const [i, path] of [a, b].entries()) {
+        const raw = join(to, `disk-${i}.expected`);
+        qemuImg("convert", "-O", "raw", path, raw);
+        expect([what, i, readFileSync(raw).equals(readFileSync(join(to, `disk-${i}.raw`)))]).toEqual([what, i, true]);
+      }
+      rmSync(to, { recursive: true });
+      return disksOf(point).map(({ mode }) => mode);
+    };
+    await live();
+    const golden = join(vm.folder, "golden.qcow2");
+    copyFileSync(a, golden);
+    write(a, 0x22, "4M", "4M");
+    expect(await isRight("written while off")).toEqual(["incremental", "incremental"]);
+    copyFileSync(golden, a);
+    expect(await isRight("put back from a copy")).toEqual(["incremental", "incremental"]);
+
+    const aside = join(vm.folder, "aside.qcow2");
+    renameSync(a, aside);
+    renameSync(b, a);
+    renameSync(aside, b);
+    expect(await isRight("exchanged")).toEqual(["full", "full"]);
+    await live();
+    expect(await isRight("exchanged, and run")).toEqual(["incremental", "incremental"]);
+
+    qemuImg("resize", "--shrink", "-f", "qcow2", a, "31M");
+    qemuImg("resize", "-q", "-f", "qcow2", a, `${diskBytes}`);
+    expect(await isRight("cut and grown again")).toEqual(["incremental", "incremental"]);
+
+    const mark = disksOf(manifests(vm.folder).findLast(({ disks }) => (disks as ChunkedDisk[])[0]?.mark) as Manifest)[0]?.mark as string;
+    qemuImg("bitmap", "--disable", a, mark);
+    write(a, 0x33, "20M", "1M");
+    expect(await isRight("bitmap disabled")).toEqual(["full", "incremental"]);
+    await live();
+    write(a, 0x44, "21M", "1M");
+    expect(await isRight("and run")).toEqual(["incremental", "incremental"]);
   });
 
   it("whose monitor is taken by another is not taken for gone; a raw disk that restarts is read as a whole", { timeout: 300_000 }, async () => {

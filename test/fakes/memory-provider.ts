@@ -1,3 +1,4 @@
+import { isZero } from "../../src/converters/block-source.ts";
 import { HypersdkError } from "../../src/model/errors.ts";
 import { instantOf } from "../../src/model/instant.ts";
 import type { VmPath } from "../../src/model/vm-path.ts";
@@ -39,8 +40,14 @@ export function memoryProvider(disks: ReadonlyMap<string, Buffer> | undefined): 
             source: {
               sizeBytes: frozen.length,
               dataBytes: frozen.length,
+              // pieces of 64 KiB, of which those of zeros are holes
               async *extents(range = { offset: 0, length: frozen.length }) {
-                yield { ...range, kind: "data" as const };
+                const end = range.offset + range.length;
+                for (let offset = range.offset; offset < end; ) {
+                  const length = Math.min(end, (Math.floor(offset / 65_536) + 1) * 65_536) - offset;
+                  yield { offset, length, kind: isZero(frozen, offset, offset + length) ? ("zero" as const) : ("data" as const) };
+                  offset += length;
+                }
               },
               async read(offset, into) {
                 frozen.copy(into, 0, offset, offset + into.length);

@@ -23,6 +23,7 @@ export function trackingProvider(identity: string, disk: Buffer, tracker: Tracke
   const provider = memoryProvider(new Map([[identity, disk]]));
   return {
     ...provider,
+    tracksChanges: true,
     async snapshot(name, options = {}) {
       const snapshot = await provider.snapshot(name, options);
       const [first] = snapshot.disks;
@@ -53,7 +54,7 @@ export function trackingProvider(identity: string, disk: Buffer, tracker: Tracke
   };
 }
 
-function setMark({ owner, id, since }: TrackRequest, frozen: Buffer, tracker: Tracker): DiskTracking {
+function setMark({ owner, id, since }: TrackRequest, frozen: Buffer, tracker: Tracker): DiskTracking & { readonly mark: string } {
   const mark = `${owner}-${id}`;
   tracker.marks.set(mark, frozen);
   const wanted = since.get("disk");

@@ -63,16 +63,16 @@ describe.skipIf(!has("qemu-system-x86_64"))("QEMU", () => {
     const second = await provider.snapshot("web", track("bbbbbbbb"));
     await second.keepMarks?.();
     await second.release();
-    expect(await marks()).toEqual(["hypersdk-12345678-bbbbbbbb"]);
-    const third = await provider.snapshot("web", track("cccccccc", [["disk.qcow2", "hypersdk-12345678-bbbbbbbb"]]));
-    expect(third.disks[0]?.tracking).toMatchObject({ mark: "hypersdk-12345678-cccccccc", changes: { ranges: expect.any(Function) as unknown } });
+    expect(await marks()).toEqual(["hypersdk-12345678-bbbbbbbb-0"]);
+    const third = await provider.snapshot("web", track("cccccccc", [["disk.qcow2", "hypersdk-12345678-bbbbbbbb-0"]]));
+    expect(third.disks[0]?.tracking).toMatchObject({ mark: "hypersdk-12345678-cccccccc-0", changes: { ranges: expect.any(Function) as unknown } });
     await third.release();
-    expect(await marks()).toEqual(["hypersdk-12345678-bbbbbbbb"]);
-    const other = await provider.snapshot("web", track("dddddddd", [["disk.qcow2", "hypersdk-12345678-none"]]));
-    expect(other.disks[0]?.tracking?.changes).toBe("its bitmap hypersdk-12345678-none is gone");
+    expect(await marks()).toEqual(["hypersdk-12345678-bbbbbbbb-0"]);
+    const other = await provider.snapshot("web", track("dddddddd", [["disk.qcow2", "hypersdk-12345678-eeeeeeee-0"]]));
+    expect(other.disks[0]?.tracking?.changes).toBe("its bitmap hypersdk-12345678-eeeeeeee-0 is gone");
     await other.keepMarks?.();
     await other.release();
-    expect(await marks()).toEqual(["hypersdk-12345678-dddddddd"]);
+    expect(await marks()).toEqual(["hypersdk-12345678-dddddddd-0"]);
   });
 
   it("has the file systems of its guest stand still for the instant, where an agent answers, and never leaves them so", async () => {

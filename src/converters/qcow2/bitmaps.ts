@@ -8,13 +8,15 @@ export interface PersistentBitmap {
   readonly name: string;
   /** False where QEMU did not end well, or another program has written to the image since: what it says is worthless. */
   readonly isSound: boolean;
+  /** False for one that was disabled: what was written since is not in it. */
+  readonly isRecording: boolean;
   /** What it calls dirty, in order. @throws ImageDamaged when its table contradicts the image */
   ranges(): AsyncIterable<ByteRange>;
 }
 
 /** As QEMU: more bitmaps, longer names or larger tables are no honest image's. */
 const limits = { bitmaps: 65_535, directoryBytes: 64 * 2 ** 20, nameBytes: 1023, tableEntries: 8 * 2 ** 20 };
-const flagsOf = { inUse: 1 };
+const flagsOf = { inUse: 1, auto: 2 };
 const minGranularityBits = 9;
 const maxGranularityBits = 31;
 
@@ -48,6 +50,7 @@ export async function persistentBitmaps(file: ByteFile): Promise<PersistentBitma
     found.push({
       name,
       isSound: isCurrent && isWhole && (flags & flagsOf.inUse) === 0 && extraBytes === 0,
+      isRecording: (flags & flagsOf.auto) !== 0,
       ranges: () => rangesOf(file, { name, table, entries, granularity: 2 ** granularityBits, clusterBytes, virtualBytes }),
     });
     at = nameAt + nameBytes;

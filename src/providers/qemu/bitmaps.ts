@@ -7,9 +7,19 @@ export function isOurs(name: unknown): name is string {
   return typeof name === "string" && name.startsWith(ourPrefix);
 }
 
-/** `hypersdk-<repository>-<restore point>`, which is the mark too. */
-export function bitmapName({ owner, id }: Pick<TrackRequest, "owner" | "id">): string {
+/** `hypersdk-<repository>-<restore point>`: of one export. */
+export function exportName({ owner, id }: Pick<TrackRequest, "owner" | "id">): string {
   return `${ourPrefix}${owner}-${id}`;
+}
+
+/** The name of the export with the disk's number, which is the mark too: two disks that change places do not have each other's. */
+export function bitmapName(track: Pick<TrackRequest, "owner" | "id">, disk: number): string {
+  return `${exportName(track)}-${disk}`;
+}
+
+/** The export that a mark was set by. */
+export function exportOf(mark: string): string {
+  return mark.slice(0, mark.lastIndexOf("-"));
 }
 
 export function isOwnedBy(name: string, owner: string): boolean {

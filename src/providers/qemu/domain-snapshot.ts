@@ -1,14 +1,14 @@
-import { createHash } from "node:crypto";
-import { chownSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { readdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { HypersdkError } from "../../model/errors.ts";
+import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import type { Clock } from "../../model/ports.ts";
 import { connectNbd, type NbdClient } from "../../nbd/client.ts";
 import { nbdSource, statusOf } from "../../nbd/nbd-source.ts";
 import type { DiskTracking, SnapshotDisk, TrackRequest, VmSnapshot } from "../provider.ts";
-import { bitmapName, isOwnedBy, ourPrefix } from "./bitmaps.ts";
+import { bitmapName, exportName, exportOf, isOwnedBy, ourPrefix } from "./bitmaps.ts";
 import type { Domain, DomainDisk } from "./libvirt-provider.ts";
-import { escaped, lines, virsh } from "./virsh.ts";
+import { makeScratch, scratchStem } from "./scratch.ts";
+import { elementOf, elementsOf, escaped, lines, parseXml, textOf, virsh } from "./virsh.ts";
 
 interface DomainOptions {
   readonly clock: Clock;
@@ -22,32 +22,24 @@ interface Wanted {
   readonly exportName: string;
   /** The checkpoint that its changes are asked since; a text that says why there is none. */
   readonly since: { readonly checkpoint: string } | { readonly reason: string };
-  /** Whether its format keeps a bitmap. */
-  readonly isTracked: boolean;
+  /** What its bitmap is called from now on; undefined where its format keeps none. */
+  readonly bitmap: string | undefined;
 }
 
 /**
  * All disks of a machine that libvirt runs, as of one instant: `backup-begin` in pull mode, with a checkpoint where changes are tracked. libvirt
  * keeps the bitmaps; a checkpoint that is deleted gives its changes to the one before it, so that nothing is lost when an export fails.
  */
-export async function domainSnapshot(uri: string, domain: Domain, { clock, scratch, track }: DomainOptions): Promise<VmSnapshot> {
+export async function domainSnapshot(uri: string, domain: Domain, { clock, scratch: named, track }: DomainOptions): Promise<VmSnapshot> {
   const { uuid, hardware } = domain;
-  const parent = scratch ?? dirname(domain.disks[0]?.file ?? "/tmp/");
+  const image = domain.disks[0]?.file;
+  const parent = named ?? (image === undefined ? undefined : dirname(image));
   await clearLeftovers(uri, uuid, parent);
-  const folder = makeScratch(parent, uuid, domain.disks[0]?.file);
-  const socket = join(folder, "nbd.sock");
-  const checkpoints = track ? (await lines(uri, "checkpoint-list", uuid, "--name")).filter((name) => isOwnedBy(name, track.owner)) : [];
-  const wanted = domain.disks.map(
-    (disk, i): Wanted => ({
-      disk,
-      exportName: `disk-${i}`,
-      isTracked: track !== undefined && disk.format === "qcow2",
-      since: sinceOf(disk, track, checkpoints),
-    }),
-  );
-  const checkpoint = track && wanted.some(({ isTracked }) => isTracked) ? bitmapName(track) : undefined;
+  const scratch = makeScratch(parent, `${scratchStem(uuid)}-${process.pid}`, image);
+  const socket = join(scratch.shared, "nbd.sock");
   const clients: NbdClient[] = [];
-  const done = { hasBegun: false, isKept: false, isReleased: false };
+  const done = { checkpoint: undefined as string | undefined, hasBegun: false, isKept: false, isReleased: false };
+  let earlier: readonly string[] = [];
   const release = async (): Promise<void> => {
     if (done.isReleased) return;
     done.isReleased = true;
@@ -55,35 +47,58 @@ export async function domainSnapshot(uri: string, domain: Domain, { clock, scrat
     try {
       if (done.hasBegun) {
         await virsh(uri, "domjobabort", uuid).catch(() => {});
-        if (checkpoint !== undefined) for (const name of done.isKept ? checkpoints : [checkpoint]) await virsh(uri, "checkpoint-delete", uuid, name);
+        const gone = done.isKept ? earlier : [done.checkpoint];
+        if (done.checkpoint !== undefined) for (const name of gone) if (name !== undefined) await virsh(uri, "checkpoint-delete", uuid, name);
       }
     } catch (error) {
       // a machine that is gone keeps what it has: every checkpoint of ours that is left counts next time
       if (!(error instanceof HypersdkError)) throw error;
     } finally {
-      rmSync(folder, { recursive: true, force: true });
+      scratch.remove();
     }
   };
   try {
-    writeFileSync(join(folder, "backup.xml"), backupXml(wanted, socket, folder));
-    if (checkpoint !== undefined) writeFileSync(join(folder, "checkpoint.xml"), checkpointXml(checkpoint, wanted));
+    earlier = track ? (await lines(uri, "checkpoint-list", uuid, "--name")).filter((name) => isOwnedBy(name, track.owner)) : [];
+    const marks = await marksIn(uri, uuid, earlier);
+    let wanted = domain.disks.map((disk, i): Wanted => {
+      const bitmap = track && disk.format === "qcow2" ? bitmapName(track, i) : undefined;
+      return { disk, exportName: `disk-${i}`, bitmap, since: sinceOf(disk, track, marks) };
+    });
+    const checkpoint = track && wanted.some(({ bitmap }) => bitmap !== undefined) ? exportName(track) : undefined;
     const isFrozen = await virsh(uri, "domfsfreeze", uuid).then(
       () => true,
       () => false,
     );
     try {
-      await virsh(uri, "backup-begin", uuid, join(folder, "backup.xml"), ...(checkpoint === undefined ? [] : [join(folder, "checkpoint.xml")]));
+      const begin = async (): Promise<void> => {
+        writeFileSync(join(scratch.folder, "backup.xml"), backupXml(wanted, socket, scratch.shared));
+        if (checkpoint !== undefined) writeFileSync(join(scratch.folder, "checkpoint.xml"), checkpointXml(checkpoint, wanted));
+        await virsh(
+          uri,
+          "backup-begin",
+          uuid,
+          join(scratch.folder, "backup.xml"),
+          ...(checkpoint === undefined ? [] : [join(scratch.folder, "checkpoint.xml")]),
+        );
+      };
+      await begin().catch((error: unknown) => {
+        // bitmaps that are not in the images that libvirt has them in: images were exchanged, or put back from somewhere
+        if (!(error instanceof HypersdkError) || error.code !== "Failed" || !wanted.some(({ since }) => "checkpoint" in since)) throw error;
+        wanted = wanted.map((each) => ({ ...each, since: { reason: error.message } }));
+        return begin();
+      });
       done.hasBegun = true;
+      done.checkpoint = checkpoint;
     } finally {
       if (isFrozen) await virsh(uri, "domfsthaw", uuid);
     }
     const instant = clock.now();
     const disks: SnapshotDisk[] = [];
     for (const each of wanted) {
-      const context = "checkpoint" in each.since ? [contextOf(each)] : [];
+      const context = "checkpoint" in each.since ? [changesContext] : [];
       const client = await connectNbd({ path: socket }, { exportName: each.exportName, contexts: context });
       clients.push(client);
-      disks.push(diskOf(each, client, checkpoint));
+      disks.push(diskOf(each, client));
     }
     return {
       instant,
@@ -109,11 +124,21 @@ export async function domainSnapshot(uri: string, domain: Domain, { clock, scrat
   }
 }
 
-function sinceOf({ name, format }: DomainDisk, track: TrackRequest | undefined, checkpoints: readonly string[]): Wanted["since"] {
+/** What our checkpoints call the bitmap of each disk: `vda hypersdk-…-0`. */
+async function marksIn(uri: string, uuid: string, checkpoints: readonly string[]): Promise<Set<string>> {
+  const marks = new Set<string>();
+  for (const name of checkpoints) {
+    const { disks } = parseXml(await virsh(uri, "checkpoint-dumpxml", uuid, name, "--no-domain"), "domaincheckpoint");
+    for (const disk of elementsOf(elementOf(disks)["disk"])) marks.add(`${textOf(disk["@name"])} ${textOf(disk["@bitmap"])}`);
+  }
+  return marks;
+}
+
+function sinceOf({ name, target, format }: DomainDisk, track: TrackRequest | undefined, marks: ReadonlySet<string>): Wanted["since"] {
   const mark = track?.since.get(name);
   if (mark === undefined) return { reason: "nothing was marked before" };
   if (format !== "qcow2") return { reason: `libvirt tracks no changes of a ${format} disk` };
-  return checkpoints.includes(mark) ? { checkpoint: mark } : { reason: `its checkpoint ${mark} is gone` };
+  return marks.has(`${target} ${mark}`) ? { checkpoint: exportOf(mark) } : { reason: `its bitmap ${mark} is gone` };
 }
 
 function backupXml(wanted: readonly Wanted[], socket: string, folder: string): string {
@@ -127,23 +152,23 @@ function backupXml(wanted: readonly Wanted[], socket: string, folder: string): s
 
 const changesBitmap = `${ourPrefix}changes`;
 
-function contextOf(_: Wanted): string {
-  return `qemu:dirty-bitmap:${changesBitmap}`;
-}
+const changesContext = `qemu:dirty-bitmap:${changesBitmap}`;
 
 function checkpointXml(name: string, wanted: readonly Wanted[]): string {
-  const disks = wanted.map(({ disk, isTracked }) => `<disk name='${escaped(disk.target)}' checkpoint='${isTracked ? "bitmap" : "no"}'/>`);
+  const disks = wanted.map(
+    ({ disk, bitmap }) =>
+      `<disk name='${escaped(disk.target)}' ${bitmap === undefined ? "checkpoint='no'" : `checkpoint='bitmap' bitmap='${escaped(bitmap)}'`}/>`,
+  );
   return `<domaincheckpoint><name>${escaped(name)}</name><disks>${disks.join("")}</disks></domaincheckpoint>\n`;
 }
 
-function diskOf(wanted: Wanted, client: NbdClient, checkpoint: string | undefined): SnapshotDisk {
-  const { disk, since, isTracked } = wanted;
+function diskOf({ disk, since, bitmap }: Wanted, client: NbdClient): SnapshotDisk {
   const changes: DiskTracking["changes"] =
     "reason" in since
       ? since.reason
       : {
           async *ranges() {
-            for await (const { offset, length, flags } of statusOf(client, contextOf(wanted), { offset: 0, length: client.sizeBytes }))
+            for await (const { offset, length, flags } of statusOf(client, changesContext, { offset: 0, length: client.sizeBytes }))
               if (flags & 1) yield { offset, length };
           },
         };
@@ -152,7 +177,7 @@ function diskOf(wanted: Wanted, client: NbdClient, checkpoint: string | undefine
     format: disk.format,
     variant: "live",
     source: nbdSource(client),
-    ...(checkpoint !== undefined && isTracked ? { tracking: { mark: checkpoint, changes } } : {}),
+    ...(bitmap === undefined ? {} : { tracking: { mark: bitmap, changes } }),
   };
 }
 
@@ -160,20 +185,15 @@ function diskOf(wanted: Wanted, client: NbdClient, checkpoint: string | undefine
  * A backup job whose scratch folder is that of a process of ours that has died is ended; one that lives, or is somebody else's, is left alone.
  * @throws ProviderUnreachable for those
  */
-async function clearLeftovers(uri: string, uuid: string, parent: string): Promise<void> {
+async function clearLeftovers(uri: string, uuid: string, parent: string | undefined): Promise<void> {
   const job = await virsh(uri, "backup-dumpxml", uuid).catch(() => undefined);
-  const stem = stemOf(uuid);
-  const folders = listed(parent).filter((name) => name.startsWith(stem));
+  const stem = `${scratchStem(uuid)}-`;
+  const folders = parent === undefined ? [] : listed(parent).filter((name) => name.startsWith(stem));
   const isAlive = folders.some((name) => isProcess(Number(name.slice(stem.length))));
   if (isAlive || (job !== undefined && !folders.some((name) => job.includes(name))))
     throw new HypersdkError("ProviderUnreachable", `another backup of ${uuid} is under way`, { hint: "virsh domjobabort ends it" });
   if (job !== undefined) await virsh(uri, "domjobabort", uuid);
-  for (const name of folders) rmSync(join(parent, name), { recursive: true, force: true });
-}
-
-/** `.hypersdk-<machine>-<process>` */
-function stemOf(uuid: string): string {
-  return `.hypersdk-${createHash("sha256").update(uuid).digest("hex").slice(0, 8)}-`;
+  for (const name of folders) rmSync(join(parent as string, name), { recursive: true, force: true });
 }
 
 function listed(folder: string): string[] {
@@ -189,24 +209,6 @@ function isProcess(pid: number): boolean {
     process.kill(pid, 0);
     return true;
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
-  }
-}
-
-function makeScratch(parent: string, uuid: string, image: string | undefined): string {
-  const folder = join(parent, `${stemOf(uuid)}${process.pid}`);
-  try {
-    mkdirSync(folder, { mode: 0o711 });
-    // QEMU runs as whoever its images belong to while it runs
-    if (process.getuid?.() === 0 && image !== undefined) {
-      const { uid, gid } = statSync(image);
-      chownSync(folder, uid, gid);
-    }
-    return folder;
-  } catch (error) {
-    throw new HypersdkError("Failed", `no scratch space can be made in ${parent}: ${(error as NodeJS.ErrnoException).code}`, {
-      cause: error,
-      hint: "name a folder with `scratch` of the provider",
-    });
+    return errnoOf(error) === "EPERM";
   }
 }

@@ -89,8 +89,9 @@ export class JsonSocket {
   }
 }
 
-/** An answer as an object: what is missing or of another kind in it reads as undefined. */
+/** An answer as an object: what is missing or of another kind in it reads as undefined. @throws ProviderUnreachable for anything else */
 export function objectIn(value: unknown): Record<string, unknown> {
-  if (typeof value !== "object" || value === null || Array.isArray(value)) throw new TypeError("no object");
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw new HypersdkError("ProviderUnreachable", "QEMU answers with something else than an object");
   return value as Record<string, unknown>;
 }

@@ -36,6 +36,7 @@ export function libvirtProvider(spec: ProviderSpec, uri: string, clock: Clock): 
   return {
     name: spec.name,
     type: "qemu",
+    tracksChanges: true,
     async inventory() {
       const running = new Set(await lines(uri, "list", "--state-running", "--state-paused", "--uuid"));
       const vms: ObservedVm[] = [];
@@ -135,7 +136,8 @@ async function checkpointMarks(uri: string, uuid: string): Promise<Map<string, {
     for (const disk of elementsOf(elementOf(checkpoint["disks"])["disk"])) {
       const target = textOf(disk["@name"]);
       if (target === undefined || textOf(disk["@checkpoint"]) !== "bitmap") continue;
-      marks.set(target, [...(marks.get(target) ?? []), { name, changedBytes: Number(textOf(disk["@size"]) ?? 0) }]);
+      const mark = textOf(disk["@bitmap"]) ?? name;
+      marks.set(target, [...(marks.get(target) ?? []), { name: mark, changedBytes: Number(textOf(disk["@size"]) ?? 0) }]);
     }
   }
   return marks;

@@ -1,6 +1,4 @@
-import { createHash } from "node:crypto";
-import { chownSync, mkdirSync, rmSync, statSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { writeImageFile } from "../../converters/image-file.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import type { Clock } from "../../model/ports.ts";
@@ -9,8 +7,9 @@ import { nbdSource, statusOf } from "../../nbd/nbd-source.ts";
 import type { DiskTracking, SnapshotDisk, TrackRequest, VmSnapshot } from "../provider.ts";
 import { bitmapName, isOurs, isOwnedBy, ourPrefix } from "./bitmaps.ts";
 import { GuestAgent } from "./guest-agent.ts";
-import type { LiveDisk, LiveVm } from "./live-vm.ts";
+import { type LiveBitmap, type LiveDisk, lookAt } from "./live-vm.ts";
 import type { Qmp } from "./qmp.ts";
+import { makeScratch, type Scratch, scratchStem } from "./scratch.ts";
 
 /** Of the bitmaps that are set: a quarter of a chunk. */
 const granularity = 65_536;
@@ -44,15 +43,13 @@ interface Frozen {
 /**
  * All disks of a running VM as of one instant: one transaction sets new bitmaps and starts a job for each disk that keeps what the guest
  * overwrites from then on in a scratch file, so that the view over both stays what it was; the views are read over NBD.
- * docs/guides/qemu.md says what QEMU must allow.
+ * docs/guides/qemu.md says what QEMU must allow. The monitor is closed with the snapshot, or when there is none.
  */
-export async function liveSnapshot(vm: LiveVm, qmp: Qmp, { clock, agentPath, scratch, track }: LiveOptions): Promise<VmSnapshot> {
-  // what another export has left behind is that of one that died: nobody else can talk to the monitor now
-  await takeDown(qmp);
-  const folder = makeScratch(scratch ?? dirname(vm.disks[0]?.file ?? "/tmp/"), qmp.path, vm.disks[0]?.file);
-  const frozen = vm.disks.map((disk, i): Frozen => ({ disk, view: `${ourPrefix}view-${i}`, ...bitmapsFor(disk, track) }));
+export async function liveSnapshot(name: string, qmp: Qmp, { clock, agentPath, scratch: scratchParent, track }: LiveOptions): Promise<VmSnapshot> {
   const clients: NbdClient[] = [];
+  const frozen: Frozen[] = [];
   const done = { hasBegun: false, isKept: false, isReleased: false };
+  let scratch: Scratch | undefined;
   const release = async (): Promise<void> => {
     if (done.isReleased) return;
     done.isReleased = true;
@@ -65,11 +62,17 @@ export async function liveSnapshot(vm: LiveVm, qmp: Qmp, { clock, agentPath, scr
       if (!(error instanceof HypersdkError)) throw error;
     } finally {
       qmp.close();
-      rmSync(folder, { recursive: true, force: true });
+      scratch?.remove();
     }
   };
   try {
-    for (const { disk, view } of frozen) await addView(qmp, disk, view, join(folder, `${view}.qcow2`));
+    // what another export has left behind is that of one that died: nobody else can talk to the monitor now. Its jobs hide what is below them
+    await takeDown(qmp);
+    const vm = await lookAt(qmp, name);
+    const image = vm.disks[0]?.file;
+    scratch = makeScratch(scratchParent, scratchStem(qmp.path), image);
+    for (const [i, disk] of vm.disks.entries()) frozen.push({ disk, view: `${ourPrefix}view-${i}`, ...bitmapsFor(disk, i, track) });
+    for (const { disk, view } of frozen) await addView(qmp, disk, view, scratch);
     const agent = await GuestAgent.connect(agentPath);
     let isFrozen = false;
     try {
@@ -82,7 +85,7 @@ export async function liveSnapshot(vm: LiveVm, qmp: Qmp, { clock, agentPath, scr
       agent?.close();
     }
     const instant = clock.now();
-    const socket = join(folder, "nbd.sock");
+    const socket = join(scratch.shared, "nbd.sock");
     await qmp.execute("nbd-server-start", { addr: { type: "unix", data: { path: socket } }, "max-connections": 32 });
     const disks: SnapshotDisk[] = [];
     for (const [i, each] of frozen.entries()) {
@@ -131,58 +134,30 @@ async function takeDown(qmp: Qmp): Promise<void> {
 
 const pause = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 50));
 
-/** A folder of our own that QEMU can write to. What an export that died has left in it goes: there is one for each machine. */
-function makeScratch(parent: string, monitor: string, image: string | undefined): string {
-  const folder = join(parent, `.hypersdk-${createHash("sha256").update(monitor).digest("hex").slice(0, 8)}`);
-  try {
-    rmSync(folder, { recursive: true, force: true });
-    mkdirSync(folder, { mode: 0o700 });
-    // QEMU runs as whoever its images belong to
-    if (process.getuid?.() === 0 && image !== undefined) {
-      const { uid, gid } = statSync(image);
-      chownSync(folder, uid, gid);
-    }
-  } catch (error) {
-    throw new HypersdkError("Failed", `no scratch space can be made in ${parent}: ${(error as NodeJS.ErrnoException).code}`, {
-      cause: error,
-      hint: "name a folder with `scratch` of the provider",
-    });
-  }
-  return folder;
-}
-
 /** An empty overlay over the disk, which the job fills with what is overwritten. */
-async function addView(qmp: Qmp, disk: LiveDisk, view: string, file: string): Promise<void> {
+async function addView(qmp: Qmp, disk: LiveDisk, view: string, { folder, give }: Scratch): Promise<void> {
+  const file = join(folder, `${view}.qcow2`);
   const sizeBytes = Math.ceil(disk.virtualBytes / 512) * 512;
   await writeImageFile(file, "qcow2", sizeBytes, { compression: "none", overwrite: false, inputs: [], durable: false }, (sink) => sink.finish());
-  if (process.getuid?.() === 0) {
-    const { uid, gid } = statSync(dirname(file));
-    chownSync(file, uid, gid);
-  }
+  give(file);
   await qmp.execute("blockdev-add", { driver: "qcow2", "node-name": view, file: { driver: "file", filename: file }, backing: disk.node });
 }
 
-function bitmapsFor(disk: LiveDisk, track: TrackRequest | undefined): Pick<Frozen, "bitmap" | "earlier" | "since" | "reason"> {
+function bitmapsFor(disk: LiveDisk, index: number, track: TrackRequest | undefined): Pick<Frozen, "bitmap" | "earlier" | "since" | "reason"> {
   if (!track) return { bitmap: undefined, earlier: [], since: undefined, reason: "" };
   const earlier = disk.bitmaps.filter(({ name }) => isOwnedBy(name, track.owner));
   const wanted = track.since.get(disk.name);
-  const since = earlier.find(({ name }) => name === wanted);
-  const reason =
-    wanted === undefined
-      ? "nothing was marked before"
-      : !since
-        ? `its bitmap ${wanted} is gone`
-        : since.isSound
-          ? ""
-          : `its bitmap ${wanted} is not sound: QEMU did not end well`;
-  // a bitmap that is not sound is removed at the end, and counts for nothing
-  const isUsable = since?.isSound === true && earlier.every(({ isSound }) => isSound);
-  return {
-    bitmap: bitmapName(track),
-    earlier: earlier.map(({ name }) => name),
-    since: isUsable ? wanted : undefined,
-    reason: isUsable ? "" : reason || "a bitmap of an export that was cut off is not sound",
-  };
+  const reason = whyNot(wanted, earlier);
+  return { bitmap: bitmapName(track, index), earlier: earlier.map(({ name }) => name), since: reason === undefined ? wanted : undefined, reason: reason ?? "" };
+}
+
+/** Why the changes since a mark cannot be told; undefined where they can. An export that was cut off has left its own bitmap, which records. */
+function whyNot(wanted: string | undefined, bitmaps: readonly LiveBitmap[]): string | undefined {
+  if (wanted === undefined) return "nothing was marked before";
+  if (!bitmaps.some(({ name }) => name === wanted)) return `its bitmap ${wanted} is gone`;
+  if (!bitmaps.every(({ isSound }) => isSound)) return `its bitmap ${wanted} is not sound: QEMU did not end well`;
+  if (!bitmaps.some(({ isRecording }) => isRecording)) return `its bitmap ${wanted} was disabled by somebody`;
+  return undefined;
 }
 
 /** What happens to a disk in the one instant. */
@@ -190,8 +165,8 @@ function actionsOf({ disk, view, bitmap, earlier, since }: Frozen): object[] {
   const { node } = disk;
   return [
     ...(bitmap === undefined ? [] : [{ type: "block-dirty-bitmap-add", data: { node, name: bitmap, granularity, persistent: disk.keepsBitmaps } }]),
-    // what is written from now on stands in the new one
-    ...(since === undefined ? [] : earlier.map((name) => ({ type: "block-dirty-bitmap-disable", data: { node, name } }))),
+    // what is written from now on stands in the new one; those that are not believed go, so that nobody ever believes them
+    ...earlier.map((name) => ({ type: since === undefined ? "block-dirty-bitmap-remove" : "block-dirty-bitmap-disable", data: { node, name } })),
     { type: "blockdev-backup", data: { "job-id": view, device: node, target: view, sync: "none" } },
   ];
 }
@@ -241,7 +216,7 @@ async function settleBitmaps(qmp: Qmp, frozen: readonly Frozen[], isKept: boolea
     if (bitmap === undefined) continue;
     const { node } = disk;
     const remove = (name: string): Promise<unknown> => qmp.execute("block-dirty-bitmap-remove", { node, name });
-    if (isKept) for (const name of earlier) await remove(name);
+    if (isKept) for (const name of since === undefined ? [] : earlier) await remove(name);
     else if (since !== undefined) {
       const others = [...earlier, bitmap].filter((name) => name !== since);
       await qmp.execute("transaction", {

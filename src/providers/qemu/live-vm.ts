@@ -22,7 +22,16 @@ export interface LiveDisk {
   readonly dataBytes: number;
   /** Whether its format keeps bitmaps while the VM is off. */
   readonly keepsBitmaps: boolean;
-  readonly bitmaps: readonly { readonly name: string; readonly isSound: boolean; readonly dirtyBytes: number }[];
+  readonly bitmaps: readonly LiveBitmap[];
+}
+
+export interface LiveBitmap {
+  readonly name: string;
+  /** False after a QEMU that did not end well. */
+  readonly isSound: boolean;
+  /** False for one that somebody has disabled: what is written meanwhile is not in it. */
+  readonly isRecording: boolean;
+  readonly dirtyBytes: number;
 }
 
 /** Asks the monitor for everything. Media that can be removed, and disks that are only read, are no part of the machine's state. */
@@ -57,7 +66,8 @@ function diskOf(inserted: Record<string, unknown>, others: readonly LiveDisk[]):
     typeof format !== "string" ||
     typeof node !== "string" ||
     typeof virtualBytes !== "number" ||
-    !Number.isSafeInteger(virtualBytes)
+    !Number.isSafeInteger(virtualBytes) ||
+    virtualBytes < 0
   )
     throw new HypersdkError("ProviderUnreachable", "QEMU describes a disk without file, format, node or size");
   const name = basename(filename);
@@ -72,9 +82,16 @@ function diskOf(inserted: Record<string, unknown>, others: readonly LiveDisk[]):
     virtualBytes,
     dataBytes: typeof dataBytes === "number" ? Math.min(dataBytes, virtualBytes) : virtualBytes,
     keepsBitmaps: format === "qcow2" && specific["compat"] === "1.1",
-    bitmaps: bitmaps.flatMap((bitmap) =>
+    bitmaps: bitmaps.flatMap((bitmap): LiveBitmap[] =>
       typeof bitmap["name"] === "string"
-        ? [{ name: bitmap["name"], isSound: bitmap["inconsistent"] !== true && bitmap["busy"] !== true, dirtyBytes: Number(bitmap["count"] ?? 0) }]
+        ? [
+            {
+              name: bitmap["name"],
+              isSound: bitmap["inconsistent"] !== true && bitmap["busy"] !== true,
+              isRecording: bitmap["recording"] === true,
+              dirtyBytes: Number(bitmap["count"] ?? 0),
+            },
+          ]
         : [],
     ),
   };

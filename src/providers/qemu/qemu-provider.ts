@@ -44,6 +44,7 @@ export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
   return {
     name: spec.name,
     type: "qemu",
+    tracksChanges: true,
     async inventory() {
       const names = monitorsIn(sockets);
       const live = await running(names);
@@ -66,11 +67,7 @@ export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
       if (!identity.includes("/")) {
         const qmp = await connected(socketOf(identity, monitorEnding));
         if (qmp) {
-          const vm = await lookAt(qmp, identity).catch((error: unknown) => {
-            qmp.close();
-            throw error;
-          });
-          return liveSnapshot(vm, qmp, { clock, agentPath: socketOf(identity, ".qga"), scratch: spec.scratch, track });
+          return liveSnapshot(identity, qmp, { clock, agentPath: socketOf(identity, ".qga"), scratch: spec.scratch, track });
         }
       }
       const vm = imagesIn(spec.path).vms.find((each) => each.identity === identity);

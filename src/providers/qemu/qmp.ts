@@ -81,8 +81,9 @@ export class Qmp {
   async #execute(command: string, args: object | undefined): Promise<unknown> {
     const id = `hypersdk-${++this.#id}`;
     this.#socket.send({ execute: command, ...(args ? { arguments: args } : {}), id });
+    const until = performance.now() + answerMs;
     for (;;) {
-      const message = await this.#socket.next(answerMs);
+      const message = await this.#socket.next(until - performance.now());
       if (typeof message["event"] === "string") {
         this.#events.push({ event: message["event"], data: (message["data"] ?? {}) as Record<string, unknown> });
         if (this.#events.length > 1000) this.#events.shift();

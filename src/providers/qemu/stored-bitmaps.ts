@@ -36,18 +36,19 @@ async function bytesOf(ranges: AsyncIterable<ByteRange>): Promise<number> {
 }
 
 /**
- * The changes that an image keeps itself. Its bitmaps are only read, so that the mark stays the one that was asked for: what has changed
- * since then is a superset of what has changed since this export.
+ * The changes that an image keeps itself. Its bitmaps are only read, so that this export sets no mark: the next one asks for what has changed
+ * since the same mark, and builds on the same point.
  * @param counts which bitmaps beside the one that was asked for may hold changes that it does not
  */
 export async function storedTracking(disk: FoundDisk, { since }: TrackRequest, counts: (name: string) => boolean): Promise<DiskTracking | undefined> {
   const mark = since.get(disk.name);
   if (mark === undefined) return undefined;
   const bitmaps = (await withBitmaps(disk, async (all) => all.filter(({ name }) => counts(name)))) ?? [];
-  if (!bitmaps.some(({ name }) => name === mark)) return { mark, changes: `its bitmap ${mark} is gone` };
+  if (!bitmaps.some(({ name }) => name === mark)) return { changes: `its bitmap ${mark} is gone` };
   if (!bitmaps.every(({ isSound }) => isSound))
-    return { mark, changes: `its bitmap ${mark} is not sound: QEMU did not end well, or something else has written to the image` };
-  return { mark, changes: { ranges: () => storedChanges(disk, counts) } };
+    return { changes: `its bitmap ${mark} is not sound: QEMU did not end well, or something else has written to the image` };
+  if (!bitmaps.some(({ isRecording }) => isRecording)) return { changes: `its bitmap ${mark} was disabled by somebody` };
+  return { changes: { ranges: () => storedChanges(disk, counts) } };
 }
 
 /** Also what was marked by exports that were cut off. */
