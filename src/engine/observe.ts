@@ -12,6 +12,7 @@ export async function observe(desired: DesiredState, context: Pick<EngineContext
   const vms: ObservedVm[] = [];
   const problems: { provider: string; message: string }[] = [];
   const unknownProviders: Unknown[] = [];
+  const unknownVms: { provider: string; identity: string; reason: string }[] = [];
   const paths = new Map<string, string>();
   for (const spec of desired.providers) {
     try {
@@ -24,6 +25,7 @@ export async function observe(desired: DesiredState, context: Pick<EngineContext
           vms.push(vm);
         }
       }
+      for (const each of inventory.unknown ?? []) unknownVms.push({ provider: spec.name, ...each });
       for (const message of inventory.problems) problems.push({ provider: spec.name, message });
     } catch (error) {
       unknownProviders.push({ name: spec.name, reason: reasonOf(error) });
@@ -38,7 +40,7 @@ export async function observe(desired: DesiredState, context: Pick<EngineContext
       unknownDestinations.push({ name: spec.name, reason: reasonOf(error) });
     }
   }
-  return { vms, problems, unknownProviders, destinations, unknownDestinations };
+  return { vms, problems, unknownProviders, unknownVms, destinations, unknownDestinations };
 }
 
 /** What a plan says when it may look at nothing. */
@@ -47,6 +49,7 @@ export function observeNothing(desired: DesiredState): Observed {
   return {
     vms: [],
     problems: [],
+    unknownVms: [],
     destinations: [],
     unknownProviders: desired.providers.map(({ name }) => ({ name, reason })),
     unknownDestinations: desired.destinations.map(({ name }) => ({ name, reason })),

@@ -107,6 +107,8 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
     layout: work.destination.layout,
     hasPoints: state.artifacts.hasAt(work.destination.url),
   });
+  const keyAt = `repository key ${work.destination.url}`;
+  const keyId = context.adopt ? undefined : state.configuration.meta(keyAt);
   const exported = await exportVm(
     provider,
     destination,
@@ -129,6 +131,7 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
       modeReason: work.modeReason,
       ...(schedule.incremental ? { fullReadEveryMs: schedule.incremental.fullReadEveryMs } : {}),
       estimates: work.expected,
+      ...(keyId === undefined ? {} : { keyId }),
     },
     { clock, random },
     {
@@ -151,6 +154,8 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
     signal,
   );
   recordPoint(work, exported, lease, context);
+  const { keyId: keyNow } = exported;
+  if (keyNow !== undefined && keyNow !== keyId) state.write(lease, () => state.configuration.setMeta(keyAt, keyNow));
   if (schedule.keepImage) await keepLatest(work, destination, exported, context);
   await proveAndComplete({ run, ...schedule }, destination, exported, name, lease, context);
 }

@@ -35,6 +35,8 @@ export interface ExportRequest {
   readonly layout: "image" | "repository";
   readonly format: ExportFormat;
   readonly compression: ImageCompression;
+  /** The key that the repository had at the last export; undefined where none is remembered. */
+  readonly keyId?: string;
   /** What the plan said of how much is read, and why; `full` is carried out as such, the other as far as changes can be told. */
   readonly mode: "full" | "incremental";
   readonly modeReason: string;
@@ -60,6 +62,8 @@ export interface ExportPorts {
 }
 
 export interface Exported {
+  /** The key of the repository, where it is sealed. */
+  readonly keyId?: string;
   readonly manifest: Manifest;
   /** Relative to the destination. */
   readonly manifestPath: string;
@@ -82,6 +86,10 @@ export async function exportVm(
   const { clock } = ports;
   const startedAt = clock.now();
   const repository = request.layout === "repository" ? await Repository.openOrCreate(destination, request.pointId, startedAt) : undefined;
+  if (request.keyId !== undefined && repository?.keyId !== request.keyId)
+    throw new HypersdkError("KeyRefused", `the repository at ${destination.spec.name} has another key than at the last export: somebody has replaced it`, {
+      hint: "where that was you, --adopt takes it as it is",
+    });
   const before =
     repository && (await pointBefore(repository, { provider: provider.name, identity: request.identity, tracksChanges: provider.tracksChanges ?? false }));
   const track = repository && request.fullReadEveryMs !== undefined ? trackRequest(repository, request, before) : undefined;
@@ -138,7 +146,7 @@ export async function exportVm(
     await stored.publish(manifestPath, `${JSON.stringify(manifest, null, 2)}\n`);
     // the point is there; marks that could not be replaced cost a larger increment and nothing else
     await snapshot.keepMarks?.().catch(() => {});
-    return { manifest, manifestPath, storedBytes: manifest.actuals.storedBytes };
+    return { manifest, manifestPath, storedBytes: manifest.actuals.storedBytes, ...(repository?.keyId ? { keyId: repository.keyId } : {}) };
   } catch (thrown) {
     let error = thrown;
     // an image that was cut or rewritten while it was read looks damaged: then it is the source that changed

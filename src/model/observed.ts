@@ -5,6 +5,8 @@ export interface Observed {
   readonly vms: readonly ObservedVm[];
   /** Providers that could not be reached: their VMs are unknown, which is never a reason to drop anything. */
   readonly unknownProviders: readonly Unknown[];
+  /** Single VMs of which nothing can be said, as a provider calls them. */
+  readonly unknownVms: readonly { readonly provider: string; readonly identity: string; readonly reason: string }[];
   /** What a provider could not take for a VM and why: a link that leads out, an image in no known format. */
   readonly problems: readonly { readonly provider: string; readonly message: string }[];
   readonly destinations: readonly ObservedDestination[];

@@ -139,6 +139,7 @@ function protectionChangesOf(
 ): ProtectionChange[] {
   const changes: ProtectionChange[] = [];
   const unknown = new Set(observed.unknownProviders.map(({ name }) => name));
+  const unknownVms = new Set(observed.unknownVms.map(({ provider, identity }) => `${provider}\n${identity}`));
   const providers = new Set(desired.providers.map(({ name }) => name));
   const rescheduled = rescheduledOf(desired, recorded, resources);
   const known = new Set(recorded.resources.map(({ address }) => address));
@@ -152,7 +153,8 @@ function protectionChangesOf(
     }
     if (!member.vm) {
       // an unreachable provider changes nothing; one that is gone from the files shows no VMs
-      if (!unknown.has(member.provider) && protection.state === "active") changes.push({ ...at, kind: "missing" });
+      if (!unknown.has(member.provider) && !unknownVms.has(`${member.provider}\n${member.identity}`) && protection.state === "active")
+        changes.push({ ...at, kind: "missing" });
       continue;
     }
     if (protection.state === "missing") changes.push({ ...at, kind: "found" });
@@ -311,6 +313,7 @@ function driftOf(
 ): Drift[] {
   const drift: Drift[] = [];
   for (const { name, reason } of observed.unknownProviders) drift.push({ kind: "unknown", what: `provider.${name}`, message: reason });
+  for (const { provider, identity, reason } of observed.unknownVms) drift.push({ kind: "unknown", what: `${provider}: ${identity}`, message: reason });
   for (const { name, reason } of observed.unknownDestinations) drift.push({ kind: "unknown", what: `destination.${name}`, message: reason });
   for (const change of changes) {
     const at = { schedule: change.schedule, vmPath: change.vmPath };
@@ -338,7 +341,7 @@ function driftOf(
 
 function warningsOf(desired: DesiredState, observed: Observed, joined: Membership): PlanWarning[] {
   const warnings: PlanWarning[] = [];
-  if (observed.unknownProviders.length === 0) {
+  if (observed.unknownProviders.length + observed.unknownVms.length === 0) {
     for (const { address, pattern } of joined.unmatched) warnings.push({ code: "HSW008", message: `the pattern ${pattern} matches no VM`, address });
     const protectedSchedules = new Set([...joined.members.values()].map(({ schedule }) => schedule.name));
     for (const { name } of desired.schedules)

@@ -40,6 +40,8 @@ export interface TrackRequest {
 interface Inventory {
   readonly vms: readonly ObservedVm[];
   readonly problems: readonly string[];
+  /** VMs of which nothing can be said now: they are there, as far as anybody knows. */
+  readonly unknown?: readonly { readonly identity: string; readonly reason: string }[];
 }
 
 export interface VmSnapshot {

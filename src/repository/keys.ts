@@ -41,9 +41,10 @@ interface AgeSlot extends SlotBase {
 /** 32 MiB and about a quarter of a second: OWASP's second choice of 2023, for machines that must stay under 256 MiB. */
 const cost = { N: 2 ** 15, r: 8, p: 3 };
 /** What a slot may ask of whoever opens it: 128 MiB. */
-const maxCost = { Nr: 2 ** 20, p: 16 };
+const maxCost = { Nr: 2 ** 20, p: 4 };
 const minPassphrase = 12;
 const maxSlotBytes = 64 * 1024;
+const maxSlots = 64;
 
 /** @param unreadable called with the path of one that was cut or forged, which is passed over: another may open */
 export async function listSlots(destination: Destination, repository: string, unreadable: (path: string) => void = () => {}): Promise<KeySlot[]> {
@@ -54,6 +55,8 @@ export async function listSlots(destination: Destination, repository: string, un
     if (!slot || slotPath(slot.id) !== path) unreadable(path);
     else if (slot.repository === repository) slots.push(slot);
   }
+  // whoever can write to the store could have us stretch a secret for ever
+  if (slots.length > maxSlots) throw damaged(`${keysFolder} of ${destination.spec.name}`, `it holds ${slots.length} slots, more than ${maxSlots}`);
   return slots;
 }
 
@@ -211,6 +214,7 @@ function slotOf(bytes: Buffer): KeySlot | undefined {
   if (typeof slot.id !== "string" || typeof slot.repository !== "string" || typeof slot.wrapped !== "string") return undefined;
   if (slot.kind === "age") return typeof slot.recipient === "string" ? (slot as AgeSlot) : undefined;
   const { kind, N = 0, r = 0, p = 0, salt } = slot as Partial<PassphraseSlot>;
-  const isBounded = N > 1 && (N & (N - 1)) === 0 && r > 0 && p > 0 && N * r <= maxCost.Nr && p <= maxCost.p;
+  const isBounded =
+    [N, r, p].every(Number.isInteger) && N > 1 && N < 2 ** (16 * r) && (N & (N - 1)) === 0 && r > 0 && p > 0 && N * r <= maxCost.Nr && p <= maxCost.p;
   return kind === "passphrase" && isBounded && typeof salt === "string" ? (slot as PassphraseSlot) : undefined;
 }

@@ -96,6 +96,11 @@ export class Repository {
     return new Repository(destination, config, config.encryption ? sealedWith(await unlock(destination, config.id)) : unsealed);
   }
 
+  /** Stands for the key, and tells nothing of it: another key in its place is found out by whoever remembers it. Undefined where nothing is sealed. */
+  get keyId(): string | undefined {
+    return this.config.encryption && this.sealing.nameFor("hypersdk key");
+  }
+
   /** Opens the repository for an export, or makes it; of two that make it at once, the second opens what the first made. */
   static async openOrCreate(destination: Destination, id: string, createdAt: Instant): Promise<Repository> {
     const repository = (await Repository.open(destination)) ?? (await Repository.#create(destination, id, createdAt));

@@ -1,4 +1,18 @@
-import { closeSync, copyFileSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync, writeSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import {
+  closeSync,
+  copyFileSync,
+  cpSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import type { Manifest } from "../../src/exports/manifest.ts";
@@ -64,7 +78,7 @@ it("an incremental schedule stores what is new once, restores every point byte f
   const before = stored(folder);
   await ok(folder, ["run", "nightly", "--vm", "/datacenter/vm/web"]);
   const newest = manifestsOf(folder).find(({ source }) => source.kind === "manual");
-  expect(newest?.disks[0]).toMatchObject({ mode: "incremental", newBytes: 512 * KiB, reason: expect.stringContaining("tracks no changes") as string });
+  expect(newest?.disks[0]).toMatchObject({ mode: "incremental", newBytes: 512 * KiB, reason: expect.stringContaining("are not tracked") as string });
   expect(stored(folder) - before).toBeLessThan(520 * KiB);
 
   await ok(folder, ["verify"]);
@@ -203,6 +217,34 @@ it("an encrypted repository opens with its key alone, and the key is nowhere els
   rmSync(join(folder, ".hypersdk"), { recursive: true });
   await ok(folder, ["state", "rebuild", "--from", `file://${folder}/backups`, "--key-file", "new"]);
   expect(await ok(folder, ["get", "artifacts"])).toContain("/datacenter/vm/web");
+});
+
+it("a repository that somebody has replaced, with a key of his own, gets nothing; one that is not mounted is not begun anew", {
+  timeout: 120_000,
+}, async () => {
+  const { folder } = fleet(', retry: {attempts: 0}, encryption: {key: "${file:key}"}');
+  execFileSync("age-keygen", ["-o", join(folder, "key")], { stdio: "ignore" });
+  await ok(folder, ["apply", "--auto-approve"]);
+  // another hypersdk makes a repository for the same identity: its slot opens, its key is another
+  const other = fleet(', encryption: {key: "${file:key}"}').folder;
+  copyFileSync(join(folder, "key"), join(other, "key"));
+  await ok(other, ["apply", "--auto-approve"]);
+  renameSync(join(folder, "backups"), join(folder, "aside"));
+  cpSync(join(other, "backups"), join(folder, "backups"), { recursive: true });
+  copyFileSync(join(folder, "aside/hypersdk-destination.json"), join(folder, "backups/hypersdk-destination.json"));
+  expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({
+    code: 7,
+    stderr: expect.stringContaining("another key than at the last export") as string,
+  });
+  rmSync(join(folder, "backups"), { recursive: true });
+  mkdirSync(join(folder, "backups"));
+  expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 7, stderr: expect.stringContaining("is it mounted?") as string });
+  expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 1, stderr: expect.stringContaining("is it mounted?") as string });
+  expect(readdirSync(join(folder, "backups"))).toEqual([]);
+  rmSync(join(folder, "backups"), { recursive: true });
+  renameSync(join(folder, "aside"), join(folder, "backups"));
+  await ok(folder, ["run", "nightly"]);
+  expect(await ok(folder, ["verify"])).toContain("4 restore points verified (restore), 0 damaged");
 });
 
 it("encryption without a key, of images, or in two ways at one destination is refused where it stands", async () => {

@@ -23,7 +23,14 @@ const vm = (name: string): ObservedVm => ({
   name,
   disks: [{ name: "disk.qcow2", format: "qcow2", virtualBytes: 40 * 2 ** 30, dataBytes: 1.2 * 2 ** 30 }],
 });
-const seen = (...names: string[]): Observed => ({ vms: names.map(vm), problems: [], unknownProviders: [], destinations: [], unknownDestinations: [] });
+const seen = (...names: string[]): Observed => ({
+  vms: names.map(vm),
+  problems: [],
+  unknownProviders: [],
+  unknownVms: [],
+  destinations: [],
+  unknownDestinations: [],
+});
 const protection = (name: string, more: Partial<RecordedProtection> = {}): RecordedProtection => ({
   schedule: "nightly",
   provider: "local",

@@ -90,6 +90,7 @@ describe.skipIf(!has("qemu-system-x86_64"))("QEMU", () => {
     ["sends no JSON", () => "hello\n"],
     ["sends a line without end", () => "x".repeat(17 * MiB)],
     ["is another program", () => '{"hello": 1}\n'],
+    ["is a list", () => "[1]\n"],
   ])("whose monitor %s is not taken for gone", async (_, greeting) => {
     const folder = folders();
     const server = createServer((socket) => {
@@ -98,7 +99,10 @@ describe.skipIf(!has("qemu-system-x86_64"))("QEMU", () => {
     });
     await new Promise<void>((done) => server.listen({ path: join(folder, "run/web.qmp") }, () => done()));
     onTestFinished(() => void server.close());
-    await expect(providerAt(folder).inventory()).rejects.toMatchObject({ code: "ProviderUnreachable" });
+    // the machine is off, as far as its images tell; the monitor says that it is not
+    writeFileSync(join(folder, "machines/web/disk.raw"), bytes(65_536, 1));
+    expect(await providerAt(folder).inventory()).toMatchObject({ vms: [], unknown: [{ identity: "web", reason: expect.any(String) as string }] });
+    await expect(providerAt(folder).snapshot("web")).rejects.toMatchObject({ code: "ProviderUnreachable" });
   });
 });
 

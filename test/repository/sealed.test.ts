@@ -125,7 +125,20 @@ describe("a sealed repository", () => {
     const grown = readFileSync(path);
     writeFileSync(path, Buffer.concat([grown, Buffer.alloc(100_000)]));
     expect(await listSlots(keyed(passphrase), id)).toEqual([]);
-    for (const forged of [{ N: 2 ** 30 }, { r: 2 ** 20 }, { p: 2 ** 20 }, { N: 3 }, { N: -1 }, { salt: 7 }, { kind: "other" }]) {
+    for (const forged of [
+      { N: 2 ** 30 },
+      { r: 2 ** 20 },
+      { p: 2 ** 20 },
+      { N: 3 },
+      { N: -1 },
+      { N: 2.5 },
+      { r: "8" },
+      { r: 0.5 },
+      { p: 1.5 },
+      { N: 2 ** 16, r: 1 },
+      { salt: 7 },
+      { kind: "other" },
+    ]) {
       writeFileSync(path, JSON.stringify(withDigest({ ...slot, ...forged })));
       expect(await listSlots(keyed(passphrase), id)).toEqual([]);
     }

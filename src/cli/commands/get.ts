@@ -34,7 +34,7 @@ export async function get(kind: string, options: GetOptions, io: Io): Promise<nu
   const loaded = await load(options, io.env, io.cwd);
   const state = State.openForReading(loaded.statePath);
   try {
-    const { items, headings, rows, wide, right = [] } = await tableOf(kind as GetKind, loaded, state);
+    const { items, headings, rows, wide, right = [] } = await tableOf(kind as GetKind, loaded, state, io);
     if (io.json) {
       io.result(`get-${kind}`, { items });
       return 0;
@@ -49,7 +49,7 @@ export async function get(kind: string, options: GetOptions, io: Io): Promise<nu
   }
 }
 
-async function tableOf(kind: GetKind, { desired, sourceOf, diagnostics }: Loaded, state: State | undefined): Promise<Table> {
+async function tableOf(kind: GetKind, { desired, sourceOf, diagnostics }: Loaded, state: State | undefined, io: Io): Promise<Table> {
   const now = clock.now();
   const recorded = state?.recorded(now) ?? emptyRecorded;
   const zones = timezonesOf(desired);
@@ -197,6 +197,7 @@ async function tableOf(kind: GetKind, { desired, sourceOf, diagnostics }: Loaded
       const observed = await observe({ ...wanted, destinations: [] }, adapters);
       const unknown = observed.unknownProviders[0];
       if (unknown && observed.vms.length === 0) throw new HypersdkError("ProviderUnreachable", `provider ${unknown.name}: ${unknown.reason}`);
+      for (const { identity, reason } of observed.unknownVms) io.err(`${io.errStyle.yellow("warning")}: nothing is known of ${identity} now: ${reason}\n`);
       const items = observed.vms.map((vm) => ({
         path: vm.path,
         name: vm.name,

@@ -26,19 +26,25 @@ export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
   const sockets = spec.sockets ?? spec.path;
   const socketOf = (name: string, ending: string): string => join(sockets, `${name}${ending}`);
 
-  /** The machines that run, by name. */
-  async function running(names: readonly string[]): Promise<Map<string, LiveVm>> {
-    const found = new Map<string, LiveVm>();
-    for (const name of names) {
-      const qmp = await connected(socketOf(name, monitorEnding));
-      if (!qmp) continue;
+  /** The machines that run, by name, and those whose monitors do not answer. */
+  async function running(names: readonly string[]): Promise<{ readonly live: Map<string, LiveVm>; readonly unknown: { identity: string; reason: string }[] }> {
+    const live = new Map<string, LiveVm>();
+    const unknown: { identity: string; reason: string }[] = [];
+    const ask = async (name: string): Promise<void> => {
+      let qmp: Qmp | undefined;
       try {
-        found.set(name, await lookAt(qmp, name));
+        qmp = await connected(socketOf(name, monitorEnding));
+        if (qmp) live.set(name, await lookAt(qmp, name));
+      } catch (error) {
+        if (!(error instanceof HypersdkError)) throw error;
+        unknown.push({ identity: name, reason: error.message });
       } finally {
-        qmp.close();
+        qmp?.close();
       }
-    }
-    return found;
+    };
+    // side by side: one that does not answer costs its time once
+    await Promise.all(names.map(ask));
+    return { live, unknown: unknown.sort((a, b) => (a.identity < b.identity ? -1 : 1)) };
   }
 
   return {
@@ -47,7 +53,7 @@ export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
     tracksChanges: true,
     async inventory() {
       const names = monitorsIn(sockets);
-      const live = await running(names);
+      const { live, unknown } = await running(names);
       const off = imagesIn(spec.path);
       const vms: ObservedVm[] = [];
       const problems = [...off.problems];
@@ -58,10 +64,10 @@ export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
       }
       for (const vm of off.vms) {
         const path = vmPathUnder(spec.root, vm.names);
-        if (!path || live.has(vm.identity)) continue;
+        if (!path || live.has(vm.identity) || unknown.some(({ identity }) => identity === vm.identity)) continue;
         vms.push(await withMarks(observedVm(spec.name, path, vm), vm));
       }
-      return { vms: vms.sort((a, b) => (a.path < b.path ? -1 : 1)), problems: problems.sort() };
+      return { vms: vms.sort((a, b) => (a.path < b.path ? -1 : 1)), problems: problems.sort(), unknown };
     },
     async snapshot(identity, { track } = {}) {
       if (!identity.includes("/")) {
