@@ -93,7 +93,7 @@ describe.skipIf(!has("libvirtd") || !has("virsh"))("a machine that libvirt runs"
     await ok(folder, ["apply", "--auto-approve"]);
     await ok(folder, ["run", "nightly"]);
     expect(last()[0]?.mode).toBe("incremental");
-    expect(`${virsh("checkpoint-list", "counting", "--name")}-0`).toBe(last()[0]?.mark);
+    expect(last()[0]?.mark?.startsWith(`${virsh("checkpoint-list", "counting", "--name")}-`)).toBe(true);
     expect(readdirSync(machines).sort()).toEqual(["disk & 0.qcow2", "disk & 1.raw"]);
     expect(readdirSync(join(folder, "scratch"))).toEqual([]);
 

@@ -1,3 +1,4 @@
+import { statSync } from "node:fs";
 import type { TrackRequest } from "../provider.ts";
 
 /** Everything that we make in a machine is named so; nothing else is touched. */
@@ -24,4 +25,9 @@ export function exportOf(mark: string): string {
 
 export function isOwnedBy(name: string, owner: string): boolean {
   return name.startsWith(`${ourPrefix}${owner}-`);
+}
+
+/** libvirt calls the bitmaps of all disks as their checkpoint: the image's inode tells which is whose, also once they were exchanged. */
+export function checkpointMark(checkpoint: string, image: string): string {
+  return `${checkpoint}-${statSync(image).ino.toString(36)}`;
 }

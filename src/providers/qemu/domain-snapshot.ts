@@ -5,7 +5,7 @@ import type { Clock } from "../../model/ports.ts";
 import { connectNbd, type NbdClient } from "../../nbd/client.ts";
 import { nbdSource, statusOf } from "../../nbd/nbd-source.ts";
 import type { DiskTracking, SnapshotDisk, TrackRequest, VmSnapshot } from "../provider.ts";
-import { bitmapName, exportName, exportOf, isOwnedBy, ourPrefix } from "./bitmaps.ts";
+import { checkpointMark, exportName, exportOf, isOwnedBy, ourPrefix } from "./bitmaps.ts";
 import type { Domain, DomainDisk } from "./libvirt-provider.ts";
 import { makeScratch, scratchStem } from "./scratch.ts";
 import { elementOf, elementsOf, escaped, lines, parseXml, textOf, virsh } from "./virsh.ts";
@@ -22,8 +22,8 @@ interface Wanted {
   readonly exportName: string;
   /** The checkpoint that its changes are asked since; a text that says why there is none. */
   readonly since: { readonly checkpoint: string } | { readonly reason: string };
-  /** What its bitmap is called from now on; undefined where its format keeps none. */
-  readonly bitmap: string | undefined;
+  /** Its mark from now on; undefined where its format keeps none. */
+  readonly mark: string | undefined;
 }
 
 /**
@@ -61,10 +61,10 @@ export async function domainSnapshot(uri: string, domain: Domain, { clock, scrat
     earlier = track ? (await lines(uri, "checkpoint-list", uuid, "--name")).filter((name) => isOwnedBy(name, track.owner)) : [];
     const marks = await marksIn(uri, uuid, earlier);
     let wanted = domain.disks.map((disk, i): Wanted => {
-      const bitmap = track && disk.format === "qcow2" ? bitmapName(track, i) : undefined;
-      return { disk, exportName: `disk-${i}`, bitmap, since: sinceOf(disk, track, marks) };
+      const mark = track && disk.format === "qcow2" ? checkpointMark(exportName(track), disk.file) : undefined;
+      return { disk, exportName: `disk-${i}`, mark, since: sinceOf(disk, track, marks) };
     });
-    const checkpoint = track && wanted.some(({ bitmap }) => bitmap !== undefined) ? exportName(track) : undefined;
+    const checkpoint = track && wanted.some(({ mark }) => mark !== undefined) ? exportName(track) : undefined;
     const isFrozen = await virsh(uri, "domfsfreeze", uuid).then(
       () => true,
       () => false,
@@ -124,21 +124,23 @@ export async function domainSnapshot(uri: string, domain: Domain, { clock, scrat
   }
 }
 
-/** What our checkpoints call the bitmap of each disk: `vda hypersdk-…-0`. */
+/** Which disk has which of our checkpoints: `vda hypersdk-…`. */
 async function marksIn(uri: string, uuid: string, checkpoints: readonly string[]): Promise<Set<string>> {
   const marks = new Set<string>();
   for (const name of checkpoints) {
     const { disks } = parseXml(await virsh(uri, "checkpoint-dumpxml", uuid, name, "--no-domain"), "domaincheckpoint");
-    for (const disk of elementsOf(elementOf(disks)["disk"])) marks.add(`${textOf(disk["@name"])} ${textOf(disk["@bitmap"])}`);
+    for (const disk of elementsOf(elementOf(disks)["disk"])) if (textOf(disk["@checkpoint"]) === "bitmap") marks.add(`${textOf(disk["@name"])} ${name}`);
   }
   return marks;
 }
 
-function sinceOf({ name, target, format }: DomainDisk, track: TrackRequest | undefined, marks: ReadonlySet<string>): Wanted["since"] {
+function sinceOf({ name, target, file, format }: DomainDisk, track: TrackRequest | undefined, marks: ReadonlySet<string>): Wanted["since"] {
   const mark = track?.since.get(name);
   if (mark === undefined) return { reason: "nothing was marked before" };
   if (format !== "qcow2") return { reason: `libvirt tracks no changes of a ${format} disk` };
-  return marks.has(`${target} ${mark}`) ? { checkpoint: exportOf(mark) } : { reason: `its bitmap ${mark} is gone` };
+  const checkpoint = exportOf(mark);
+  const isThere = marks.has(`${target} ${checkpoint}`) && checkpointMark(checkpoint, file) === mark;
+  return isThere ? { checkpoint } : { reason: `its bitmap ${mark} is gone` };
 }
 
 function backupXml(wanted: readonly Wanted[], socket: string, folder: string): string {
@@ -155,14 +157,11 @@ const changesBitmap = `${ourPrefix}changes`;
 const changesContext = `qemu:dirty-bitmap:${changesBitmap}`;
 
 function checkpointXml(name: string, wanted: readonly Wanted[]): string {
-  const disks = wanted.map(
-    ({ disk, bitmap }) =>
-      `<disk name='${escaped(disk.target)}' ${bitmap === undefined ? "checkpoint='no'" : `checkpoint='bitmap' bitmap='${escaped(bitmap)}'`}/>`,
-  );
+  const disks = wanted.map(({ disk, mark }) => `<disk name='${escaped(disk.target)}' checkpoint='${mark === undefined ? "no" : "bitmap"}'/>`);
   return `<domaincheckpoint><name>${escaped(name)}</name><disks>${disks.join("")}</disks></domaincheckpoint>\n`;
 }
 
-function diskOf({ disk, since, bitmap }: Wanted, client: NbdClient): SnapshotDisk {
+function diskOf({ disk, since, mark }: Wanted, client: NbdClient): SnapshotDisk {
   const changes: DiskTracking["changes"] =
     "reason" in since
       ? since.reason
@@ -177,7 +176,7 @@ function diskOf({ disk, since, bitmap }: Wanted, client: NbdClient): SnapshotDis
     format: disk.format,
     variant: "live",
     source: nbdSource(client),
-    ...(bitmap === undefined ? {} : { tracking: { mark: bitmap, changes } }),
+    ...(mark === undefined ? {} : { tracking: { mark, changes } }),
   };
 }
 

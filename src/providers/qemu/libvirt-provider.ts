@@ -8,8 +8,8 @@ import { vmPathUnder } from "../../model/vm-path.ts";
 import type { FoundDisk, FoundVm } from "../images/discover.ts";
 import { imageSnapshot } from "../images/image-snapshot.ts";
 import { peek } from "../images/peek.ts";
-import type { Provider, VmHardware } from "../provider.ts";
-import { isOurs } from "./bitmaps.ts";
+import type { Provider, TrackRequest, VmHardware } from "../provider.ts";
+import { checkpointMark, exportOf, isOurs } from "./bitmaps.ts";
 import { domainSnapshot } from "./domain-snapshot.ts";
 import { marksOf, storedTracking } from "./stored-bitmaps.ts";
 import { elementOf, elementsOf, lines, parseXml, textOf, virsh } from "./virsh.ts";
@@ -62,7 +62,7 @@ export function libvirtProvider(spec: ProviderSpec, uri: string, clock: Clock): 
       const domain = await domainOf(uri, identity, isRunning);
       if (isRunning) return domainSnapshot(uri, domain, { clock, scratch: spec.scratch, track });
       // checkpoints of others may hold what ours do not: whatever a bitmap has noted counts
-      return imageSnapshot(foundVm(domain), clock, async (disk) => (track ? storedTracking(disk, track, () => true) : undefined));
+      return imageSnapshot(foundVm(domain), clock, async (disk) => (track ? storedTracking(disk, asBitmaps(track, domain), () => true) : undefined));
     },
   };
 }
@@ -111,36 +111,47 @@ async function observed(provider: string, uri: string, path: ObservedVm["path"],
       return [target, { capacity: Number(capacity), allocation: Number(allocation) }] as const;
     }),
   );
-  const marks = isRunning ? await checkpointMarks(uri, uuid) : undefined;
+  const checkpoints = isRunning ? await checkpointsOf(uri, uuid) : undefined;
   const list: ObservedVm["disks"][number][] = [];
   for (const disk of disks) {
     const { capacity: virtualBytes = 0, allocation = 0 } = sizes.get(disk.target) ?? {};
     // libvirt keeps bitmaps of QCOW2 alone
-    const found = disk.format !== "qcow2" ? undefined : isRunning ? (marks?.get(disk.target) ?? []) : await marksOf(foundDisk(disk));
+    const found = disk.format !== "qcow2" ? undefined : isRunning ? (checkpoints?.get(disk.target) ?? []) : await marksOf(foundDisk(disk));
     list.push({
       name: disk.name,
       format: disk.format,
       virtualBytes,
       dataBytes: Math.min(virtualBytes, allocation),
-      ...(found ? { marks: found } : {}),
+      ...(found ? { marks: found.map(({ name, changedBytes }) => ({ name: checkpointMark(name, disk.file), changedBytes })) } : {}),
     });
   }
   return { provider, path, identity: uuid, name: hardware.name, disks: list, ...(hardware.firmware ? { firmware: hardware.firmware } : {}) };
 }
 
 /** Our checkpoints of a running machine, with what has changed since each, by the disk's target. */
-async function checkpointMarks(uri: string, uuid: string): Promise<Map<string, { readonly name: string; readonly changedBytes: number }[]>> {
+async function checkpointsOf(uri: string, uuid: string): Promise<Map<string, { readonly name: string; readonly changedBytes: number }[]>> {
   const marks = new Map<string, { name: string; changedBytes: number }[]>();
   for (const name of (await lines(uri, "checkpoint-list", uuid, "--name")).filter(isOurs)) {
     const checkpoint = parseXml(await virsh(uri, "checkpoint-dumpxml", uuid, name, "--size", "--no-domain"), "domaincheckpoint");
     for (const disk of elementsOf(elementOf(checkpoint["disks"])["disk"])) {
       const target = textOf(disk["@name"]);
       if (target === undefined || textOf(disk["@checkpoint"]) !== "bitmap") continue;
-      const mark = textOf(disk["@bitmap"]) ?? name;
-      marks.set(target, [...(marks.get(target) ?? []), { name: mark, changedBytes: Number(textOf(disk["@size"]) ?? 0) }]);
+      marks.set(target, [...(marks.get(target) ?? []), { name, changedBytes: Number(textOf(disk["@size"]) ?? 0) }]);
     }
   }
   return marks;
+}
+
+/** The marks of images that are where they were, as the bitmaps in them are called. */
+function asBitmaps(track: TrackRequest, { disks }: Domain): TrackRequest {
+  const since = new Map<string, string>();
+  for (const { name, file } of disks) {
+    const mark = track.since.get(name);
+    if (mark === undefined) continue;
+    const checkpoint = exportOf(mark);
+    since.set(name, checkpointMark(checkpoint, file) === mark ? checkpoint : mark);
+  }
+  return { ...track, since };
 }
 
 function foundVm({ uuid, hardware, disks }: Domain): FoundVm {
