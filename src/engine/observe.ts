@@ -5,6 +5,7 @@ import type { DesiredState } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Observed, ObservedDestination, ObservedVm, Unknown } from "../model/observed.ts";
 import { listPoints } from "../repository/points.ts";
+import { Repository } from "../repository/repository.ts";
 import type { EngineContext } from "./context.ts";
 
 /** Asks every provider and destination. What cannot be reached becomes unknown with its reason; it never fails the rest. */
@@ -62,7 +63,7 @@ async function observeDestination(destination: Destination): Promise<ObservedDes
   const bytes = new Map<string, number>();
   const base = { name: destination.spec.name, url: destination.spec.url, ...(marker ? { lineage: marker.lineage, layout: marker.layout } : {}) };
   if (marker?.layout === "repository")
-    return { ...base, points: (await listPoints(destination)).map(({ path }) => ({ manifestPath: path, storedBytes: null })) };
+    return { ...base, ...(await sealOf(destination)), points: (await listPoints(destination)).map(({ path }) => ({ manifestPath: path, storedBytes: null })) };
   const files = marker ? await destination.list() : [];
   for (const file of files) {
     if (file.isLink) continue;
@@ -74,6 +75,16 @@ async function observeDestination(destination: Destination): Promise<ObservedDes
     ...base,
     points: points.map(({ manifestPath }) => ({ manifestPath, storedBytes: bytes.get(manifestPath.slice(0, manifestPath.lastIndexOf("/"))) ?? 0 })),
   };
+}
+
+async function sealOf(destination: Destination): Promise<Pick<ObservedDestination, "isSealed" | "keyProblem">> {
+  const isSealed = await Repository.isSealed(destination);
+  try {
+    destination.encryption?.key();
+    return isSealed === undefined ? {} : { isSealed };
+  } catch (error) {
+    return { ...(isSealed === undefined ? {} : { isSealed }), keyProblem: reasonOf(error) };
+  }
 }
 
 function reasonOf(error: unknown): string {

@@ -49,6 +49,10 @@ export interface ObservedDestination {
   readonly lineage?: string;
   /** How what is there is stored. */
   readonly layout?: "image" | "repository";
+  /** Of a repository: whether it is encrypted. */
+  readonly isSealed?: boolean;
+  /** Why the key that the files name for it cannot be had. */
+  readonly keyProblem?: string;
   /** The restore points that are there, by manifest path relative to the destination, with the size of their files; null where files are shared. */
   readonly points: readonly { readonly manifestPath: string; readonly storedBytes: number | null }[];
 }

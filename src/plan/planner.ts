@@ -347,6 +347,13 @@ function warningsOf(desired: DesiredState, observed: Observed, joined: Membershi
     for (const { name } of desired.schedules)
       if (!protectedSchedules.has(name)) warnings.push({ code: "HSW003", message: `schedule "${name}" protects no VM`, address: `schedule.${name}` });
   }
+  for (const { name, isSealed, keyProblem } of observed.destinations) {
+    const encryption = desired.destinations.find((each) => each.name === name)?.encryption;
+    const warn = (message: string): void => void warnings.push({ code: "HSW015", message, address: `destination.${name}` });
+    if (isSealed === true && !encryption) warn(`the repository at ${name} is encrypted, and no schedule of it names the key: exports will fail`);
+    if (isSealed === false && encryption) warn(`the files want ${name} encrypted, and the repository there is not: exports will fail; name a new destination`);
+    if (keyProblem !== undefined) warn(`the key of ${name} cannot be had here: ${keyProblem}`);
+  }
   for (const { provider, message } of observed.problems) warnings.push({ code: "HSW012", message, address: `provider.${provider}` });
   return warnings.sort((a, b) => order(a.code, b.code) || order(a.message, b.message) || order(a.address ?? "", b.address ?? ""));
 }

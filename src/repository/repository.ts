@@ -96,6 +96,12 @@ export class Repository {
     return new Repository(destination, config, config.encryption ? sealedWith(await unlock(destination, config.id)) : unsealed);
   }
 
+  /** Whether the repository at a destination is sealed, which its key is not needed for; undefined where there is none. */
+  static async isSealed(destination: Destination): Promise<boolean | undefined> {
+    const bytes = await getOrNothing(destination, configPath, 65_536);
+    return bytes && decodeConfig(destination, bytes).encryption !== undefined;
+  }
+
   /** Stands for the key, and tells nothing of it: another key in its place is found out by whoever remembers it. Undefined where nothing is sealed. */
   get keyId(): string | undefined {
     return this.config.encryption && this.sealing.nameFor("hypersdk key");

@@ -198,6 +198,7 @@ it("an encrypted repository opens with its key alone, and the key is nowhere els
   for (const name of everything) expect([name, readFileSync(join(folder, name)).includes(passphrase)]).toEqual([name, false]);
 
   rmSync(join(folder, "key"));
+  expect(await ok(folder, ["plan"])).toContain("the key of file:./backups cannot be had here");
   for (const args of [["check"], ["verify"], ["restore", "--vm", "/datacenter/vm/web", "--to", "again.raw"]])
     expect(await hypersdk(folder, args)).toMatchObject({ code: 10, stderr: expect.stringContaining("the key cannot be read") as string });
   const failed = await hypersdk(folder, ["run", "nightly"]);
