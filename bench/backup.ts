@@ -5,10 +5,10 @@
  * for a folder with a disk0.img made before.
  */
 import { execFileSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type Measured, measure, median, say } from "./measure.ts";
+import { type Measured, measure, median, say, sizeOf } from "./measure.ts";
 
 const program = join(import.meta.dirname, "..", "bin", "hypersdk.js");
 const workload = join(import.meta.dirname, "vm-image-workload.sh");
@@ -125,14 +125,4 @@ function toolsIn(folder: string, disk: string): Tool[] {
       check: ["borg", "check", "--verify-data", borg],
     },
   ];
-}
-
-function sizeOf(folder: string): number {
-  try {
-    return readdirSync(folder, { recursive: true, withFileTypes: true })
-      .filter((entry) => entry.isFile())
-      .reduce((sum, entry) => sum + statSync(join(entry.parentPath, entry.name)).size, 0);
-  } catch {
-    return 0;
-  }
 }

@@ -12,7 +12,6 @@ import {
   mkdirSync,
   mkdtempSync,
   openSync,
-  readdirSync,
   readFileSync,
   readSync,
   rmSync,
@@ -24,7 +23,7 @@ import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { type Measured, measure, median, say } from "./measure.ts";
+import { type Measured, measure, median, say, sizeOf } from "./measure.ts";
 
 const program = join(import.meta.dirname, "..", "bin", "hypersdk.js");
 const workload = join(import.meta.dirname, "vm-image-workload.sh");
@@ -256,14 +255,4 @@ function enlarge(path: string, gib: number): void {
     writeSync(file, piece, 0, piece.length, offset);
   }
   closeSync(file);
-}
-
-function sizeOf(folder: string): number {
-  try {
-    return readdirSync(folder, { recursive: true, withFileTypes: true })
-      .filter((entry) => entry.isFile())
-      .reduce((sum, entry) => sum + statSync(join(entry.parentPath, entry.name)).size, 0);
-  } catch {
-    return 0;
-  }
 }

@@ -1,4 +1,6 @@
 import { spawnSync } from "node:child_process";
+import { readdirSync, statSync } from "node:fs";
+import { join } from "node:path";
 
 export interface Measured {
   /** User and system CPU of the process and its children, in seconds. */
@@ -29,4 +31,15 @@ export function median(values: readonly number[]): number {
 
 export function say(text: string): void {
   process.stdout.write(`${text}\n`);
+}
+
+/** Bytes of the files below a folder, which need not be there. */
+export function sizeOf(folder: string): number {
+  try {
+    return readdirSync(folder, { recursive: true, withFileTypes: true })
+      .filter((entry) => entry.isFile())
+      .reduce((sum, entry) => sum + statSync(join(entry.parentPath, entry.name)).size, 0);
+  } catch {
+    return 0;
+  }
 }

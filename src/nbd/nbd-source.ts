@@ -24,6 +24,11 @@ export function nbdSource(client: NbdClient, dataBytes: number = client.sizeByte
   };
 }
 
+/** What a context says 1 of, such as the dirty blocks of a bitmap, in order. */
+export async function* setRanges(client: NbdClient, context: string): AsyncGenerator<ByteRange> {
+  for await (const { offset, length, flags } of statusOf(client, context, { offset: 0, length: client.sizeBytes })) if (flags & 1) yield { offset, length };
+}
+
 /** All extents of a context in a range, in order. */
 export async function* statusOf(client: NbdClient, context: string, { offset, length }: ByteRange): AsyncGenerator<ByteRange & { readonly flags: number }> {
   const end = offset + length;

@@ -3,7 +3,7 @@ import { dirname, join } from "node:path";
 import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import type { Clock } from "../../model/ports.ts";
 import { connectNbd, type NbdClient } from "../../nbd/client.ts";
-import { nbdSource, statusOf } from "../../nbd/nbd-source.ts";
+import { nbdSource, setRanges } from "../../nbd/nbd-source.ts";
 import type { DiskTracking, SnapshotDisk, TrackRequest, VmSnapshot } from "../provider.ts";
 import { checkpointMark, exportName, exportOf, isOwnedBy, ourPrefix } from "./bitmaps.ts";
 import type { Domain, DomainDisk } from "./libvirt-provider.ts";
@@ -162,15 +162,7 @@ function checkpointXml(name: string, wanted: readonly Wanted[]): string {
 }
 
 function diskOf({ disk, since, mark }: Wanted, client: NbdClient): SnapshotDisk {
-  const changes: DiskTracking["changes"] =
-    "reason" in since
-      ? since.reason
-      : {
-          async *ranges() {
-            for await (const { offset, length, flags } of statusOf(client, changesContext, { offset: 0, length: client.sizeBytes }))
-              if (flags & 1) yield { offset, length };
-          },
-        };
+  const changes: DiskTracking["changes"] = "reason" in since ? since.reason : { ranges: () => setRanges(client, changesContext) };
   return {
     name: disk.name,
     format: disk.format,

@@ -3,7 +3,7 @@ import { writeImageFile } from "../../converters/image-file.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import type { Clock } from "../../model/ports.ts";
 import { connectNbd, type NbdClient } from "../../nbd/client.ts";
-import { nbdSource, statusOf } from "../../nbd/nbd-source.ts";
+import { nbdSource, setRanges } from "../../nbd/nbd-source.ts";
 import type { DiskTracking, SnapshotDisk, TrackRequest, VmSnapshot } from "../provider.ts";
 import { bitmapName, isOurs, isOwnedBy, ourPrefix } from "./bitmaps.ts";
 import { GuestAgent } from "./guest-agent.ts";
@@ -192,15 +192,7 @@ async function exportView(qmp: Qmp, { disk, view, earlier, since }: Frozen, name
 const changesContext = `qemu:dirty-bitmap:${changesBitmap}`;
 
 function diskOf({ disk, bitmap, since, reason }: Frozen, client: NbdClient): SnapshotDisk {
-  const changes: DiskTracking["changes"] =
-    since === undefined
-      ? reason
-      : {
-          async *ranges() {
-            for await (const { offset, length, flags } of statusOf(client, changesContext, { offset: 0, length: client.sizeBytes }))
-              if (flags & 1) yield { offset, length };
-          },
-        };
+  const changes: DiskTracking["changes"] = since === undefined ? reason : { ranges: () => setRanges(client, changesContext) };
   return {
     name: disk.name,
     format: disk.format,
