@@ -18,7 +18,7 @@ import { afterCrash, type Loss, operations } from "./recorded-fs.ts";
 
 /** Every operation with `npm run test:crash`; else each in its turn. */
 const isWhole = process.env["CRASH"] === "whole";
-const stride = isWhole ? 1 : 11;
+const strideOf = (layout: Layout): number => (isWhole ? 1 : layout === "sealed" ? 37 : 13);
 const losses: readonly Loss[] = [
   "nothing",
   "all",
@@ -67,7 +67,7 @@ async function tryCrashes(layout: Layout, work: (destination: Destination, lives
     const all = [...operations];
     for (let count = 0; count <= all.length; count++) {
       for (const [i, loss] of losses.entries()) {
-        if ((count + i) % stride !== 0) continue;
+        if ((count + i) % strideOf(layout) !== 0) continue;
         tried++;
         const copy = mkdtempSync(join(tmpdir(), "hypersdk-crashed-"));
         try {

@@ -98,7 +98,7 @@ describe.skipIf(!has("qemu-system-x86_64"))("verify: boot", () => {
     const points = JSON.parse(await ok(folder, ["get", "artifacts", "--json"])) as { items: { vm: string; state: string }[] };
     expect(points.items.map(({ vm, state }) => `${vm} ${state}`).sort()).toEqual(["/datacenter/vm/db good", "/datacenter/vm/web good"]);
     expect(await ok(folder, ["verify", "--vm", "/datacenter/vm/web", "--level", "boot", "--marker", "HYPERSDK-BOOT web"])).toContain(
-      "1 restore point verified (boot), 0 damaged",
+      "1 restore point verified (boot), 0 not started",
     );
     const silent = await hypersdk(folder, ["verify", "--vm", "/datacenter/vm/web", "--level", "boot", "--timeout", "3s"]);
     expect(silent).toMatchObject({ code: 11, stdout: expect.stringContaining('has not said "login:"') as string });

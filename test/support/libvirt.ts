@@ -26,6 +26,6 @@ export async function startLibvirt(folder: string): Promise<string> {
   const daemon = spawn("libvirtd", [], { env, stdio: "ignore", ...(isRoot ? { uid: nobody, gid: nobody } : {}) });
   onTestFinished(() => stopped(daemon));
   const socket = join(home, "run/libvirt/libvirt-sock");
-  for (let i = 0; i < 400 && !existsSync(socket); i++) await sleep(50);
+  for (let i = 0; i < 1200 && !existsSync(socket); i++) await sleep(50);
   return `qemu:///session?socket=${socket}`;
 }

@@ -10,7 +10,7 @@ export async function qemuNbd(image: string, format: string, more: readonly stri
   const socket = join(temporaryFolder(), "nbd.sock");
   const server = spawn("qemu-nbd", ["-r", "-t", "-e", "8", "-f", format, "-k", socket, ...more, image], { stdio: "ignore" });
   onTestFinished(() => stopped(server));
-  for (let i = 0; i < 200 && !existsSync(socket); i++) await sleep(25);
+  for (let i = 0; i < 1200 && !existsSync(socket); i++) await sleep(25);
   return socket;
 }
 

@@ -89,7 +89,7 @@ export async function startGuest(
   process.stderr?.setEncoding("utf8").on("data", (text: string) => {
     said += text;
   });
-  for (let i = 0; i < 400 && !existsSync(monitor); i++) {
+  for (let i = 0; i < 1200 && !existsSync(monitor); i++) {
     if (process.exitCode !== null) throw new Error(`QEMU did not start: ${said}`);
     await sleep(25);
   }
