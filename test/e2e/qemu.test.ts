@@ -149,7 +149,8 @@ describe.skipIf(!has("qemu-system-x86_64"))("a running QEMU", () => {
     const points = manifests(vm.folder);
     expect(points.length).toBeGreaterThanOrEqual(3);
     for (const point of points) await numberOf(vm, point);
-    for (const point of points.slice(1)) expect(disksOf(point)[0]).toMatchObject({ mode: "incremental" });
+    const reasons = points.slice(1).map((point) => disksOf(point)[0]?.reason);
+    expect(reasons).toEqual(reasons.map(() => expect.stringContaining("changed blocks since") as string));
     // what is left in the image is the last mark alone
     const { "format-specific": specific } = JSON.parse(qemuImg("info", "--output=json", vm.images[0]?.path as string)) as {
       "format-specific": { data: { bitmaps: { name: string }[] } };

@@ -7,7 +7,7 @@ import { nbdSource, setRanges } from "../../nbd/nbd-source.ts";
 import type { DiskTracking, SnapshotDisk, TrackRequest, VmSnapshot } from "../provider.ts";
 import { bitmapName, isOurs, isOwnedBy, ourPrefix } from "./bitmaps.ts";
 import { GuestAgent } from "./guest-agent.ts";
-import { type LiveBitmap, type LiveDisk, lookAt } from "./live-vm.ts";
+import { type LiveBitmap, type LiveDisk, lookAt, settledDevices } from "./live-vm.ts";
 import type { Qmp } from "./qmp.ts";
 import { makeScratch, type Scratch, scratchStem } from "./scratch.ts";
 
@@ -68,7 +68,7 @@ export async function liveSnapshot(name: string, qmp: Qmp, { clock, agentPath, s
   try {
     // what another export has left behind is that of one that died: nobody else can talk to the monitor now. Its jobs hide what is below them
     await takeDown(qmp);
-    const vm = await lookAt(qmp, name);
+    const vm = await lookAt(qmp, name, () => settledDevices(qmp));
     const image = vm.disks[0]?.file;
     scratch = makeScratch(scratchParent, scratchStem(qmp.path), image);
     for (const [i, disk] of vm.disks.entries()) frozen.push({ disk, view: `${ourPrefix}view-${i}`, ...bitmapsFor(disk, i, track) });

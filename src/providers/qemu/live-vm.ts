@@ -1,6 +1,7 @@
 import { basename } from "node:path";
 import { HypersdkError } from "../../model/errors.ts";
 import type { VmHardware } from "../provider.ts";
+import { isOurs } from "./bitmaps.ts";
 import { objectIn } from "./json-socket.ts";
 import type { Qmp } from "./qmp.ts";
 
@@ -35,12 +36,12 @@ export interface LiveBitmap {
 }
 
 /** Asks the monitor for everything. Media that can be removed, and disks that are only read, are no part of the machine's state. */
-export async function lookAt(qmp: Qmp, fallbackName: string): Promise<LiveVm> {
+export async function lookAt(qmp: Qmp, fallbackName: string, devices: () => Promise<Record<string, unknown>[]> = () => throughFilters(qmp)): Promise<LiveVm> {
   const { name } = objectIn(await qmp.execute("query-name"));
   const cpus = (await qmp.list("query-cpus-fast")).length;
   const memory = objectIn(await qmp.execute("query-memory-size-summary"))["base-memory"];
   const disks: LiveDisk[] = [];
-  for (const device of await qmp.list("query-block")) {
+  for (const device of await devices()) {
     if (device["inserted"] === undefined || device["removable"] === true) continue;
     const inserted = objectIn(device["inserted"]);
     if (inserted["ro"] === true) continue;
@@ -54,6 +55,38 @@ export async function lookAt(qmp: Qmp, fallbackName: string): Promise<LiveVm> {
     },
     disks,
   };
+}
+
+/** The node that a backup job puts over a disk for as long as it goes: bitmaps are those of the disk below it. */
+const filters: readonly unknown[] = ["copy-before-write", "backup-top"];
+const settleMs = 5_000;
+
+/**
+ * The devices once no job stands over a disk: one that was ended needs its time to go.
+ * @throws ProviderUnreachable for one that stays: somebody else backs the machine up
+ */
+export async function settledDevices(qmp: Qmp): Promise<Record<string, unknown>[]> {
+  const until = performance.now() + settleMs;
+  for (;;) {
+    const devices = await qmp.list("query-block");
+    const covered = devices.find(({ inserted }) => inserted !== undefined && filters.includes(objectIn(inserted)["drv"]));
+    if (!covered) return devices;
+    if (performance.now() > until) throw new HypersdkError("ProviderUnreachable", `a backup job of another program goes on in QEMU at ${qmp.path}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+/** The devices with the disks themselves, where a job stands over them: that of an export, or what one that died has left. */
+async function throughFilters(qmp: Qmp): Promise<Record<string, unknown>[]> {
+  const devices = await qmp.list("query-block");
+  const nodes = await qmp.list("query-named-block-nodes");
+  return devices.map((device) => {
+    if (device["inserted"] === undefined) return device;
+    const inserted = objectIn(device["inserted"]);
+    if (!filters.includes(inserted["drv"])) return device;
+    const below = nodes.find(({ drv, file, "node-name": name }) => file === inserted["file"] && drv !== "file" && !filters.includes(drv) && !isOurs(name));
+    return below ? { ...device, inserted: below } : device;
+  });
 }
 
 function diskOf(inserted: Record<string, unknown>, others: readonly LiveDisk[]): LiveDisk {
