@@ -1,7 +1,7 @@
 /**
  * Backups of one VM disk beside restic and borg, interleaved: `npm run bench:backup`. The disk is 2 GiB of ext4 with some 900 MiB of
  * this machine's own /usr; between backups about 1 % of it changes, in one of three patterns. Nobody is told what changed: all read the
- * disk again. restic and borg encrypt (restic cannot do without), ours does not. BENCH_ROUNDS for more than three rounds, BENCH_DISK
+ * disk again. restic and borg encrypt (restic cannot do without), ours is left open here. BENCH_ROUNDS for more than three rounds, BENCH_DISK
  * for a folder with a disk0.img made before.
  */
 import { execFileSync } from "node:child_process";

@@ -15,7 +15,7 @@ interface Reading {
   readonly mode: "full" | "incremental";
   readonly reason: string;
   readonly wholeReadAt: Instant;
-  /** The same disk in the newest point of its VM. */
+  /** The same disk in the point that is built on. */
   readonly prior: ChunkedDisk | undefined;
   /** Undefined where all of it is read. */
   readonly increment?: Increment;
@@ -75,7 +75,7 @@ export async function readingOf(
   return { mode: "incremental", reason: `changed blocks since ${before.source.instant}`, wholeReadAt, prior, increment };
 }
 
-/** What the provider is asked: the changes since the newest point, and a new mark. */
+/** What the provider is asked: the changes since the point that is built on, and a new mark. */
 export function trackRequest(repository: Repository, { pointId }: { readonly pointId: string }, before: Manifest | undefined): TrackRequest {
   const marked = (before?.disks ?? []).filter(isChunked).flatMap(({ name, mark }) => (mark === undefined ? [] : [[name, mark] as const]));
   return { owner: repository.config.id.slice(0, 8), id: pointId.slice(0, 8), since: new Map(marked) };

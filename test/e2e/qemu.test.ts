@@ -8,7 +8,7 @@ import { hypersdk, start, workTree } from "../support/cli.ts";
 import { bytes, KiB, MiB } from "../support/disks.ts";
 import { has, qemuImg } from "../support/qemu.ts";
 import { conforms } from "../support/schemas.ts";
-import { type Counting, contentOfRaw, countingSector, diskAfter, type Guest, lastNumber, startGuest, whileItWrites } from "../support/writing-guest.ts";
+import { type Counting, countingSector, diskAfter, type Guest, lastNumber, startGuest, whileItWrites } from "../support/writing-guest.ts";
 
 const counting: Counting = { slots: 700, stride: 40 };
 const diskBytes = 48 * MiB;
@@ -78,7 +78,7 @@ const disksOf = ({ disks }: Manifest): ChunkedDisk[] => disks as ChunkedDisk[];
 async function numberOf({ folder, before }: Machine, { id }: Manifest): Promise<number> {
   const to = join(folder, `restored-${id}`);
   await ok(folder, ["restore", id, "--to", `${to}/`, "--format", "raw"]);
-  const disks = before.map((_, i) => contentOfRaw(join(to, `disk-${i}.raw`)));
+  const disks = before.map((_, i) => readFileSync(join(to, `disk-${i}.raw`)));
   const numbers = disks.map((disk, i) => lastNumber(disk, before[i] as Buffer, counting));
   for (const [i, disk] of disks.entries()) expect([id, i, disk.equals(diskAfter(numbers[i] as number, before[i] as Buffer, counting))]).toEqual([id, i, true]);
   // disk 1 gets each number after disk 0

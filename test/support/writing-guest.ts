@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { stopped } from "./nbd.ts";
 
@@ -108,8 +108,4 @@ export async function startGuest(
 export async function whileItWrites(ms: number, guest: Guest): Promise<void> {
   await sleep(ms);
   if (guest.process.exitCode !== null) throw new Error("the guest is gone");
-}
-
-export function contentOfRaw(path: string): Buffer {
-  return readFileSync(path);
 }

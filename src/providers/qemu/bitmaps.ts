@@ -1,4 +1,5 @@
 import { statSync } from "node:fs";
+import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import type { TrackRequest } from "../provider.ts";
 
 /** Everything that we make in a machine is named so; nothing else is touched. */
@@ -29,5 +30,9 @@ export function isOwnedBy(name: string, owner: string): boolean {
 
 /** libvirt calls the bitmaps of all disks as their checkpoint: the image's inode tells which is whose, also once they were exchanged. */
 export function checkpointMark(checkpoint: string, image: string): string {
-  return `${checkpoint}-${statSync(image).ino.toString(36)}`;
+  try {
+    return `${checkpoint}-${statSync(image).ino.toString(36)}`;
+  } catch (error) {
+    throw new HypersdkError("SourceUnavailable", `${image} cannot be looked at: ${errnoOf(error)}`, { cause: error });
+  }
 }

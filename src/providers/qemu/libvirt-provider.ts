@@ -41,6 +41,7 @@ export function libvirtProvider(spec: ProviderSpec, uri: string, clock: Clock): 
       const running = new Set(await lines(uri, "list", "--state-running", "--state-paused", "--uuid"));
       const vms: ObservedVm[] = [];
       const problems: string[] = [];
+      const unknown: { identity: string; reason: string }[] = [];
       for (const uuid of await lines(uri, "list", "--all", "--uuid")) {
         try {
           const domain = await domainOf(uri, uuid, running.has(uuid));
@@ -50,10 +51,11 @@ export function libvirtProvider(spec: ProviderSpec, uri: string, clock: Clock): 
           else if (domain.disks.length > 0) vms.push(await observed(spec.name, uri, path, domain));
         } catch (error) {
           if (!(error instanceof HypersdkError) || error.code === "ProviderUnreachable") throw error;
-          problems.push(`${uuid}: ${error.message}`);
+          // libvirt has it: it is not gone, whatever is wrong with it
+          unknown.push({ identity: uuid, reason: error.message });
         }
       }
-      return { vms: vms.sort((a, b) => (a.path < b.path ? -1 : 1)), problems: problems.sort() };
+      return { vms: vms.sort((a, b) => (a.path < b.path ? -1 : 1)), problems: problems.sort(), unknown };
     },
     async snapshot(identity, { track } = {}) {
       const all = await lines(uri, "list", "--all", "--uuid");
