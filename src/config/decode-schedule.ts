@@ -44,8 +44,6 @@ export function decodeSchedule(
       report.warn("HSW013", origin, ["notifications"], "a webhook's URL stands in the file", "whoever reads the repository can post to it; use a notifier");
   }
   const { verify, boot } = verifyOf(get("verify"), origin, below("verify"), report);
-  const overlap = get<"skip" | "queue">("overlap") ?? "skip";
-  if (overlap === "queue") later(origin, below("overlap"), "overlap: queue");
   const format = get<ExportFormat>("format") ?? "qcow2";
   const able = layout === "repository" ? repositoryCompressions : compressionsOf[format];
   const compression = compressionOf(get("compression"), able);
@@ -122,7 +120,7 @@ export function decodeSchedule(
     ...(keepImage ? { keepImage } : undefined),
     name: value["name"] as string,
     origin,
-    overlap,
+    overlap: get("overlap") ?? "skip",
     priority: priorityOf(get("priority")) ?? 50,
     ...(retention === undefined ? undefined : { retention }),
     retry: retryOf((get("retry") as Record<string, unknown> | undefined) ?? {}, origin, below("retry"), report),

@@ -1,3 +1,4 @@
+import { RunQueue, type Waiting } from "../schedule/run-queue.ts";
 import type { RunOutcome, RunWork } from "./run-export.ts";
 
 export interface QueueResult {
@@ -7,53 +8,138 @@ export interface QueueResult {
   readonly notStarted: readonly RunWork[];
 }
 
+/** What a run that has a place may do with it. */
+export interface Place {
+  /** Leaves the place to others while `pause` goes on, and has one again when this resolves. Rejects as `pause` does. */
+  leaveFor(pause: () => Promise<void>): Promise<void>;
+}
+
+/** Thrown to a run that waits for a place again when nothing new is started any more. */
+const stopping = new Error("nothing new is started");
+
+interface Entry extends Waiting {
+  readonly work: RunWork;
+  start(): void;
+  drop(): void;
+}
+
 /**
- * Runs work in the order it is given (priority first), `limit` at once in all and each schedule's own `concurrency`. A run
- * whose schedule is full lets the next one of another schedule go first. After an abort nothing new starts.
+ * Starts work as places become free: the most urgent first, `limit` at once in all and each schedule's own `concurrency`. It lives as
+ * long as its owner wants: work may be given at any time. After an abort nothing new starts, what runs is waited for.
  */
+export class RunPool {
+  readonly #queue: RunQueue<Entry>;
+  readonly #signal: AbortSignal;
+  readonly #start: (work: RunWork, place: Place) => Promise<RunOutcome>;
+  /** Runs that wait, run or rest, by their id. */
+  readonly #known = new Map<string, Promise<RunOutcome>>();
+  #broken: { readonly error: unknown } | undefined;
+
+  constructor(limit: number, signal: AbortSignal, start: (work: RunWork, place: Place) => Promise<RunOutcome>) {
+    this.#queue = new RunQueue(limit);
+    this.#signal = signal;
+    this.#start = start;
+    signal.addEventListener("abort", () => this.#dropAll(), { once: true });
+  }
+
+  get waiting(): number {
+    return this.#queue.waiting;
+  }
+
+  get running(): number {
+    return this.#queue.running;
+  }
+
+  /** What ended the pool: a bug or a lost lock, not an export that failed. */
+  get broken(): { readonly error: unknown } | undefined {
+    return this.#broken;
+  }
+
+  /** @returns how each ends; one that is here already is not begun again */
+  submit(works: readonly RunWork[]): Promise<RunOutcome>[] {
+    const outcomes = works.map((work) => {
+      const known = this.#known.get(work.run.id);
+      if (known) return known;
+      const outcome = this.#take(work).finally(() => this.#known.delete(work.run.id));
+      outcome.catch(() => {});
+      this.#known.set(work.run.id, outcome);
+      return outcome;
+    });
+    this.#fill();
+    return outcomes;
+  }
+
+  /** Resolves when nothing waits and nothing runs. */
+  async idle(): Promise<void> {
+    while (this.#known.size > 0) await Promise.allSettled(this.#known.values());
+  }
+
+  async #take(work: RunWork): Promise<RunOutcome> {
+    const turn = { schedule: work.schedule.name, concurrency: work.schedule.concurrency, ...work.turn };
+    let entry: Entry | undefined;
+    const placeFor = (): Promise<void> =>
+      new Promise<void>((resolve, reject) => {
+        const waiting: Entry = {
+          ...turn,
+          work,
+          start() {
+            entry = waiting;
+            resolve();
+          },
+          drop: () => reject(stopping),
+        };
+        if (this.#signal.aborted || this.#broken) reject(stopping);
+        else this.#queue.add(waiting);
+      });
+    const leave = (): void => {
+      if (entry) this.#queue.free(entry);
+      entry = undefined;
+      this.#fill();
+    };
+    try {
+      await placeFor();
+    } catch {
+      return "not started";
+    }
+    try {
+      return await this.#start(work, {
+        leaveFor: async (pause) => {
+          leave();
+          await pause();
+          const again = placeFor();
+          this.#fill();
+          await again;
+        },
+      });
+    } catch (error) {
+      this.#broken ??= { error };
+      this.#dropAll();
+      throw error;
+    } finally {
+      leave();
+    }
+  }
+
+  #fill(): void {
+    if (this.#signal.aborted || this.#broken) return;
+    for (let entry = this.#queue.take(); entry; entry = this.#queue.take()) entry.start();
+  }
+
+  #dropAll(): void {
+    for (const entry of this.#queue.drain()) entry.drop();
+  }
+}
+
+/** Runs a list of work to its end. @throws what broke the pool */
 export async function runQueue(
   work: readonly RunWork[],
   limit: number,
   signal: AbortSignal,
-  start: (work: RunWork) => Promise<RunOutcome>,
+  start: (work: RunWork, place: Place) => Promise<RunOutcome>,
 ): Promise<QueueResult> {
-  const waiting = [...work];
-  const running = new Set<Promise<void>>();
-  const perSchedule = new Map<string, number>();
-  const outcomes = new Map<RunWork, RunOutcome>();
-  let broken: { readonly error: unknown } | undefined;
-
-  const next = (): RunWork | undefined => {
-    if (signal.aborted || broken) return undefined;
-    const index = waiting.findIndex(({ schedule }) => (perSchedule.get(schedule.name) ?? 0) < schedule.concurrency);
-    return index < 0 ? undefined : waiting.splice(index, 1)[0];
-  };
-  const count = (schedule: string, by: number): void => void perSchedule.set(schedule, (perSchedule.get(schedule) ?? 0) + by);
-  for (;;) {
-    while (running.size < limit) {
-      const item = next();
-      if (!item) break;
-      count(item.schedule.name, 1);
-      const done = start(item)
-        .then(
-          (outcome) => void outcomes.set(item, outcome),
-          (error: unknown) => void (broken ??= { error }),
-        )
-        .finally(() => {
-          count(item.schedule.name, -1);
-          running.delete(done);
-        });
-      running.add(done);
-    }
-    if (running.size === 0) break;
-    await Promise.race(running);
-  }
-  if (broken) throw broken.error;
-  const those = (outcome: RunOutcome): RunWork[] => work.filter((item) => outcomes.get(item) === outcome);
-  return {
-    completed: those("completed").length,
-    failed: those("failed"),
-    interrupted: those("interrupted"),
-    notStarted: [...waiting, ...those("not started")],
-  };
+  const pool = new RunPool(limit, signal, start);
+  const outcomes = await Promise.allSettled(pool.submit(work));
+  if (pool.broken) throw pool.broken.error;
+  const those = (wanted: RunOutcome): RunWork[] => work.filter((_, i) => (outcomes[i] as PromiseFulfilledResult<RunOutcome>).value === wanted);
+  return { completed: those("completed").length, failed: those("failed"), interrupted: those("interrupted"), notStarted: those("not started") };
 }

@@ -2,7 +2,7 @@ import { claim } from "../exports/lineage.ts";
 import type { DesiredState, DestinationSpec, ProviderSpec, ScheduleSpec } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { ObservedDestination } from "../model/observed.ts";
-import type { DueExport, Plan } from "../plan/plan.ts";
+import { type DueExport, type Plan, turnOf } from "../plan/plan.ts";
 import { plan as makePlan } from "../plan/planner.ts";
 import type { Lease } from "../state/leases.ts";
 import { commitPlan } from "./commit-plan.ts";
@@ -41,7 +41,7 @@ export async function reconcile(desired: DesiredState, context: EngineContext, o
   const notStarted: RunWork[] = [];
   while (options.exports && plan.exports.length > 0) {
     const work = workOf(plan.exports, desired, context);
-    const result = await runQueue(work, options.parallelism ?? desired.concurrency, context.signal, (item) => runExport(item, context));
+    const result = await runQueue(work, options.parallelism ?? desired.concurrency, context.signal, (item, place) => runExport(item, place, context));
     completed += result.completed;
     failed.push(...result.failed);
     interrupted.push(...result.interrupted);
@@ -134,6 +134,7 @@ function workOf(exports: readonly DueExport[], desired: DesiredState, { state }:
         run,
         sourceIdentity: due.sourceIdentity,
         schedule: schedules.get(due.schedule) as ScheduleSpec,
+        turn: turnOf(due),
         provider: providers.get(due.provider) as ProviderSpec,
         destination: destinations.get(due.destination) as DestinationSpec,
         mode: due.mode,

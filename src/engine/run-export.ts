@@ -6,13 +6,17 @@ import { keepImage } from "../exports/stored-point.ts";
 import { verifyPoint } from "../exports/verify.ts";
 import type { DestinationSpec, ProviderSpec, ScheduleSpec } from "../model/desired.ts";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { epochMsOf } from "../model/instant.ts";
 import type { RecordedDisk } from "../model/recorded.ts";
 import { isRepositoryPoint } from "../repository/points.ts";
 import { retryDelayMs } from "../schedule/backoff.ts";
+import type { Turn } from "../schedule/run-queue.ts";
+import { isOpen } from "../schedule/windows.ts";
 import type { Lease } from "../state/leases.ts";
 import type { RunRow } from "../state/runs.ts";
 import type { EngineContext } from "./context.ts";
 import type { RunName } from "./events.ts";
+import type { Place } from "./queue.ts";
 
 /** Everything one run needs of the desired state. */
 export interface RunWork {
@@ -22,6 +26,8 @@ export interface RunWork {
   /** What the provider calls the VM. */
   readonly sourceIdentity: string;
   readonly destination: DestinationSpec;
+  /** Its place among those that wait. */
+  readonly turn: Turn;
   /** How much is read, and why. */
   readonly mode: "full" | "incremental";
   readonly modeReason: string;
@@ -38,10 +44,15 @@ export function exportScope({ schedule, provider, identity }: { readonly schedul
  * One run: attempts with backoff, the export, its verification, each step journaled before it is taken. A failure is recorded
  * and returned, never thrown; what is thrown is a bug or a lost lock.
  */
-export async function runExport(work: RunWork, context: EngineContext): Promise<RunOutcome> {
+export async function runExport(work: RunWork, place: Place, context: EngineContext): Promise<RunOutcome> {
   const { state, clock, random, emit } = context;
   const { run } = work;
   const name: RunName = { id: run.id, schedule: run.schedule, vmPath: run.vmPath, fireTime: run.fireTime };
+  // it may have waited for a place for long; the next pass looks when a window opens again
+  if (!mayStart(work, context)) {
+    emit({ type: "export_not_started", run: name, reason: "its window closed while it waited" });
+    return "not started";
+  }
   let lease: Lease;
   try {
     lease = await state.take(exportScope(run), `export of ${run.vmPath} by ${run.schedule}`, 0, clock, random);
@@ -53,13 +64,18 @@ export async function runExport(work: RunWork, context: EngineContext): Promise<
   try {
     // between the plan and this lease another process may have run it
     if (state.runs.get(run.id)?.state !== "queued") return "done elsewhere";
-    return await attempts(work, name, lease, context);
+    return await attempts(work, name, place, lease, context);
   } finally {
     state.writeUnlocked(() => state.leases.release(lease));
   }
 }
 
-async function attempts(work: RunWork, name: RunName, lease: Lease, context: EngineContext): Promise<RunOutcome> {
+/** Windows say when an attempt may begin; what goes on is not cut. A manual run has none. */
+function mayStart({ run, schedule }: RunWork, { clock }: EngineContext): boolean {
+  return run.kind === "manual" || isOpen(schedule.windows, epochMsOf(clock.now()));
+}
+
+async function attempts(work: RunWork, name: RunName, place: Place, lease: Lease, context: EngineContext): Promise<RunOutcome> {
   const { state, clock, random, emit, signal } = context;
   const { run, schedule } = work;
   for (let attempt = 1; ; attempt++) {
@@ -81,13 +97,13 @@ async function attempts(work: RunWork, name: RunName, lease: Lease, context: Eng
         const delayMs = retryDelayMs(schedule.retry, attempt, random.fraction());
         emit({ type: "export_retried", run: name, attempt, delayMs, code: failure.code, reason: failure.message });
         try {
-          await clock.sleep(delayMs, signal);
-          continue;
+          await place.leaveFor(() => clock.sleep(delayMs, signal));
         } catch {
           interrupt(work, lease, context);
           emit({ type: "export_interrupted", run: name });
           return "interrupted";
         }
+        if (mayStart(work, context)) continue;
       }
       fail(work, failure, lease, context);
       emit({ type: "export_failed", run: name, code: failure.code, reason: failure.message, hint: failure.hint ?? null });

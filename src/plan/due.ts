@@ -40,6 +40,8 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
     : openFireTime(context.protections.get(key), times.latest(nowMs), runs);
   if (fireTimeMs === undefined) return undefined;
 
+  const protection = context.protections.get(key);
+  const waitingSinceMs = protection && !begins ? Math.min(fireTimeMs, times.next(servedUntilMs(protection))) : fireTimeMs;
   const fireTime = instantOf(fireTimeMs);
   if (runs.some((run) => run.kind === "scheduled" && run.fireTime === fireTime && isEnded(run))) return undefined;
   const base = {
@@ -48,6 +50,7 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
     identity: member.identity,
     vmPath: member.vmPath,
     fireTime,
+    waitingSince: instantOf(waitingSinceMs),
     destination: schedule.destination,
     priority: member.priority,
   };
@@ -56,8 +59,12 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
   if (!begins && schedule.catchUp === "skip" && nowMs - fireTimeMs > Math.min(missedAfterMs, (nextMs - fireTimeMs) / 2)) {
     return { kind: "skipped", export: { ...base, reason: `it was missed by ${formatDuration(nowMs - fireTimeMs)} and catchUp is skip` } };
   }
-  if (runs.some((run) => run.state === "running" || run.state === "storing" || run.state === "verifying")) {
-    return { kind: "deferred", export: { ...base, waitsFor: "running", reason: "its last run still goes", until: null, deadline } };
+  const going = runs.find((run) => run.state === "running" || run.state === "storing" || run.state === "verifying");
+  if (going) {
+    const isItself = going.kind === "scheduled" && going.fireTime === fireTime;
+    if (!isItself && schedule.overlap === "skip") return { kind: "skipped", export: { ...base, reason: "its last run still goes and overlap is skip" } };
+    const reason = isItself ? "its run is under way" : "its last run still goes";
+    return { kind: "deferred", export: { ...base, waitsFor: "running", reason, until: null, deadline } };
   }
   const dependency = unmetDependency(schedule, fireTimeMs, nowMs, nextMs, context);
   if (dependency?.isOver) return { kind: "skipped", export: { ...base, reason: dependency.reason } };
@@ -74,9 +81,9 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
     export: {
       ...base,
       ...sizesOf(member),
-      ...estimatesOf(context.protections.get(key)),
+      ...estimatesOf(protection),
       sourceIdentity: member.vm.sourceIdentity ?? member.identity,
-      ...modeOf(schedule, context.protections.get(key), member.vm.disks, nowMs),
+      ...modeOf(schedule, protection, member.vm.disks, nowMs),
       reason: begins ? "the protection begins and initialExport is immediate" : "its fire time has come",
     },
   };
@@ -89,10 +96,13 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
 function openFireTime(protection: RecordedProtection | undefined, latestMs: number, runs: readonly RecordedRun[]): number | undefined {
   if (!protection) return undefined;
   const handledMs = protection.handledUntil ? epochMsOf(protection.handledUntil) : 0;
-  const sinceMs = Math.max(epochMsOf(protection.effectiveSince), handledMs);
-  if (latestMs > sinceMs) return latestMs;
+  if (latestMs > servedUntilMs(protection)) return latestMs;
   const queued = runs.filter((run) => run.kind === "scheduled" && !isEnded(run) && epochMsOf(run.fireTime) > handledMs).map((run) => epochMsOf(run.fireTime));
   return queued.length > 0 ? Math.max(...queued) : undefined;
+}
+
+function servedUntilMs({ effectiveSince, handledUntil }: RecordedProtection): number {
+  return Math.max(epochMsOf(effectiveSince), handledUntil ? epochMsOf(handledUntil) : 0);
 }
 
 function isEnded({ state }: RecordedRun): boolean {

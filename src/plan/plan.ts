@@ -1,5 +1,6 @@
-import type { Instant } from "../model/instant.ts";
+import { epochMsOf, type Instant } from "../model/instant.ts";
 import type { VmPath } from "../model/vm-path.ts";
+import type { Turn } from "../schedule/run-queue.ts";
 
 /**
  * What apply would do and why, as plain data: the tree, the Markdown and the JSON are drawn from it, and apply carries out
@@ -101,12 +102,15 @@ export type ProtectionChange = {
   | { readonly kind: "restarted"; readonly reason: string }
 );
 
-interface ExportBase {
+/** What a due, a deferred and a skipped export have in common. */
+export interface PlannedExport {
   readonly schedule: string;
   readonly provider: string;
   readonly identity: string;
   readonly vmPath: VmPath;
   readonly fireTime: Instant;
+  /** The first fire time that was not served: `fireTime`, unless that superseded others. */
+  readonly waitingSince: Instant;
   readonly destination: string;
   readonly priority: number;
 }
@@ -119,7 +123,7 @@ export interface DiskMode {
   readonly changedBytes?: number;
 }
 
-export interface DueExport extends ExportBase {
+export interface DueExport extends PlannedExport {
   /** What the provider calls the VM now; `identity` is what its history goes by. */
   readonly sourceIdentity: string;
   readonly mode: "full" | "incremental";
@@ -139,7 +143,7 @@ export interface DueExport extends ExportBase {
   readonly estimatedStoredBytes: number | null;
 }
 
-export interface DeferredExport extends ExportBase {
+export interface DeferredExport extends PlannedExport {
   readonly waitsFor: "window" | "dependency" | "running";
   readonly reason: string;
   /** When it may start, where that is known. */
@@ -149,8 +153,13 @@ export interface DeferredExport extends ExportBase {
 }
 
 /** A fire time that will never run, recorded so that nobody waits for it. */
-export interface SkippedExport extends ExportBase {
+export interface SkippedExport extends PlannedExport {
   readonly reason: string;
+}
+
+/** Its place among those that wait. */
+export function turnOf({ priority, waitingSince, schedule, vmPath, identity }: PlannedExport): Turn {
+  return { priority, waitingSinceMs: epochMsOf(waitingSince), tie: `${schedule}\n${vmPath}\n${identity}` };
 }
 
 export type Drift =

@@ -6,11 +6,12 @@ import type { Observed, ObservedVm } from "../model/observed.ts";
 import type { Recorded, RecordedProtection, RecordedRun, RestorePoint } from "../model/recorded.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import { fireTimes } from "../schedule/cron.ts";
+import { byUrgency } from "../schedule/run-queue.ts";
 import { changesOf } from "./changes.ts";
 import { type Decision, type DueContext, decide } from "./due.ts";
 import { expiryOf } from "./expiry.ts";
 import { type Member, type Membership, membership, protectionKey } from "./membership.ts";
-import type { Consequences, Drift, Plan, PlanWarning, ProtectionChange, Revision } from "./plan.ts";
+import { type Consequences, type Drift, type Plan, type PlannedExport, type PlanWarning, type ProtectionChange, type Revision, turnOf } from "./plan.ts";
 import { type DesiredResource, resourcesOf } from "./resources.ts";
 
 export interface PlanInput {
@@ -52,8 +53,6 @@ export function plan({ desired, recorded, observed, revision, now }: PlanInput):
   };
   const expiry = expiryOf(desired, recorded.points, now, blocked);
   const changes = changesOf(resources, recorded.resources, consequencesOf(desired, recorded, protectionChanges, expiry.mark, now));
-  const byImportance = <T extends { priority: number; fireTime: string; schedule: string; vmPath: string }>(a: T, b: T): number =>
-    b.priority - a.priority || order(a.fireTime, b.fireTime) || order(a.schedule, b.schedule) || order(a.vmPath, b.vmPath);
   return {
     formatVersion: 1,
     at: now,
@@ -65,14 +64,19 @@ export function plan({ desired, recorded, observed, revision, now }: PlanInput):
     changes,
     unchanged: resources.length - changes.filter(({ kind }) => kind !== "delete").length,
     protections: protectionChanges,
-    exports: decisions.flatMap((each) => (each.kind === "due" ? [each.export] : [])).sort(byImportance),
-    deferred: decisions.flatMap((each) => (each.kind === "deferred" ? [each.export] : [])).sort(byImportance),
-    skipped: decisions.flatMap((each) => (each.kind === "skipped" ? [each.export] : [])).sort(byImportance),
+    exports: decisions.flatMap((each) => (each.kind === "due" ? [each.export] : [])).sort(inTurn),
+    deferred: decisions.flatMap((each) => (each.kind === "deferred" ? [each.export] : [])).sort(inTurn),
+    skipped: decisions.flatMap((each) => (each.kind === "skipped" ? [each.export] : [])).sort(inTurn),
     drift: driftOf(recorded, observed, protectionChanges, overdue, protections),
     expiry,
     suspended,
     warnings: warningsOf(desired, observed, joined),
   };
+}
+
+/** As the queue starts them. */
+function inTurn(a: PlannedExport, b: PlannedExport): number {
+  return byUrgency(turnOf(a), turnOf(b));
 }
 
 function digestOf(resources: readonly DesiredResource[], renames: DesiredState["renames"]): string {

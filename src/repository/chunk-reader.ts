@@ -123,9 +123,15 @@ async function closeWhenRead({ file, reads }: OpenPack): Promise<void> {
   );
 }
 
+/** What zlib takes at least; its default of 16 KiB makes many trips to the pool of one chunk. */
+const minChunkSize = 64;
+
 async function unpack({ sealing }: Repository, { pack, rawBytes, method, offset }: ChunkPlace, id: Buffer, stored: Buffer): Promise<Buffer> {
   const packed = await sealing.open("chunk", `${packsFolder}/${pack.name}: the chunk at ${offset}`, stored);
-  const raw = method === methods.zstd ? await decompress(packed, { maxOutputLength: rawBytes }).catch(() => undefined) : packed;
+  const raw =
+    method === methods.zstd
+      ? await decompress(packed, { maxOutputLength: rawBytes, chunkSize: Math.max(minChunkSize, rawBytes) }).catch(() => undefined)
+      : packed;
   if (!raw || raw.length !== rawBytes || !(await sha256(raw)).equals(id))
     throw damaged(`${packsFolder}/${pack.name}`, `the chunk at ${offset} is not ${id.toString("hex")}`);
   return raw;

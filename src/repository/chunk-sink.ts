@@ -197,9 +197,12 @@ function zeroHashes(chunkBytes: number): Buffer {
   return slab;
 }
 
+/** Output in pieces that seldom need a second trip to the pool, and are not much larger than what is kept of them until a pack is sent. */
+const compression = { chunkSize: 65_536, params: { [constants.ZSTD_c_compressionLevel]: 1 } };
+
 /** On threads of the pool. A chunk that does not shrink is stored as it is. */
 async function pack({ sealing }: Repository, id: Buffer, data: Buffer, compresses: boolean): Promise<PackedChunk> {
-  const packed = compresses ? await compress(data, { params: { [constants.ZSTD_c_compressionLevel]: 1 } }) : data;
+  const packed = compresses ? await compress(data, { ...compression, pledgedSrcSize: data.length }) : data;
   const isSmaller = packed.length < data.length;
   const stored = await sealing.seal("chunk", isSmaller ? packed : data);
   return { id, stored: stored === data ? Buffer.from(data) : stored, rawBytes: data.length, method: isSmaller ? methods.zstd : methods.stored };

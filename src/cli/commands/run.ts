@@ -78,6 +78,7 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     const work = members.map(
       (member): RunWork => ({
         schedule,
+        turn: { priority: member.priority, waitingSinceMs: epochMsOf(at), tie: member.vmPath },
         sourceIdentity: member.vm?.sourceIdentity ?? member.identity,
         destination,
         ...(options.full
@@ -108,7 +109,7 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
         expected: { readBytes: member.vm?.disks.reduce((sum, disk) => sum + disk.dataBytes, 0) ?? 0, storedBytes: null, durationMs: null },
       }),
     );
-    const result = await runQueue(work, options.parallelism ?? desired.concurrency, interrupts.signal, (item) => runExport(item, context));
+    const result = await runQueue(work, options.parallelism ?? desired.concurrency, interrupts.signal, (item, place) => runExport(item, place, context));
     for (const { run: left } of result.notStarted)
       state.writeUnlocked(() => state.runs.end(left.id, "cancelled", clock.now(), { code: "NotStarted", message: "not started" }));
     progress?.stop();
