@@ -2,7 +2,7 @@
  * Increments of a running QEMU beside restic, which reads the whole disk again: `npm run bench:changed`. The machine stands still (`-S`);
  * what a guest would write goes into its disk over NBD, in units of 64 KiB as a dirty bitmap reports them, and into the copy that restic
  * reads. BENCH_ROUNDS for more than three rounds; BENCH_GIB for disks of other sizes, such as `2 8 32`: the same 2 GiB of data, and
- * more of it up to 8 GiB, on larger disks, with the same change. BENCH_SEALED=1 encrypts ours as restic does.
+ * more of it up to 8 GiB, on larger disks, with the very same change. BENCH_SEALED=1 encrypts ours as restic does.
  */
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import {
@@ -64,12 +64,15 @@ try {
 
 async function oneRound(image: string, gib: number, round: number, steps: Map<string, Seen>): Promise<void> {
   const folder = join(top, `round-${gib}-${round}`);
-  for (const name of ["run", "machines/vm", "copy"]) mkdirSync(join(folder, name), { recursive: true });
+  for (const name of ["run", "machines/vm", "copy", "changing"]) mkdirSync(join(folder, name), { recursive: true });
   const [disk, copy] = [join(folder, "machines/vm/disk0.raw"), join(folder, "copy/disk0.img")];
   for (const path of [disk, copy]) {
     execFileSync("cp", ["--sparse=always", image, path]);
     enlarge(path, gib);
   }
+  // what changes is chosen in a disk of the first size, so that it is the same in a larger one
+  const changing = join(folder, "changing/disk0.img");
+  execFileSync("cp", ["--sparse=always", image, changing]);
   const restic = ["restic", "-q", "-r", join(folder, "restic")];
   execFileSync("restic", [...restic.slice(1), "init"], { stdio: "ignore" });
   prepare(folder);
@@ -87,10 +90,11 @@ async function oneRound(image: string, gib: number, round: number, steps: Map<st
     };
     step("full");
     for (const pattern of patterns) {
-      execFileSync(workload, ["mutate", join(folder, "copy"), pattern], { stdio: "ignore" });
-      const changed = join(folder, "copy", `changed-${pattern}.json`);
+      execFileSync(workload, ["mutate", join(folder, "changing"), pattern], { stdio: "ignore" });
+      const changed = join(folder, "changing", `changed-${pattern}.json`);
       const { extents: ranges } = JSON.parse(readFileSync(changed, "utf8")) as { extents: [offset: number, length: number][] };
       rmSync(changed);
+      copyRanges(changing, copy, ranges);
       await writeThrough(join(folder, "run/write.sock"), copy, ranges);
       step(`increment, ${pattern}, changed blocks`);
     }
@@ -166,6 +170,17 @@ async function writeThrough(socket: string, from: string, ranges: readonly (read
   await qmp.ask("nbd-server-stop");
   qmp.close();
   await sleep(200);
+}
+
+function copyRanges(from: string, to: string, ranges: readonly (readonly [number, number])[]): void {
+  const [source, target] = [openSync(from, "r"), openSync(to, "r+")];
+  for (const [offset, length] of ranges) {
+    const bytes = Buffer.alloc(length);
+    readSync(source, bytes, 0, length, offset);
+    writeSync(target, bytes, 0, length, offset);
+  }
+  closeSync(source);
+  closeSync(target);
 }
 
 async function monitor(path: string): Promise<{ ask(execute: string, args?: object): Promise<void>; close(): void }> {

@@ -6,7 +6,7 @@ import type { Io } from "./io.ts";
 import { type Loaded, load, type SourceOptions } from "./load.ts";
 
 /** An invalid configuration, with everything there is to say about it; printed where it is caught. */
-class ConfigInvalid extends HypersdkError {
+export class ConfigInvalid extends HypersdkError {
   readonly diagnostics: readonly Diagnostic[];
 
   constructor(diagnostics: readonly Diagnostic[], message: string) {
@@ -18,6 +18,19 @@ class ConfigInvalid extends HypersdkError {
 /** Loads what plan and apply work on: no errors, and nothing that this version would silently leave out. */
 export async function loadDesired(options: SourceOptions, io: Io): Promise<Loaded & { readonly desired: DesiredState }> {
   const loaded = await load(options, io.env, io.cwd);
+  const desired = carriedOut(loaded);
+  const { diagnostics } = loaded;
+  if (loaded.fileCount === 0 || desired.schedules.length + desired.policies.length + desired.destinations.length === 0) {
+    io.err(
+      `${io.errStyle.yellow("warning")}: no infrastructure documents were found${loaded.ignoredDocuments > 0 ? ` (${loaded.ignoredDocuments} other YAML documents ignored)` : ""}; \`hypersdk init\` writes a first one\n`,
+    );
+  }
+  if (!io.quiet && !io.json && diagnostics.length > 0) io.err(`${renderDiagnostics(diagnostics, io.errStyle)}\n`);
+  return { ...loaded, desired };
+}
+
+/** The desired state, if all of it can be carried out. @throws ConfigInvalid with every finding */
+export function carriedOut(loaded: Loaded): DesiredState {
   const { desired, diagnostics } = loaded;
   const errors = diagnostics.filter(({ severity }) => severity === "error");
   if (!desired || errors.length > 0) throw new ConfigInvalid(diagnostics, `the configuration has ${errors.length} ${errors.length === 1 ? "error" : "errors"}`);
@@ -39,11 +52,5 @@ export async function loadDesired(options: SourceOptions, io: Io): Promise<Loade
       `the configuration uses ${[...new Set(desired.notAvailable.map(({ what }) => what))].join(", ")}, which this version does not carry out`,
     );
   }
-  if (loaded.fileCount === 0 || desired.schedules.length + desired.policies.length + desired.destinations.length === 0) {
-    io.err(
-      `${io.errStyle.yellow("warning")}: no infrastructure documents were found${loaded.ignoredDocuments > 0 ? ` (${loaded.ignoredDocuments} other YAML documents ignored)` : ""}; \`hypersdk init\` writes a first one\n`,
-    );
-  }
-  if (!io.quiet && !io.json && diagnostics.length > 0) io.err(`${renderDiagnostics(diagnostics, io.errStyle)}\n`);
-  return { ...loaded, desired };
+  return desired;
 }

@@ -60,14 +60,38 @@ function withoutType({ type: _type, ...rest }: EngineEvent): object {
   return rest;
 }
 
+const levels: Readonly<Partial<Record<EngineEvent["type"], "warn" | "error">>> = {
+  export_failed: "error",
+  pass_failed: "error",
+  revision_rejected: "error",
+  source_lost: "warn",
+  export_retried: "warn",
+  warning: "warn",
+  export_interrupted: "warn",
+  export_not_started: "warn",
+};
+
 function levelOf({ type }: EngineEvent): "info" | "warn" | "error" {
-  if (type === "export_failed") return "error";
-  return type === "export_retried" || type === "warning" || type === "export_interrupted" || type === "export_not_started" ? "warn" : "info";
+  return levels[type] ?? "info";
 }
 
 function messageOf(event: EngineEvent): string {
   const about = "run" in event ? `${event.run.schedule} ${event.run.vmPath}` : "";
   switch (event.type) {
+    case "watch_started":
+      return `watching ${event.source}`;
+    case "watch_stopped":
+      return `the watch ended: ${event.reason}`;
+    case "revision_found":
+      return `revision ${event.commit ?? "without a commit"}`;
+    case "revision_rejected":
+      return `revision ${event.commit ?? "without a commit"} cannot be applied: ${event.reason}`;
+    case "source_lost":
+      return `the source cannot be read: ${event.reason}`;
+    case "source_back":
+      return "the source can be read again";
+    case "pass_failed":
+      return event.reason;
     case "config_applied":
       return `configuration applied, serial ${event.serial}`;
     case "run_recovered":

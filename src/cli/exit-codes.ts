@@ -44,6 +44,7 @@ const byError: Readonly<Record<ErrorCode, number>> = {
   NotFound: exitCodes.failed,
   AlreadyExists: exitCodes.failed,
   SourceUnavailable: exitCodes.sourceUnavailable,
+  SignatureRefused: exitCodes.sourceUnavailable,
   SourceChanged: exitCodes.failed,
   SourceLocked: exitCodes.failed,
   ProviderUnreachable: exitCodes.sourceUnavailable,

@@ -8,7 +8,8 @@ export interface Interrupts {
   dispose(): void;
 }
 
-export function listenForInterrupts(tell: (text: string) => void): Interrupts {
+/** @param onHangUp what a hang-up means to a daemon; without it, that the terminal went away */
+export function listenForInterrupts(tell: (text: string) => void, onHangUp?: () => void): Interrupts {
   const controller = new AbortController();
   let exitCode: number | undefined;
   const on = (code: number) => (): void => {
@@ -17,7 +18,7 @@ export function listenForInterrupts(tell: (text: string) => void): Interrupts {
     tell("stopping: nothing new is started; once more to leave at once\n");
     controller.abort(new Error("interrupted"));
   };
-  const [onInt, onTerm, onHup] = [on(exitCodes.interrupted), on(exitCodes.terminated), on(exitCodes.hungUp)];
+  const [onInt, onTerm, onHup] = [on(exitCodes.interrupted), on(exitCodes.terminated), onHangUp ?? on(exitCodes.hungUp)];
   process.on("SIGINT", onInt).on("SIGTERM", onTerm).on("SIGHUP", onHup);
   return {
     signal: controller.signal,

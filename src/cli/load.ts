@@ -7,6 +7,7 @@ import { type Combined, type ConfigFile, combine } from "../config/combine.ts";
 import { type Fragment, readFile } from "../config/read-file.ts";
 import { SourceFile } from "../config/source-file.ts";
 import { checkOut, insideOf } from "../git/remote.ts";
+import { verifyCommit } from "../git/signatures.ts";
 import { findTop, readWorkTree, revisionOf } from "../git/work-tree.ts";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
 import type { Revision } from "../plan/plan.ts";
@@ -23,6 +24,8 @@ export interface SourceOptions {
   readonly allowEnv?: readonly string[];
   readonly allowPath?: readonly string[];
   readonly state?: string;
+  /** A keyring: only what a commit holds that one of its keys has signed is read. */
+  readonly verifySignatures?: string;
 }
 
 export interface Loaded extends Combined {
@@ -32,6 +35,8 @@ export interface Loaded extends Combined {
   /** The YAML text and place of a file, for pointing at it. */
   readonly sourceOf: (file: string) => SourceFile;
   readonly files: readonly string[];
+  /** Of the names and bytes of all files. */
+  readonly contentHash: string;
   /** The folder that names of files start from, where they were not named by `-f`. */
   readonly base: string;
 }
@@ -52,6 +57,8 @@ export async function load(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: 
   const base = top ?? cwd;
   const statePath = statePathOf(options, env, cwd) ?? join(base, ".hypersdk", "state.db");
   if (options.file && options.file.length > 0) {
+    if (options.verifySignatures !== undefined)
+      throw new HypersdkError("Usage", "-f and --verify-signatures cannot be combined", { hint: "a signature is of a commit, not of files" });
     const listed = options.file.flatMap((name) => listNamed(name, cwd));
     return build(listed, top ? await revisionOf(top, env) : null, statePath, base, undefined, env);
   }
@@ -63,20 +70,53 @@ export async function load(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: 
   const below = options.path === undefined ? "" : relative(top, resolve(cwd, options.path)).split(sep).join("/");
   if (below.startsWith("..")) throw new HypersdkError("Usage", `--path ${options.path} leads out of the work tree`);
   const tree = await readWorkTree(top, below, env);
+  if (options.verifySignatures !== undefined) await verifyWorkTree(top, tree.revision, options.verifySignatures, env);
   const listed = tree.files
     .filter((file) => !file.startsWith(".hypersdk/"))
     .flatMap((file): Listed[] => (isInside(join(top, file), top) ? [{ file, path: join(top, file), wasNamed: false }] : []));
   return build(listed, tree.revision, statePath, top, undefined, env);
 }
 
+/** What is in the work tree and in no commit has nobody's signature. */
+async function verifyWorkTree(top: string, { commit, dirty }: Revision, keyring: string, env: NodeJS.ProcessEnv): Promise<void> {
+  if (commit === null || dirty)
+    throw new HypersdkError("SignatureRefused", "the work tree holds YAML that is in no commit, and so has no signature", { hint: "commit it, signed" });
+  await verifyCommit(top, commit, keyring, env);
+}
+
+/** The state file that these options mean, without reading the source. */
+export async function statePathFor(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<string> {
+  const named = statePathOf(options, env, cwd);
+  if (named !== undefined) return named;
+  if (options.repo !== undefined) return join(homeOf(options.repo, options, env), "state.db");
+  return join((await findTop(cwd, env)) ?? cwd, ".hypersdk", "state.db");
+}
+
+/** Where a remote repository is kept between two runs. */
+export function homeOf(repo: string, { path }: SourceOptions, env: NodeJS.ProcessEnv): string {
+  const id = createHash("sha256")
+    .update(`${repo}\n${pathOf(path)}`)
+    .digest("hex")
+    .slice(0, 16);
+  return join(env["XDG_STATE_HOME"] ?? join(homedir(), ".local", "state"), "hypersdk", id);
+}
+
+function pathOf(path: string | undefined): string {
+  return posix.normalize(path ?? ".").replace(/^\.\/?|\/$/g, "");
+}
+
+/** The branch, tag or commit of a remote repository. */
+export function refOf({ ref, branch }: SourceOptions): string {
+  return ref ?? branch ?? "HEAD";
+}
+
 async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<Loaded> {
   if (options.file && options.file.length > 0)
     throw new HypersdkError("Usage", "-f and --repo cannot be combined", { hint: "name a folder inside the repository with --path" });
-  const path = posix.normalize(options.path ?? ".").replace(/^\.\/?|\/$/g, "");
-  const id = createHash("sha256").update(`${repo}\n${path}`).digest("hex").slice(0, 16);
-  const home = join(env["XDG_STATE_HOME"] ?? join(homedir(), ".local", "state"), "hypersdk", id);
+  const path = pathOf(options.path);
+  const home = homeOf(repo, options, env);
   const checkout = join(home, "checkout");
-  const ref = options.ref ?? options.branch ?? "HEAD";
+  const ref = refOf(options);
   // the files are read before the next process may fetch another revision
   const lock = ProcessLock.enter(home, 300_000);
   try {
@@ -88,7 +128,8 @@ async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.Proc
       env: [...(options.allowEnv ?? []), ...listOf(env["HYPERSDK_ALLOW_ENV"])],
       paths: [...(options.allowPath ?? []), ...listOf(env["HYPERSDK_ALLOW_PATH"])].map((each) => resolve(cwd, each)),
     };
-    const tree = await readWorkTree(access.checkout, path === "" ? "" : path.replace(/^\.?\/|\/$/g, ""), env);
+    const tree = await readWorkTree(access.checkout, path, env);
+    if (options.verifySignatures !== undefined) await verifyCommit(checkout, tree.revision.commit ?? "", resolve(cwd, options.verifySignatures), env);
     const listed = tree.files.map((file): Listed => ({ file, path: join(access.checkout, file), wasNamed: false }));
     const revision = { ...tree.revision, branch: options.ref === undefined ? (options.branch ?? null) : null, dirty: false };
     return build(listed, revision, statePathOf(options, env, cwd) ?? join(home, "state.db"), access.checkout, access, env);
@@ -108,10 +149,12 @@ function build(
   const cache = new ParseCache(env);
   const paths = new Map<string, string>();
   const files: ConfigFile[] = [];
+  const content = createHash("sha256");
   for (const { file, path, wasNamed } of [...listed].sort((a, b) => (a.file < b.file ? -1 : 1))) {
     const bytes = readBytes(path, file);
     if (!bytes) continue;
     paths.set(file, path);
+    content.update(`${file}\0${bytes.length}\0`).update(bytes);
     files.push({ file, folder: dirname(path), fragment: cache.fragmentOf(file, bytes, wasNamed) });
   }
   const sources = new Map<string, SourceFile>();
@@ -123,7 +166,16 @@ function build(
     }
     return source;
   };
-  return { ...combine(files, sourceOf, access), revision, statePath, fileCount: files.length, files: files.map(({ file }) => file), sourceOf, base };
+  return {
+    ...combine(files, sourceOf, access),
+    revision,
+    statePath,
+    fileCount: files.length,
+    files: files.map(({ file }) => file),
+    contentHash: content.digest("hex"),
+    sourceOf,
+    base,
+  };
 }
 
 /** A file that a folder lists and that is gone, or a folder by that name, is no file of ours. */

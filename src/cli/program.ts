@@ -5,7 +5,7 @@ import { exitCodeHelp } from "./exit-codes.ts";
 import type { GlobalOptions, Io } from "./io.ts";
 
 /** Commands whose work can be followed by a program. */
-const tellsEvents: readonly string[] = ["apply", "run"];
+const tellsEvents: readonly string[] = ["apply", "run", "watch"];
 
 /** Runs one command: gets what the person said and gives the exit code. */
 type Run = (args: readonly string[], options: never, io: Io) => Promise<number>;
@@ -108,6 +108,20 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     .option("--vm <pattern...>", "only these VMs")
     .option("--full", "read everything, whatever has changed")
     .option("--parallelism <n>", "exports at once", positive)
+    .option("--adopt", "take destinations over that belong to another state");
+  source(
+    add(
+      "watch",
+      "follow a branch or a work tree: apply each revision, export when it is due",
+      ["hypersdk watch", "hypersdk watch --repo https://git.example.com/infra.git --branch main --interval 30s --listen 127.0.0.1:9464"],
+      async (_, options, io) => (await import("./commands/watch.ts")).watch(options, io),
+    ),
+  )
+    .option("--interval <duration>", "ask a repository elsewhere this often; 30s otherwise")
+    .option("--once", "one reading and one pass, then its exports, for a timer outside")
+    .option("--listen <address>", "serve /healthz, /readyz and /metrics, such as 127.0.0.1:9464")
+    .option("--parallelism <n>", "exports at once", positive)
+    .option("--lock-timeout <duration>", "wait this long for another watcher to end, such as 30s")
     .option("--adopt", "take destinations over that belong to another state");
   source(
     add(
@@ -383,6 +397,18 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
   )
     .option("--from <time>", "from this time on")
     .option("--count <n>", "how many", positive);
+  source(
+    add(
+      "simulate",
+      "what the files would do over a span of time, without doing it",
+      ["hypersdk simulate --from 2026-12-01 --to 2026-12-08", "hypersdk simulate --to 2027-01-01 --provider-speed 200MiB/s --json"],
+      async (_, options, io) => (await import("./commands/simulate.ts")).simulate(options, io),
+    ),
+  )
+    .option("--from <time>", "now otherwise; from then on, as the state is now")
+    .option("--to <time>", "a week later otherwise")
+    .option("--provider-speed <speed...>", "200MiB/s, or lab=200MiB/s for one provider; otherwise the last run of each VM, or 100MiB/s")
+    .option("--all", "the whole timeline, not only its first 200 runs");
   const state = group("state", "look at the state file and care for it", ["hypersdk state list", "hypersdk state backup state-copy.db"]);
   source(
     define(state, "list", "the addresses that are recorded", ["hypersdk state list", "hypersdk state list --json"], async (_, options, io) =>
@@ -482,7 +508,8 @@ function source(command: Command): Command {
     .option("--path <dir>", "the folder in the repository")
     .option("--allow-env <name...>", "with --repo: variables that ${env:…} may name")
     .option("--allow-path <dir...>", "with --repo: folders outside the checkout that it may use")
-    .option("--state <file>", "the state file; HYPERSDK_STATE");
+    .option("--state <file>", "the state file; HYPERSDK_STATE")
+    .option("--verify-signatures <file>", "take only commits that a key of this file has signed: OpenPGP keys, or SSH's allowed signers");
 }
 
 function narrowing(command: Command): Command {

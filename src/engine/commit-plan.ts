@@ -1,6 +1,8 @@
-import type { DesiredState } from "../model/desired.ts";
+import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
-import type { Plan } from "../plan/plan.ts";
+import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
+import type { Plan, PlannedExport } from "../plan/plan.ts";
+import { fireTimes } from "../schedule/cron.ts";
 import type { Lease } from "../state/leases.ts";
 import type { EngineContext } from "./context.ts";
 
@@ -79,12 +81,37 @@ export function commitPlan(plan: Plan, desired: DesiredState, lease: Lease, cont
       audit("run.skipped", `${skipped.schedule}:${skipped.vmPath}`, { fireTime: skipped.fireTime, reason: skipped.reason });
     }
     for (const due of plan.exports) enqueue(due);
+    for (const each of [...plan.exports, ...plan.deferred, ...plan.skipped]) recordSuperseded(each, desired, urls.get(each.destination) ?? "", context, at);
     cancelRunsWithoutProtection(plan, context);
     if (isChange) configuration.setMeta("serial", String(serial));
     configuration.setMeta("applied_revision", JSON.stringify({ ...revision, at }));
     if (isChange) audit("config.applied", revision?.commit ?? "work tree", { serial, changes: plan.changes.length, protections: plan.protections.length });
   });
   if (isChange) emit({ type: "config_applied", serial: state.serial, changes: plan.changes.length, protections: plan.protections.length });
+}
+
+/** The fire time before, where nothing ever ran for it: whoever depends on it need not wait, and the history says what became of it. */
+function recordSuperseded(
+  each: PlannedExport,
+  { schedules }: DesiredState,
+  destinationUrl: string,
+  { state, random, revision }: EngineContext,
+  at: Instant,
+): void {
+  if (each.waitingSince >= each.fireTime) return;
+  const { cron, timezone } = schedules.find(({ name }) => name === each.schedule) as ScheduleSpec;
+  const fireTime = instantOf(fireTimes(cron, timezone).latest(epochMsOf(each.fireTime) - 1));
+  if (fireTime < each.waitingSince || state.runs.isKnown(each, fireTime)) return;
+  const run = state.runs.enqueue({ ...each, fireTime, id: random.uuid(), kind: "scheduled", destinationUrl }, at);
+  state.runs.end(run.id, "skipped", at, { code: "Superseded", message: `superseded by the fire time ${each.fireTime}` });
+  state.audit.append({
+    at,
+    type: "run.skipped",
+    subject: `${each.schedule}:${each.vmPath}`,
+    detail: { fireTime, since: each.waitingSince, reason: "superseded" },
+    commit: revision?.commit ?? null,
+    author: revision?.author ?? null,
+  });
 }
 
 /** A run that waits for a protection that ends will never start. */

@@ -3,6 +3,17 @@ import type { VmPath } from "../model/vm-path.ts";
 
 /** What the engine tells while it works. Typed and coded; `ui/` gives them words, `--events` writes them as they are. */
 export type EngineEvent =
+  /** A watcher follows `source`: a branch of a repository, or a work tree. */
+  | { readonly type: "watch_started"; readonly source: string }
+  | { readonly type: "watch_stopped"; readonly reason: string }
+  /** What the branch holds now; what is applied goes on until this one is. */
+  | { readonly type: "revision_found"; readonly commit: string | null; readonly branch: string | null }
+  /** A revision that cannot be applied; the last good one goes on. */
+  | { readonly type: "revision_rejected"; readonly commit: string | null; readonly code: string; readonly reason: string; readonly hint: string | null }
+  | { readonly type: "source_lost"; readonly code: string; readonly reason: string }
+  | { readonly type: "source_back" }
+  /** What a pass should have done was not done; it is tried again. */
+  | { readonly type: "pass_failed"; readonly code: string; readonly reason: string; readonly hint: string | null }
   | { readonly type: "config_applied"; readonly serial: number; readonly changes: number; readonly protections: number }
   | { readonly type: "run_recovered"; readonly run: RunName; readonly outcome: "completed" | "queued" | "failed" }
   | {

@@ -19,6 +19,8 @@ const stopping = new Error("nothing new is started");
 
 interface Entry extends Waiting {
   readonly work: RunWork;
+  /** It has begun, and waits for a place for its next attempt. */
+  readonly isResting: boolean;
   start(): void;
   drop(): void;
 }
@@ -55,14 +57,34 @@ export class RunPool {
     return this.#broken;
   }
 
+  set limit(limit: number) {
+    this.#queue.limit = limit;
+  }
+
+  /** Gives work as {@link submit} does; whatever waits and is not among it leaves, as not started. */
+  offer(works: readonly RunWork[]): Promise<RunOutcome>[] {
+    for (const entry of this.#queue.drain()) {
+      // a run that rests between two attempts is its own business
+      if (entry.isResting) this.#queue.add(entry);
+      else {
+        this.#known.delete(entry.work.run.id);
+        entry.drop();
+      }
+    }
+    return this.submit(works);
+  }
+
   /** @returns how each ends; one that is here already is not begun again */
   submit(works: readonly RunWork[]): Promise<RunOutcome>[] {
     const outcomes = works.map((work) => {
       const known = this.#known.get(work.run.id);
       if (known) return known;
-      const outcome = this.#take(work).finally(() => this.#known.delete(work.run.id));
-      outcome.catch(() => {});
+      const outcome = this.#take(work);
       this.#known.set(work.run.id, outcome);
+      const forget = (): void => {
+        if (this.#known.get(work.run.id) === outcome) this.#known.delete(work.run.id);
+      };
+      outcome.then(forget, forget);
       return outcome;
     });
     this.#fill();
@@ -77,11 +99,12 @@ export class RunPool {
   async #take(work: RunWork): Promise<RunOutcome> {
     const turn = { schedule: work.schedule.name, concurrency: work.schedule.concurrency, ...work.turn };
     let entry: Entry | undefined;
-    const placeFor = (): Promise<void> =>
+    const placeFor = (isResting: boolean): Promise<void> =>
       new Promise<void>((resolve, reject) => {
         const waiting: Entry = {
           ...turn,
           work,
+          isResting,
           start() {
             entry = waiting;
             resolve();
@@ -97,7 +120,7 @@ export class RunPool {
       this.#fill();
     };
     try {
-      await placeFor();
+      await placeFor(false);
     } catch {
       return "not started";
     }
@@ -106,7 +129,7 @@ export class RunPool {
         leaveFor: async (pause) => {
           leave();
           await pause();
-          const again = placeFor();
+          const again = placeFor(true);
           this.#fill();
           await again;
         },

@@ -64,10 +64,11 @@ function nameOf({ schedule, provider, identity }: { readonly schedule: string; r
   return `${schedule}\n${provider}\n${identity}`;
 }
 
-async function applyConfiguration(
+/** Recovers, observes, plans, and commits everything of the plan that needs no export; one process at a time. */
+export async function applyConfiguration(
   desired: DesiredState,
   context: EngineContext,
-  options: ReconcileOptions,
+  options: Pick<ReconcileOptions, "lockTimeoutMs" | "approve">,
 ): Promise<{ readonly plan: Plan; readonly removed: number; readonly notRemoved: number }> {
   const { state, clock, random, revision } = context;
   const lease: Lease = await state.take("reconcile", "apply", options.lockTimeoutMs, clock, random, context.signal);
@@ -121,7 +122,7 @@ async function adopt(desired: DesiredState, destinations: readonly ObservedDesti
 }
 
 /** The journaled run of each due export, with what it needs. */
-function workOf(exports: readonly DueExport[], desired: DesiredState, { state }: EngineContext): RunWork[] {
+export function workOf(exports: readonly DueExport[], desired: DesiredState, { state }: EngineContext): RunWork[] {
   const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
   const providers = new Map(desired.providers.map((provider) => [provider.name, provider]));
   const destinations = new Map(desired.destinations.map((destination) => [destination.name, destination]));

@@ -11,18 +11,37 @@ const set = { GIT_TERMINAL_PROMPT: "0", GIT_ALLOW_PROTOCOL: "file:ssh:https", GI
 /** Links become plain files with their target as text, so that no path of a checkout leads out of it. */
 const config = ["core.symlinks=false", "core.fsmonitor=false", "core.hooksPath=/dev/null"];
 
+export interface GitOptions {
+  /** Ends git when it is aborted. */
+  readonly signal?: AbortSignal;
+  /** Settings for this call, each `name=value`. */
+  readonly config?: readonly string[];
+  readonly env?: Readonly<Record<string, string>>;
+}
+
 /** git, in `folder`. A git that says nothing for five minutes is ended. */
-export function gitIn(folder: string, env: NodeJS.ProcessEnv): SimpleGit {
+export function gitIn(folder: string, env: NodeJS.ProcessEnv, { signal, config: more = [], env: extra = {} }: GitOptions = {}): SimpleGit {
   const own = Object.fromEntries(
     Object.entries(env).filter(([name]) => !/^GIT_|^(EDITOR|PAGER|VISUAL|PREFIX|SSH_ASKPASS|GIT)$/.test(name) || passed.includes(name)),
   );
   return simpleGit({
     baseDir: folder,
-    config,
+    config: [...config, ...more],
+    ...(signal ? { abort: signal } : {}),
+    // an exit code counts also where git says nothing, as verify-commit does of a commit without a signature
+    errors: (error, { exitCode, stdErr }) =>
+      error ?? (exitCode === 0 ? undefined : stdErr.length > 0 ? Buffer.concat(stdErr) : new Error(`git ended with ${exitCode}`)),
     timeout: { block: 300_000 },
-    allowEnvironment: [...passed, ...Object.keys(set)],
-    unsafe: { allowUnsafeSshCommand: true, allowUnsafeAskPass: true, allowUnsafeConfigPaths: true, allowUnsafeFsMonitor: true, allowUnsafeHooksPath: true },
-  }).env({ ...own, ...set });
+    allowEnvironment: [...passed, ...Object.keys(set), ...Object.keys(extra)],
+    unsafe: {
+      allowUnsafeGpgProgram: true,
+      allowUnsafeSshCommand: true,
+      allowUnsafeAskPass: true,
+      allowUnsafeConfigPaths: true,
+      allowUnsafeFsMonitor: true,
+      allowUnsafeHooksPath: true,
+    },
+  }).env({ ...own, ...set, ...extra });
 }
 
 /** What git said on its error stream, without credentials, as one error. */

@@ -1,12 +1,71 @@
-import { mkdirSync, rmSync } from "node:fs";
+import { mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { HypersdkError } from "../model/errors.ts";
+import { errnoOf, HypersdkError } from "../model/errors.ts";
 import { gitError, gitIn } from "./git.ts";
 
 /** A branch, a tag or a commit of a repository elsewhere. */
 export interface RemoteSource {
   readonly url: string;
   readonly ref: string;
+}
+
+/** What a repository says its branch or tag is, as far as can be told without fetching: the same text means the same revision. */
+export async function headOf({ url, ref }: RemoteSource, folder: string, env: NodeJS.ProcessEnv): Promise<string> {
+  refuseUrl(url);
+  refuseRef(ref);
+  mkdirSync(folder, { recursive: true, mode: 0o700 });
+  try {
+    return await gitIn(folder, env).raw(["ls-remote", "--quiet", "--end-of-options", url, ref]);
+  } catch (error) {
+    throw gitError(`cannot reach ${shown(url)}`, error);
+  }
+}
+
+/** More than any configuration takes: a repository that sends more is not fetched to its end. */
+const maxObjectBytes = 512 * 2 ** 20;
+/** A checkout that has grown to this over time begins anew. */
+const renewedAtBytes = 256 * 2 ** 20;
+const maxFetchMs = 600_000;
+
+/** Fetches, and stops git when more comes than may, or when it takes too long. */
+async function fetchWithin(folder: string, env: NodeJS.ProcessEnv, url: string, args: readonly string[]): Promise<void> {
+  const objects = join(folder, ".git", "objects");
+  const stop = new AbortController();
+  let reason: string | undefined;
+  const end = (why: string): void => {
+    reason ??= why;
+    stop.abort();
+  };
+  const looking = setInterval(() => {
+    if (bytesBelow(objects) > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`);
+  }, 500);
+  const timer = setTimeout(() => end(`it was not fetched within ${maxFetchMs / 60_000} minutes`), maxFetchMs);
+  try {
+    await gitIn(folder, env, { signal: stop.signal }).raw(["fetch", "--quiet", ...args]);
+    if (bytesBelow(objects) > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`);
+  } catch (error) {
+    if (reason === undefined) throw error;
+  } finally {
+    clearInterval(looking);
+    clearTimeout(timer);
+  }
+  if (reason === undefined) return;
+  rmSync(join(folder, ".git"), { recursive: true, force: true });
+  throw new HypersdkError("SourceUnavailable", `${shown(url)}: ${reason}`, {
+    hint: "a repository of configuration is small: keep images and archives elsewhere",
+  });
+}
+
+function bytesBelow(folder: string): number {
+  let sum = 0;
+  try {
+    for (const entry of readdirSync(folder, { recursive: true, withFileTypes: true }))
+      if (entry.isFile()) sum += statSync(join(entry.parentPath, entry.name), { throwIfNoEntry: false })?.size ?? 0;
+  } catch (error) {
+    // git moves files about while it works
+    if (errnoOf(error) !== "ENOENT") throw error;
+  }
+  return sum;
 }
 
 /**
@@ -18,17 +77,19 @@ export async function checkOut({ url, ref }: RemoteSource, folder: string, env: 
   refuseRef(ref);
   mkdirSync(folder, { recursive: true, mode: 0o700 });
   removeStaleLocks(folder);
+  if (bytesBelow(join(folder, ".git", "objects")) > renewedAtBytes) rmSync(join(folder, ".git"), { recursive: true, force: true });
   const git = gitIn(folder, env);
   await git.raw(["init", "--quiet"]).catch((error: unknown) => Promise.reject(gitError(`cannot make the checkout ${folder}`, error)));
   try {
-    await git.raw(["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "--end-of-options", url, ref]);
+    await fetchWithin(folder, env, url, ["--depth=1", "--no-tags", "--no-recurse-submodules", "--end-of-options", url, ref]);
   } catch (error) {
+    if (error instanceof HypersdkError) throw error;
     // servers may refuse to give a commit by its id: then everything that leads to it is fetched
     if (!/^[0-9a-f]{40}$/.test(ref) || !/not our ref|unadvertised|did not send all necessary/i.test(String(error)))
       throw gitError(`cannot fetch ${ref} from ${shown(url)}`, error);
-    await git
-      .raw(["fetch", "--quiet", "--no-recurse-submodules", "--end-of-options", url, "+refs/*:refs/remote/*"])
-      .catch((again: unknown) => Promise.reject(gitError(`cannot fetch ${shown(url)}`, again)));
+    await fetchWithin(folder, env, url, ["--no-recurse-submodules", "--end-of-options", url, "+refs/*:refs/remote/*"]).catch((again: unknown) =>
+      Promise.reject(again instanceof HypersdkError ? again : gitError(`cannot fetch ${shown(url)}`, again)),
+    );
     await git
       .raw(["cat-file", "-e", `${ref}^{commit}`])
       .catch((missing: unknown) => Promise.reject(gitError(`there is no commit ${ref} in ${shown(url)}`, missing)));

@@ -9,6 +9,7 @@ export type ErrorCode =
   | "NotFound"
   | "AlreadyExists"
   | "SourceUnavailable"
+  | "SignatureRefused"
   | "SourceChanged"
   | "SourceLocked"
   | "ProviderUnreachable"

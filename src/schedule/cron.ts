@@ -14,6 +14,8 @@ export interface FireTimes {
   next(epochMs: number): number;
   /** The last fire time at or before `epochMs`. */
   latest(epochMs: number): number;
+  /** Why a fire time is not when the wall clock says what the expression does, or says it twice. */
+  shiftOf(epochMs: number): "gap" | "first of two" | undefined;
   /** The longest time between two neighbouring fire times in wall time, in milliseconds. */
   longestGapMs(): number;
 }
@@ -134,6 +136,13 @@ function walkOf(fields: Fields, zone: string): FireTimes {
         return found;
       }
       throw new Error("a cron expression fires at least once in eight years");
+    },
+    shiftOf(epochMs) {
+      if (fields.realHours) return undefined;
+      const wall = wallOf(zone, epochMs);
+      const { hour, minute } = fieldsOf(wall);
+      if (!fields.hours.includes(hour) || !fields.minutes.includes(minute)) return "gap";
+      return [hourMs / 2, hourMs, 2 * hourMs].some((later) => wallOf(zone, epochMs + later) === wall) ? "first of two" : undefined;
     },
     longestGapMs: () => (gap ??= longestGap(fields)),
   };

@@ -34,7 +34,8 @@ export function byUrgency(a: Turn, b: Turn): number {
  * go first. Pure bookkeeping, in O(log n): it starts nothing itself.
  */
 export class RunQueue<T extends Waiting> {
-  readonly #limit: number;
+  /** May change at any time; what runs goes on. */
+  limit: number;
   readonly #ready = new TinyQueue<T>([], byUrgency);
   /** Those that were next while their schedule was full. */
   readonly #parked = new Map<string, TinyQueue<T>>();
@@ -44,7 +45,7 @@ export class RunQueue<T extends Waiting> {
   #running = 0;
 
   constructor(limit: number) {
-    this.#limit = limit;
+    this.limit = limit;
   }
 
   /** How many wait. */
@@ -71,7 +72,7 @@ export class RunQueue<T extends Waiting> {
 
   /** The most urgent one that may start now; its place is taken. */
   take(): T | undefined {
-    while (this.#running < this.#limit) {
+    while (this.#running < this.limit) {
       const item = this.#ready.pop();
       if (!item) return undefined;
       if (this.#removed.delete(item)) {

@@ -48,6 +48,12 @@ export class Runs {
     return this.#one("id = ?", id);
   }
 
+  /** Whether there is a run for a fire time, whatever became of it. */
+  isKnown({ schedule, provider, identity }: Pick<RunRow, "schedule" | "provider" | "identity">, fireTime: Instant): boolean {
+    const sql = "SELECT 1 FROM runs WHERE schedule = ? AND provider = ? AND identity = ? AND kind = 'scheduled' AND fire_time = ?";
+    return this.#db.prepare(sql).get(schedule, provider, identity, fireTime) !== undefined;
+  }
+
   setState(id: string, state: RunState): void {
     this.#db.prepare("UPDATE runs SET state = ? WHERE id = ?").run(state, id);
   }

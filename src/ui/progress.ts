@@ -30,8 +30,11 @@ export class ProgressView {
   #drawn = 0;
   #lastDrawMs = 0;
   readonly #timer: NodeJS.Timeout;
+  readonly #below: () => readonly string[];
 
-  constructor(target: ProgressTarget, style: Style, nowMs: () => number) {
+  /** @param below what a terminal shows under the exports all the time */
+  constructor(target: ProgressTarget, style: Style, nowMs: () => number, below: () => readonly string[] = () => []) {
+    this.#below = below;
     this.#target = target;
     this.#style = style;
     this.#nowMs = nowMs;
@@ -98,6 +101,27 @@ export class ProgressView {
       case "point_removed":
         this.#line(`${dim("-")} ${event.schedule}  ${printable(event.vmPath)}  expired restore point removed, ${formatBytes(event.storedBytes)} once stored`);
         return;
+      case "watch_started":
+        this.#line(`${dim("watching")} ${printable(event.source)}`);
+        return;
+      case "watch_stopped":
+        this.#line(`${dim("the watch ended:")} ${printable(event.reason)}`);
+        return;
+      case "revision_found":
+        this.#line(`${dim("·")} revision ${revisionText(event)}`);
+        return;
+      case "revision_rejected":
+        this.#line(`${red("✗")} revision ${revisionText(event)} is not applied, the last good one goes on: ${printable(event.reason)}`);
+        return;
+      case "source_lost":
+        this.#line(`${yellow("warning")} ${event.code}: ${printable(event.reason)}; the last good revision goes on`);
+        return;
+      case "source_back":
+        this.#line(`${green("✓")} the source can be read again`);
+        return;
+      case "pass_failed":
+        this.#line(`${red("✗")} ${event.code}: ${printable(event.reason)}${event.hint ? `\n    ${dim(printable(event.hint))}` : ""}`);
+        return;
       case "config_applied":
         this.#line(`${green("✓")} configuration applied, serial ${event.serial}`);
         return;
@@ -123,14 +147,15 @@ export class ProgressView {
   }
 
   #tick(): void {
-    if (this.#going.size === 0) return;
     const nowMs = this.#nowMs();
     if (this.#target.isTerminal) {
-      const lines = this.#lines(nowMs);
+      const below = this.#below().map((line) => cut(line, this.#target.columns));
+      if (this.#going.size === 0 && below.length === 0) return;
+      const lines = [...this.#lines(nowMs), ...below];
       const back = this.#drawn > 0 ? `\u001b[${this.#drawn}A\u001b[0J` : "";
       this.#target.write(back + lines.map((line) => `${line}\n`).join(""));
       this.#drawn = lines.length;
-    } else if (nowMs - this.#lastDrawMs >= lineEveryMs) {
+    } else if (this.#going.size > 0 && nowMs - this.#lastDrawMs >= lineEveryMs) {
       this.#lastDrawMs = nowMs;
       this.#target.write(
         this.#lines(nowMs)
@@ -169,6 +194,10 @@ export function progressText(doneBytes: number, totalBytes: number, bytesPerSeco
   const percent = totalBytes > 0 ? Math.min(99, Math.floor((doneBytes / totalBytes) * 100)) : 0;
   const left = bytesPerSecond > 0 ? `  ~${formatDuration(((totalBytes - doneBytes) / bytesPerSecond) * 1000)}` : "";
   return `${String(percent).padStart(2)}%  ${formatBytes(doneBytes)} of ${formatBytes(totalBytes)}  ${formatBytes(bytesPerSecond)}/s${left}`;
+}
+
+function revisionText({ commit, branch }: { readonly commit: string | null; readonly branch?: string | null }): string {
+  return commit === null ? "without a commit" : `${branch ? `${printable(branch)}@` : ""}${commit.slice(0, 7)}`;
 }
 
 function nameOf({ schedule, vmPath }: RunName): string {

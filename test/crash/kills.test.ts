@@ -50,7 +50,7 @@ class Installation {
 destinations:
   - {name: backups, url: "file:./backups", expiryGrace: 1s}
 schedules:
-  - {name: nightly, cron: "0 2 1 1 *", description: "edit ${this.edits}", initialExport: immediate, vms: ["/datacenter/vm/*"], destination: backups${more}, incremental: ${this.layout !== "image"}, verify: stored, retention: {keepLast: 3}}
+  - {name: nightly, cron: "0 2 1 1 *", priority: ${this.edits % 100}, initialExport: immediate, vms: ["/datacenter/vm/*"], destination: backups${more}, incremental: ${this.layout !== "image"}, verify: stored, retention: {keepLast: 3}}
 `;
   }
 

@@ -1,5 +1,8 @@
+import type { ScheduleSpec } from "../../model/desired.ts";
+import { formatDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import { epochMsOf, instantOf, parseInstant } from "../../model/instant.ts";
+import { epochMsOf, type Instant, instantOf, parseInstant } from "../../model/instant.ts";
+import { nearestName } from "../../model/nearest.ts";
 import { fireTimes } from "../../schedule/cron.ts";
 import { nextOpening } from "../../schedule/windows.ts";
 import { renderTable } from "../../ui/table.ts";
@@ -13,31 +16,75 @@ export interface PreviewOptions extends SourceOptions {
   readonly count?: number;
 }
 
-/** The next fire times of a schedule, and when its windows let each of them start. */
+/** The next fire times of a schedule: when each may start, what it waits for, and why it is not when its cron expression says. */
 export async function preview(name: string, options: PreviewOptions, io: Io): Promise<number> {
   const { desired } = await load(options, io.env, io.cwd);
-  const schedule = desired?.schedules.find((each) => each.name === name);
-  if (!schedule) throw new HypersdkError("NotFound", `no schedule is named "${name}"`);
+  const schedules = desired?.schedules ?? [];
+  const schedule = schedules.find((each) => each.name === name);
+  if (!schedule) {
+    const near = nearestName(
+      name,
+      schedules.map((each) => each.name),
+    );
+    throw new HypersdkError("NotFound", `no schedule is named "${name}"`, near ? { hint: `did you mean "${near}"?` } : {});
+  }
   const from = options.from === undefined ? clock.now() : parseInstant(options.from);
   if (!from) throw new HypersdkError("Usage", `--from ${JSON.stringify(options.from)} is no time`, { hint: "such as 2026-11-21T02:00:00Z" });
   const times = fireTimes(schedule.cron, schedule.timezone);
-  const items: { fireTime: string; starts: string | null; reason: string | null }[] = [];
+  const items: Item[] = [];
   for (let at = epochMsOf(from); items.length < (options.count ?? 10); ) {
     at = times.next(at);
-    const opening = nextOpening(schedule.windows, at);
-    items.push({ fireTime: instantOf(at), starts: opening === undefined ? null : instantOf(opening), reason: opening === at ? null : "waits for its window" });
+    items.push(itemOf(schedule, schedules, at));
   }
-  if (io.json) io.result("schedule-preview", { schedule: name, timezone: schedule.timezone, items });
-  else
+  if (io.json) io.result("schedule-preview", { schedule: name, timezone: schedule.timezone, suspended: schedule.suspend, items });
+  else {
+    if (schedule.suspend) io.err(`${io.errStyle.yellow("warning")}: the schedule is suspended: none of these fires\n`);
+    const shown = (instant: Instant): string => formatTime(instant, schedule.timezone, from);
     io.out(
       renderTable(
-        ["fires", "starts", ""],
-        items.map((each) => [
-          formatTime(instantOf(Date.parse(each.fireTime)), schedule.timezone, from),
-          each.starts ? formatTime(instantOf(Date.parse(each.starts)), schedule.timezone, from) : "never",
-          each.reason ?? "",
+        ["fires", "starts", "", "after"],
+        items.map(({ fireTime, starts, reason, dependsOn }) => [
+          shown(fireTime),
+          starts ? shown(starts) : "never",
+          reason ?? "",
+          dependsOn.map((each) => `${each.schedule} of ${shown(each.firing)} ${each.state}`).join(", "),
         ]),
       ),
     );
+  }
   return 0;
+}
+
+interface Item {
+  readonly fireTime: Instant;
+  /** When the first window lets it start; null when none ever opens. */
+  readonly starts: Instant | null;
+  /** Why it starts later, or fires at another time than its cron expression says. */
+  readonly reason: string | null;
+  /** What has to have ended first. */
+  readonly dependsOn: readonly { readonly schedule: string; readonly firing: Instant; readonly state: string; readonly until: Instant }[];
+}
+
+function itemOf(schedule: ScheduleSpec, schedules: readonly ScheduleSpec[], at: number): Item {
+  const times = fireTimes(schedule.cron, schedule.timezone);
+  const opening = nextOpening(schedule.windows, at);
+  const nextMs = times.next(at);
+  const shift = times.shiftOf(at);
+  const reasons = [
+    ...(shift === "gap" ? ["the clock goes forward over its time: the first instant after"] : []),
+    ...(shift === "first of two" ? ["the clock goes back over its time: the first of two"] : []),
+    ...(opening === undefined ? ["its windows never open"] : opening > at ? [`its window opens ${formatDuration(opening - at)} later`] : []),
+    ...(opening !== undefined && opening >= nextMs ? ["its next fire time comes first: it never starts"] : []),
+  ];
+  return {
+    fireTime: instantOf(at),
+    starts: opening === undefined || opening >= nextMs ? null : instantOf(opening),
+    reason: reasons.length > 0 ? reasons.join("; ") : null,
+    dependsOn: schedule.dependsOn.flatMap(({ schedule: name, state, timeoutMs }) => {
+      const other = schedules.find((each) => each.name === name);
+      if (!other) return [];
+      const until = Math.min(timeoutMs === undefined ? nextMs : at + timeoutMs, nextMs);
+      return [{ schedule: name, firing: instantOf(fireTimes(other.cron, other.timezone).latest(at)), state, until: instantOf(until) }];
+    }),
+  };
 }

@@ -20,6 +20,12 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
     const now = clock.now();
     const recorded = state?.recorded(now) ?? emptyRecorded;
     const applied = JSON.parse(state?.configuration.meta("applied_revision") ?? "null") as { commit: string | null; branch: string | null; at: string } | null;
+    const attempted = JSON.parse(state?.configuration.meta("attempted_revision") ?? "null") as {
+      commit: string | null;
+      at: string;
+      problem: string | null;
+    } | null;
+    const watching = state?.leases.list().find(({ scope, alive }) => scope === "watcher" && alive);
     const { desired } = loaded;
     const zones = timezonesOf(desired);
     const suspended = new Set(recorded.suspended);
@@ -56,6 +62,8 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       points: recorded.points.length,
       storedBytes,
       suspended: [...suspended],
+      attempted: attempted && { commit: attempted.commit ?? null, at: attempted.at, problem: attempted.problem },
+      watcher: watching ? { pid: watching.pid, host: watching.host, since: watching.since } : null,
     };
     if (io.json) {
       io.result("status", value);
@@ -65,6 +73,9 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
     io.out(
       `${style.bold("revision")}  ${applied?.commit ? `${applied.branch ?? "detached"}@${applied.commit.slice(0, 7)}` : applied ? "files without a commit" : "nothing applied yet"}  serial ${recorded.serial}${applied ? `  applied ${formatTime(instantOf(Date.parse(applied.at)), "UTC", now)}` : ""}\n`,
     );
+    if (watching) io.out(`${style.bold("watched")}   by process ${watching.pid} on ${watching.host} since ${formatTime(watching.since, "UTC", now)}\n`);
+    if (attempted?.problem)
+      io.out(`${style.red("rejected")}  ${attempted.commit?.slice(0, 7) ?? "the work tree"}: ${printable(attempted.problem)}; what was applied goes on\n`);
     if (!desired) io.out(`${style.red("the files are invalid")}: hypersdk validate shows why; what was applied goes on\n`);
     io.out(
       `${style.bold("protects")}  ${plural(recorded.protections.length, "VM")}${missing > 0 ? `, ${style.red(`${missing} missing`)}` : ""}${suspended.size > 0 ? `; suspended: ${[...suspended].join(", ")}` : ""}\n`,

@@ -46,7 +46,12 @@ export function fileDestination(spec: DestinationAddress, random: Random): Desti
       }
     },
     async open(path): Promise<ByteFile> {
-      return openByteFile(at(path), path);
+      try {
+        return await openByteFile(at(path), path);
+      } catch (error) {
+        if (!(error instanceof HypersdkError) || error.code !== "SourceUnavailable" || errnoOf(error.cause) === "ENOENT") throw error;
+        throw new HypersdkError("DestinationUnreachable", `cannot read ${at(path)}: ${errnoOf(error.cause)}`, { cause: error });
+      }
     },
     async list(prefix = "") {
       const files: StoredFile[] = [];

@@ -1,0 +1,160 @@
+import { observe } from "../../engine/observe.ts";
+import { formatDuration } from "../../model/duration.ts";
+import { HypersdkError } from "../../model/errors.ts";
+import { epochMsOf, type Instant, instantOf, parseInstant } from "../../model/instant.ts";
+import { type Member, membership, protectionKey } from "../../plan/membership.ts";
+import { withRenames } from "../../plan/planner.ts";
+import { type SimulatedRun, simulate as simulateRuns, type Timeline } from "../../plan/simulate.ts";
+import { emptyRecorded, State } from "../../state/state.ts";
+import { plural } from "../../ui/plan-view.ts";
+import { printable } from "../../ui/style.ts";
+import { renderTable } from "../../ui/table.ts";
+import { formatTime } from "../../ui/times.ts";
+import { adapters, clock } from "../compose.ts";
+import { loadDesired } from "../desired.ts";
+import type { Io } from "../io.ts";
+import type { SourceOptions } from "../load.ts";
+import { timezonesOf } from "../view.ts";
+
+export interface SimulateOptions extends SourceOptions {
+  readonly from?: string;
+  readonly to?: string;
+  readonly providerSpeed?: readonly string[];
+  readonly all?: boolean;
+}
+
+const usualBytesPerSecond = 100 * 2 ** 20;
+/** Runs that a terminal is shown without `--all`. */
+const shownRuns = 200;
+
+/** What the files would do over a span of time, without doing any of it: the timeline of runs, waits and skips. */
+export async function simulate(options: SimulateOptions, io: Io): Promise<number> {
+  const now = clock.now();
+  const from = timeOption("--from", options.from) ?? now;
+  const to = timeOption("--to", options.to) ?? instantOf(epochMsOf(from) + 7 * 86_400_000);
+  if (to <= from) throw new HypersdkError("Usage", "--to is not behind --from");
+  const speeds = speedsOf(options.providerSpeed ?? []);
+  const { desired, statePath } = await loadDesired(options, io);
+  const state = State.openForReading(statePath);
+  try {
+    const recorded = state?.recorded(now) ?? emptyRecorded;
+    const observed = await observe({ ...desired, destinations: [] }, adapters);
+    for (const { name, reason } of observed.unknownProviders)
+      io.err(`${io.errStyle.yellow("warning")}: provider ${name} cannot be reached, its VMs are those that the state remembers: ${printable(reason)}\n`);
+    const { members } = membership(desired, withRenames(desired, observed.vms), recorded.protections);
+    const protections = new Map(recorded.protections.map((each) => [protectionKey(each.schedule, each.provider, each.identity), each]));
+    const known = (member: Member): number | undefined =>
+      protections.get(protectionKey(member.schedule.name, member.provider, member.identity))?.lastDurationMs;
+    // the plan of the state is made now; at another time nothing of it has happened yet, or all of it
+    const relevant = from < now ? new Map<string, never>() : protections;
+    const timeline = simulateRuns({
+      members: new Map([...members].map(([key, member]) => [key, { ...member, vm: member.vm ?? vmOf(member) }])),
+      protections: relevant,
+      suspended: recorded.suspended,
+      limit: desired.concurrency,
+      from,
+      to,
+      durationMs(member) {
+        const speed = speeds.get(member.provider) ?? speeds.get("");
+        const last = speed === undefined ? known(member) : undefined;
+        const bytes = member.vm?.disks.reduce((sum, disk) => sum + disk.dataBytes, 0) ?? 0;
+        return last ?? (bytes / (speed ?? usualBytesPerSecond)) * 1000;
+      },
+    });
+    report(timeline, from, to, members.size, options.all ?? false, timezonesOf(desired), io);
+    return 0;
+  } finally {
+    state?.close();
+  }
+}
+
+/** A VM that its provider does not show now is taken to be there, without data that anybody knows of. */
+function vmOf({ provider, identity, vmPath }: Member): NonNullable<Member["vm"]> {
+  return { provider, identity, name: identity, path: vmPath, disks: [] };
+}
+
+function report(
+  { runs, peak, peakWaiting }: Timeline,
+  from: Instant,
+  to: Instant,
+  vms: number,
+  all: boolean,
+  zones: (schedule: string) => string,
+  io: Io,
+): void {
+  const count = (outcome: SimulatedRun["outcome"]): number => runs.filter((run) => run.outcome === outcome).length;
+  const missed = count("skipped") + count("superseded");
+  const summary = {
+    from,
+    to,
+    protections: vms,
+    runs: runs.length,
+    completed: count("completed"),
+    skipped: count("skipped"),
+    superseded: count("superseded"),
+    unfinished: count("unfinished"),
+    peakRunning: { count: peak.running, at: instantOf(peak.atMs) },
+    peakWaiting: { count: peakWaiting.waiting, at: instantOf(peakWaiting.atMs) },
+    longestWaitMs: runs.reduce((longest, { startedMs, fireTimeMs }) => Math.max(longest, (startedMs ?? fireTimeMs) - fireTimeMs), 0),
+  };
+  const at = (ms: number | undefined): Instant | null => (ms === undefined ? null : instantOf(ms));
+  if (io.json) {
+    io.result("simulation", {
+      ...summary,
+      timeline: runs.map(({ schedule, vmPath, fireTimeMs, startedMs, endedMs, priority, outcome, reasons }) => ({
+        schedule,
+        vmPath,
+        fireTime: instantOf(fireTimeMs),
+        started: at(startedMs),
+        ended: at(endedMs),
+        priority,
+        outcome,
+        reasons,
+      })),
+    });
+    return;
+  }
+  const { style } = io;
+  const shown = all ? runs : runs.slice(0, shownRuns);
+  if (runs.length > 0)
+    io.out(
+      renderTable(
+        ["fires", "starts", "ends", "schedule", "VM", "", ""],
+        shown.map(({ schedule, vmPath, fireTimeMs, startedMs, endedMs, outcome, reasons }) => [
+          formatTime(instantOf(fireTimeMs), zones(schedule), from),
+          startedMs === undefined ? "-" : startedMs === fireTimeMs ? "at once" : `+${formatDuration(startedMs - fireTimeMs)}`,
+          startedMs === undefined || endedMs === undefined ? "-" : `+${formatDuration(endedMs - fireTimeMs)}`,
+          schedule,
+          printable(vmPath),
+          outcome,
+          reasons.join("; "),
+        ]),
+      ),
+    );
+  if (shown.length < runs.length) io.out(`${style.dim(`and ${runs.length - shown.length} more: --all, or --json`)}\n`);
+  io.out(
+    `\n${style.bold(`${plural(runs.length, "run")} of ${plural(vms, "protection")}: ${summary.completed} completed, ${missed} missed, ${summary.unfinished} not ended by then.`)}\n` +
+      `At most ${summary.peakRunning.count} at once (${formatTime(summary.peakRunning.at, "UTC", from)}), at most ${summary.peakWaiting.count} waiting for a place; the longest wait was ${formatDuration(summary.longestWaitMs)}.\n`,
+  );
+}
+
+function timeOption(flag: string, text: string | undefined): Instant | undefined {
+  if (text === undefined) return undefined;
+  const time = parseInstant(/^\d{4}-\d\d-\d\d$/.test(text) ? `${text}T00:00:00Z` : text);
+  if (!time) throw new HypersdkError("Usage", `${flag} ${JSON.stringify(text)} is no time`, { hint: "such as 2026-12-01 or 2026-12-01T02:00:00Z" });
+  return time;
+}
+
+/** `100MiB/s` for every provider, `lab=100MiB/s` for one. */
+function speedsOf(texts: readonly string[]): Map<string, number> {
+  const units: Readonly<Record<string, number>> = { KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30 };
+  return new Map(
+    texts.map((text) => {
+      const match = /^(?:([A-Za-z0-9_.-]+)=)?(\d+(?:\.\d+)?)(KiB|MiB|GiB)(?:\/s)?$/.exec(text);
+      const rate = Number(match?.[2]) * (units[match?.[3] ?? ""] ?? 0);
+      if (!match || !(rate > 0))
+        throw new HypersdkError("Usage", `--provider-speed ${JSON.stringify(text)} is no speed`, { hint: "such as 200MiB/s or lab=200MiB/s" });
+      return [match[1] ?? "", rate] as const;
+    }),
+  );
+}

@@ -1,0 +1,102 @@
+import { basename, join, relative, resolve, sep } from "node:path";
+import { watch as watchFiles } from "chokidar";
+import type { ConfigurationSource, Reading } from "../engine/watch.ts";
+import { headOf } from "../git/remote.ts";
+import { findTop } from "../git/work-tree.ts";
+import { HypersdkError } from "../model/errors.ts";
+import { ConfigInvalid, carriedOut } from "./desired.ts";
+import { homeOf, type Loaded, load, refOf, type SourceOptions } from "./load.ts";
+
+/** Changes that come together are read together. */
+const debounceMs = 300;
+
+/** What the options name, as a source that can be asked again and again. */
+export async function watchSource(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<ConfigurationSource> {
+  if (options.repo !== undefined) return remoteSource(options.repo, options, env, cwd);
+  const named = (options.file ?? []).map((name) => resolve(cwd, name));
+  const top = await findTop(cwd, env);
+  const folders = named.length > 0 ? named : top === undefined ? [] : [top];
+  let last: string | undefined;
+  return {
+    name: named.length > 0 ? (options.file ?? []).join(", ") : (top ?? cwd),
+    async read() {
+      const loaded = await loadOrRefuse(options, env, cwd);
+      if (loaded instanceof HypersdkError) {
+        if (loaded.message === last) return undefined;
+        last = loaded.message;
+        return { revision: null, content: { problem: loaded } };
+      }
+      // what is in the files, and of which commit
+      const now = loaded.contentHash + JSON.stringify(loaded.revision);
+      if (now === last) return undefined;
+      last = now;
+      return readingOf(loaded);
+    },
+    async onChange(changed) {
+      let timer: NodeJS.Timeout | undefined;
+      const soon = (): void => {
+        clearTimeout(timer);
+        timer = setTimeout(changed, debounceMs);
+      };
+      const git = folders.map((folder) => join(folder, ".git"));
+      const watcher = watchFiles([...folders, ...git.flatMap((folder) => [join(folder, "HEAD"), join(folder, "logs", "HEAD")])], {
+        ignoreInitial: true,
+        ignored: (path, stats) => !git.some((folder) => path.startsWith(folder + sep)) && isIgnored(path, folders, stats?.isFile() ?? false),
+      });
+      watcher.on("all", soon).on("error", soon);
+      return async () => {
+        clearTimeout(timer);
+        await watcher.close();
+      };
+    },
+  };
+}
+
+/** Hidden folders, what programs install, and files that are no YAML. */
+function isIgnored(path: string, folders: readonly string[], isFile: boolean): boolean {
+  const top = folders.find((folder) => path === folder || path.startsWith(folder + sep));
+  const parts = top === undefined ? [basename(path)] : relative(top, path).split(sep);
+  if (parts.some((part) => (part.startsWith(".") && part !== ".") || part === "node_modules")) return path !== top;
+  return isFile && !/\.ya?ml$/.test(path);
+}
+
+function remoteSource(repo: string, options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): ConfigurationSource {
+  const source = { url: repo, ref: refOf(options) };
+  let last: string | undefined;
+  return {
+    name: `${repo.replace(/\/\/[^/@]*@/, "//…@")} ${source.ref}`,
+    async read() {
+      const head = await headOf(source, homeOf(repo, options, env), env);
+      if (head !== "" && head === last) return undefined;
+      const loaded = await loadOrRefuse(options, env, cwd);
+      last = head;
+      if (!(loaded instanceof HypersdkError)) return readingOf(loaded);
+      const commit = /^[0-9a-f]{40,64}/.exec(head)?.[0] ?? null;
+      return { revision: { commit, branch: options.branch ?? null, author: null, dirty: false }, content: { problem: loaded } };
+    },
+  };
+}
+
+/** A revision that nobody signed is refused as one that is invalid is; what cannot be reached is no revision at all. */
+async function loadOrRefuse(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<Loaded | HypersdkError> {
+  try {
+    return await load(options, env, cwd);
+  } catch (error) {
+    if (error instanceof HypersdkError && error.code === "SignatureRefused") return error;
+    throw error;
+  }
+}
+
+function readingOf(loaded: Loaded): Reading {
+  try {
+    return { revision: loaded.revision, content: { desired: carriedOut(loaded) } };
+  } catch (error) {
+    if (!(error instanceof ConfigInvalid)) throw error;
+    const first = error.diagnostics.find(({ severity }) => severity === "error");
+    const where = first ? `: ${first.file}:${first.line}: ${first.message}` : "";
+    return {
+      revision: loaded.revision,
+      content: { problem: new HypersdkError("ConfigInvalid", `${error.message}${where}`, { hint: "hypersdk validate shows all of it" }) },
+    };
+  }
+}

@@ -1,0 +1,301 @@
+import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
+import { HypersdkError } from "../model/errors.ts";
+import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
+import type { Plan, Revision } from "../plan/plan.ts";
+import { fireTimes } from "../schedule/cron.ts";
+import type { Lease } from "../state/leases.ts";
+import type { EngineContext } from "./context.ts";
+import { RunPool } from "./queue.ts";
+import { applyConfiguration, workOf } from "./reconcile.ts";
+import { type RunOutcome, runExport } from "./run-export.ts";
+
+/** What a branch or a work tree holds. */
+export interface Reading {
+  readonly revision: Revision | null;
+  /** The desired state, or why there is none. */
+  readonly content: { readonly desired: DesiredState } | { readonly problem: HypersdkError };
+}
+
+/** Where the desired state comes from while it is watched. */
+export interface ConfigurationSource {
+  /** For people: a URL and its branch, or a folder. */
+  readonly name: string;
+  /** What is there now; undefined when that is what the last call gave. @throws HypersdkError when it cannot be reached */
+  read(): Promise<Reading | undefined>;
+  /** Calls back when something may have changed. A source that cannot tell is asked every `interval`. @returns how to stop */
+  onChange?(changed: () => void): Promise<() => Promise<void>>;
+}
+
+/** How a watcher stands: for its view, its metrics and its health. */
+export interface WatchStatus {
+  readonly at: Instant;
+  readonly applied: Revision | null;
+  readonly serial: number;
+  /** The newest revision that cannot be applied, while it is the newest. */
+  readonly rejected: { readonly commit: string | null; readonly code: string; readonly reason: string } | undefined;
+  /** Why the source cannot be read, and since when. */
+  readonly sourceProblem: { readonly reason: string; readonly since: Instant } | undefined;
+  /** Why the last pass failed. */
+  readonly passProblem: { readonly code: string; readonly reason: string } | undefined;
+  readonly lastPassAt: Instant | undefined;
+  /** The next fire time of each schedule that runs, soonest first. */
+  readonly next: readonly { readonly schedule: string; readonly timezone: string; readonly at: Instant }[];
+  readonly waiting: number;
+  readonly running: number;
+}
+
+export interface WatchOptions {
+  readonly intervalMs: number;
+  readonly lockTimeoutMs: number;
+  readonly parallelism: number | undefined;
+  readonly onStatus: (status: WatchStatus) => void;
+  /** Lets the owner ask for a reading now. */
+  readonly onRefresh: (refresh: () => void) => void;
+}
+
+/** Providers and destinations are looked at this often, if nothing else makes a pass: new VMs are protected, what drifted is seen. */
+const lookEveryMs = 300_000;
+/** No timer is longer: a clock that jumps, or a machine that slept, is noticed within so long. */
+const longestSleepMs = 30_000;
+/** Passes that exports ask for as they end are no closer together. */
+const passEveryMs = 1000;
+/** A pass waits so long for another process that applies. */
+const reconcileTimeoutMs = 60_000;
+
+/** A failure that ends the watch; every other one is told, and tried again. */
+function isFatal(error: unknown): boolean {
+  return !(error instanceof HypersdkError) || error.code === "LeaseLost" || error.code === "StateUnusable";
+}
+
+/**
+ * Follows a source until it is aborted: every revision is planned and applied, exports start when they are due, each pass deciding anew
+ * from the state. What cannot be read or applied leaves the last good revision running.
+ * @throws LockHeld when another watcher works on this state for longer than `lockTimeoutMs`
+ */
+export async function watch(source: ConfigurationSource, context: EngineContext, options: WatchOptions): Promise<void> {
+  const { state, clock, random, emit, signal } = context;
+  const lease = await state.take("watcher", "watch", options.lockTimeoutMs, clock, random, signal);
+  const watcher = new Watcher(source, context, options, lease);
+  emit({ type: "watch_started", source: source.name });
+  try {
+    await watcher.run();
+    emit({ type: "watch_stopped", reason: "it was asked to stop" });
+  } finally {
+    state.writeUnlocked(() => state.leases.release(lease));
+  }
+}
+
+class Watcher {
+  readonly #source: ConfigurationSource;
+  readonly #context: EngineContext;
+  readonly #options: WatchOptions;
+  readonly #lease: Lease;
+  readonly #pool: RunPool;
+  /** The last good one. */
+  #desired: DesiredState | undefined;
+  #revision: Revision | null = null;
+  #rejected: WatchStatus["rejected"];
+  #sourceProblem: WatchStatus["sourceProblem"];
+  #passProblem: WatchStatus["passProblem"];
+  #lastPassAt: Instant | undefined;
+  #next: WatchStatus["next"] = [];
+  #nextReadMs = 0;
+  #nextPassMs = Number.POSITIVE_INFINITY;
+  #lastSeenMs = 0;
+  /** Whether the last plan had exports that wait for others to end. */
+  #someWait = false;
+  #wake = new AbortController();
+
+  constructor(source: ConfigurationSource, context: EngineContext, options: WatchOptions, lease: Lease) {
+    this.#source = source;
+    this.#context = context;
+    this.#options = options;
+    this.#lease = lease;
+    this.#pool = new RunPool(options.parallelism ?? 1, context.signal, (work, place) => runExport(work, place, { ...context, revision: this.#revision }));
+    context.signal.addEventListener("abort", () => this.#wake.abort(), { once: true });
+    options.onRefresh(() => this.#readSoon());
+  }
+
+  async run(): Promise<void> {
+    const { signal } = this.#context;
+    const stop = await this.#source.onChange?.(() => this.#readSoon());
+    try {
+      while (!signal.aborted && !this.#pool.broken) {
+        this.#noticeClock();
+        if (this.#now() >= this.#nextReadMs) await this.#read();
+        if (this.#now() >= this.#nextPassMs) await this.#pass();
+        this.#tell();
+        await this.#sleepUntil(Math.min(this.#nextReadMs, this.#nextPassMs));
+      }
+    } finally {
+      await stop?.();
+      await this.#pool.idle();
+      this.#tell();
+    }
+    if (this.#pool.broken) throw this.#pool.broken.error;
+  }
+
+  #now(): number {
+    return epochMsOf(this.#context.clock.now());
+  }
+
+  #readSoon(): void {
+    this.#nextReadMs = 0;
+    this.#wake.abort();
+  }
+
+  #passSoon(): void {
+    this.#nextPassMs = Math.min(this.#nextPassMs, (this.#lastPassAt ? epochMsOf(this.#lastPassAt) : 0) + passEveryMs);
+    this.#wake.abort();
+  }
+
+  /** A clock that went back would hold everything up until it has caught up. */
+  #noticeClock(): void {
+    const nowMs = this.#now();
+    if (nowMs < this.#lastSeenMs) {
+      this.#nextReadMs = 0;
+      if (this.#desired) this.#nextPassMs = 0;
+    }
+    this.#lastSeenMs = nowMs;
+  }
+
+  async #sleepUntil(atMs: number): Promise<void> {
+    if (this.#context.signal.aborted) return;
+    this.#wake = new AbortController();
+    const ms = Math.min(longestSleepMs, atMs - this.#now());
+    if (ms <= 0) return;
+    // what woke it is looked at by the loop
+    await this.#context.clock.sleep(ms, this.#wake.signal).catch(() => {});
+  }
+
+  /** Takes over what the source holds, or says why not. */
+  async #read(): Promise<void> {
+    const { emit, clock, state } = this.#context;
+    // a source that tells of changes may miss one
+    this.#nextReadMs = this.#now() + (this.#source.onChange ? Math.max(this.#options.intervalMs, lookEveryMs) : this.#options.intervalMs);
+    let reading: Reading | undefined;
+    try {
+      reading = await this.#source.read();
+    } catch (error) {
+      if (!(error instanceof HypersdkError)) throw error;
+      if (this.#sourceProblem?.reason !== error.message) emit({ type: "source_lost", code: error.code, reason: error.message });
+      this.#sourceProblem = { reason: error.message, since: this.#sourceProblem?.since ?? clock.now() };
+      this.#nextReadMs = this.#now() + this.#options.intervalMs;
+      return;
+    }
+    if (this.#sourceProblem) emit({ type: "source_back" });
+    this.#sourceProblem = undefined;
+    if (!reading) return;
+    const { revision, content } = reading;
+    const commit = revision?.commit ?? null;
+    emit({ type: "revision_found", commit, branch: revision?.branch ?? null });
+    const problem = "problem" in content ? content.problem : undefined;
+    state.write(this.#lease, () =>
+      state.configuration.setMeta("attempted_revision", JSON.stringify({ ...revision, at: clock.now(), problem: problem?.message ?? null })),
+    );
+    if ("problem" in content) {
+      const { code, message, hint } = content.problem;
+      this.#rejected = { commit, code, reason: message };
+      emit({ type: "revision_rejected", commit, code, reason: message, hint: hint ?? null });
+      state.write(this.#lease, () =>
+        state.audit.append({
+          at: clock.now(),
+          type: "config.rejected",
+          subject: commit ?? "work tree",
+          detail: { code, reason: message },
+          commit,
+          author: revision?.author ?? null,
+        }),
+      );
+      return;
+    }
+    this.#rejected = undefined;
+    this.#desired = content.desired;
+    this.#revision = revision;
+    this.#nextPassMs = 0;
+  }
+
+  /** Plans, applies and starts what is due, by the last good revision. */
+  async #pass(): Promise<void> {
+    const desired = this.#desired;
+    if (!desired) return;
+    const { emit, clock, signal } = this.#context;
+    const context = { ...this.#context, revision: this.#revision };
+    this.#nextPassMs = Number.POSITIVE_INFINITY;
+    try {
+      const { plan } = await applyConfiguration(desired, context, { lockTimeoutMs: reconcileTimeoutMs, approve: async (made) => made });
+      this.#passProblem = undefined;
+      this.#lastPassAt = plan.at;
+      this.#start(plan, desired, context);
+      this.#next = nextOf(desired, plan);
+      this.#nextPassMs = Math.min(this.#nextPassMs, nextPassOf(this.#next, plan, desired, context));
+    } catch (error) {
+      if (signal.aborted) return;
+      if (isFatal(error)) throw error;
+      const { code, message, hint } = error as HypersdkError;
+      if (this.#passProblem?.reason !== message) emit({ type: "pass_failed", code, reason: message, hint: hint ?? null });
+      this.#passProblem = { code, reason: message };
+      this.#nextPassMs = epochMsOf(clock.now()) + this.#options.intervalMs;
+    }
+  }
+
+  /** Gives the pool what is due now; what waited there and is not due any more leaves it. */
+  #start(plan: Plan, desired: DesiredState, context: EngineContext): void {
+    this.#pool.limit = this.#options.parallelism ?? desired.concurrency;
+    const outcomes = this.#pool.offer(workOf(plan.exports, desired, context));
+    this.#someWait = plan.deferred.some(({ waitsFor }) => waitsFor !== "window");
+    for (const outcome of outcomes) {
+      outcome.then(
+        (how) => this.#ended(how),
+        // the pool is broken, and the loop sees it
+        () => this.#wake.abort(),
+      );
+    }
+  }
+
+  #ended(outcome: RunOutcome): void {
+    if (this.#someWait && (outcome === "completed" || outcome === "failed")) this.#passSoon();
+    this.#tell();
+  }
+
+  #tell(): void {
+    const { clock, state } = this.#context;
+    this.#options.onStatus({
+      at: clock.now(),
+      applied: this.#lastPassAt === undefined ? null : this.#revision,
+      serial: state.serial,
+      rejected: this.#rejected,
+      sourceProblem: this.#sourceProblem,
+      passProblem: this.#passProblem,
+      lastPassAt: this.#lastPassAt,
+      next: this.#next,
+      waiting: this.#pool.waiting,
+      running: this.#pool.running,
+    });
+  }
+}
+
+function nextOf(desired: DesiredState, plan: Plan): WatchStatus["next"] {
+  const suspended = new Set(plan.suspended);
+  const atMs = epochMsOf(plan.at);
+  return desired.schedules
+    .filter(({ name, suspend }) => !suspend && !suspended.has(name))
+    .map(({ name, cron, timezone }) => ({ schedule: name, timezone, at: instantOf(fireTimes(cron, timezone).next(atMs)) }))
+    .sort((a, b) => (a.at < b.at ? -1 : a.at > b.at ? 1 : a.schedule < b.schedule ? -1 : 1));
+}
+
+/** When the planner can come to another answer by the clock alone. */
+function nextPassOf(next: WatchStatus["next"], plan: Plan, desired: DesiredState, { state }: EngineContext): number {
+  const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
+  const atMs = epochMsOf(plan.at);
+  const times = [atMs + lookEveryMs];
+  const first = next[0];
+  if (first) times.push(epochMsOf(first.at));
+  for (const { until, waitsFor, fireTime, schedule } of plan.deferred) {
+    if (until !== null) times.push(epochMsOf(until));
+    if (waitsFor !== "dependency") continue;
+    for (const { timeoutMs } of (schedules.get(schedule) as ScheduleSpec).dependsOn) if (timeoutMs !== undefined) times.push(epochMsOf(fireTime) + timeoutMs);
+  }
+  for (const { expiresAt } of state.artifacts.list()) if (expiresAt !== undefined) times.push(epochMsOf(expiresAt));
+  return Math.min(...times.filter((each) => each > atMs));
+}

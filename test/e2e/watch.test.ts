@@ -1,0 +1,316 @@
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { createServer, get } from "node:http";
+import type { AddressInfo } from "node:net";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { describe, expect, it, onTestFinished } from "vitest";
+import { commit, git, hypersdk, start, temporaryFolder, workTree } from "../support/cli.ts";
+import { KiB, MiB, writeRaw } from "../support/disks.ts";
+import { conforms, result } from "../support/schemas.ts";
+
+const yaml = (more = "", cron = "0 2 1 1 *"): string =>
+  `version: v2\nschedules:\n  - {name: nightly, cron: "${cron}", initialExport: immediate, vms: ["/datacenter/vm/*"], destination: "file:./exports", verify: none${more}}\n`;
+
+function machines(folder: string, ...names: string[]): void {
+  for (const name of names) {
+    mkdirSync(join(folder, "machines", name), { recursive: true });
+    writeRaw(join(folder, "machines", name, "disk.raw"), { sizeBytes: 4 * MiB, islands: [{ offset: 0, length: 64 * KiB }] });
+  }
+}
+
+interface Event {
+  readonly type: string;
+  readonly reason?: string;
+  readonly commit?: string | null;
+  readonly serial?: number;
+}
+
+interface Watcher {
+  readonly events: () => Event[];
+  kill(signal: NodeJS.Signals): void;
+  readonly done: ReturnType<typeof hypersdk>;
+  /** Waits until so many events of a kind have come. */
+  came(type: string, count?: number): Promise<Event>;
+}
+
+let watchers = 0;
+
+function watching(folder: string, args: readonly string[] = [], env: Record<string, string> = {}): Watcher {
+  const file = join(folder, `events-${watchers++}.jsonl`);
+  const child = start(folder, ["watch", "--interval", "1s", "--events", file, ...args], env);
+  onTestFinished(() => child.kill("SIGKILL"));
+  const events = (): Event[] =>
+    existsSync(file)
+      ? readFileSync(file, "utf8")
+          .split("\n")
+          .filter((line) => line !== "")
+          .map((line) => conforms<Event>("events", JSON.parse(line)))
+      : [];
+  let ended = false;
+  child.done.then(() => (ended = true)).catch(() => {});
+  return {
+    events,
+    kill: child.kill,
+    done: child.done,
+    async came(type, count = 1) {
+      for (let i = 0; i < 600; i++) {
+        const found = events().filter((event) => event.type === type);
+        if (found.length >= count) return found[count - 1] as Event;
+        if (ended) throw new Error(`the watcher ended before ${type} came: ${JSON.stringify(await child.done)}`);
+        await sleep(100);
+      }
+      throw new Error(`no ${type} came: ${JSON.stringify(events())}`);
+    },
+  };
+}
+
+const artifacts = async (folder: string, ...more: string[]): Promise<{ vm: string }[]> =>
+  result<{ items: { vm: string }[] }>((await hypersdk(folder, ["get", "artifacts", "--json", ...more])).stdout).items;
+
+describe("watch on a work tree", { timeout: 120_000 }, () => {
+  it("applies each change, keeps the last good one beside an invalid one, sees new machines at SIGHUP, and ends at SIGTERM", async () => {
+    const folder = workTree(yaml());
+    machines(folder, "a", "b");
+    const watcher = watching(folder);
+    await watcher.came("export_completed", 2);
+    writeFileSync(join(folder, "infrastructure.yaml"), yaml("", "61 * * * *"));
+    const rejected = await watcher.came("revision_rejected");
+    expect(rejected.reason).toMatch(/infrastructure\.yaml:3: cron expression "61 \* \* \* \*"/);
+    const status = result<{ attempted: { problem: string }; watcher: { pid: number }; serial: number }>((await hypersdk(folder, ["status", "--json"])).stdout);
+    expect(status).toMatchObject({
+      serial: 1,
+      attempted: { problem: expect.stringContaining("cron expression") as string },
+      watcher: { pid: expect.any(Number) as number },
+    });
+    // suspended while it runs: a new machine is protected, and nothing of it exported
+    machines(folder, "c");
+    writeFileSync(join(folder, "infrastructure.yaml"), yaml(", suspend: true"));
+    expect((await watcher.came("config_applied", 2)).serial).toBe(2);
+    writeFileSync(join(folder, "infrastructure.yaml"), yaml(", suspend: false, priority: 51"));
+    await watcher.came("config_applied", 3);
+    machines(folder, "d");
+    watcher.kill("SIGHUP");
+    commit(folder);
+    await watcher.came("export_completed", 3);
+    watcher.kill("SIGTERM");
+    expect(await watcher.done).toMatchObject({ code: 0 });
+    expect(watcher.events().at(-1)).toMatchObject({ type: "watch_stopped" });
+    expect((await hypersdk(folder, ["audit", "verify"])).code).toBe(0);
+  });
+
+  it("lets a second watcher wait, or end with 5; its lock goes with it", async () => {
+    const folder = workTree(yaml());
+    machines(folder, "a");
+    const first = watching(folder);
+    await first.came("watch_started");
+    expect(await hypersdk(folder, ["watch"])).toMatchObject({ code: 5, stderr: expect.stringContaining('"watcher" is held by `watch`') as string });
+    expect(await hypersdk(folder, ["watch", "--once"])).toMatchObject({ code: 5 });
+    const second = watching(folder, ["--lock-timeout", "60s"]);
+    await first.came("export_completed");
+    first.kill("SIGKILL");
+    await second.came("watch_started");
+    second.kill("SIGINT");
+    expect(await second.done).toMatchObject({ code: 130 });
+  });
+
+  it("suspends and resumes while it runs, and a run beside it is an ordinary one", async () => {
+    const folder = workTree(yaml());
+    machines(folder, "a");
+    const watcher = watching(folder);
+    await watcher.came("export_completed");
+    expect(await hypersdk(folder, ["suspend", "nightly"])).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["resume", "nightly"])).toMatchObject({ code: 0 });
+    expect(await artifacts(folder)).toHaveLength(2);
+  });
+
+  it("drains at the first signal: what runs is put back, and the next watcher runs it", async () => {
+    const folder = workTree(yaml(", retry: {attempts: 5, initialDelay: 5m}"));
+    machines(folder, "a");
+    writeFileSync(join(folder, "exports"), "no folder");
+    const watcher = watching(folder);
+    await watcher.came("export_retried");
+    watcher.kill("SIGTERM");
+    expect(await watcher.done).toMatchObject({ code: 0 });
+    rmSync(join(folder, "exports"));
+    const next = watching(folder);
+    await next.came("export_completed");
+    next.kill("SIGTERM");
+    await next.done;
+    expect(await artifacts(folder)).toHaveLength(1);
+  });
+
+  it("--once is one pass: exit 0, 7 where an export failed, 3 for an invalid file", async () => {
+    const folder = workTree(yaml());
+    machines(folder, "a");
+    expect(await hypersdk(folder, ["watch", "--once", "--json"])).toMatchObject({ code: 0, stdout: expect.stringContaining('"completed": 1') as string });
+    writeFileSync(join(folder, "infrastructure.yaml"), yaml("", "x"));
+    expect(await hypersdk(folder, ["watch", "--once"])).toMatchObject({ code: 3 });
+    writeFileSync(
+      join(folder, "infrastructure.yaml"),
+      `${yaml().replace("nightly", "other").replace("./exports", "./elsewhere").replace("verify: none", "verify: none, retry: {attempts: 0}")}`,
+    );
+    writeFileSync(join(folder, "elsewhere"), "no folder");
+    expect(await hypersdk(folder, ["watch", "--once"])).toMatchObject({ code: 7 });
+  });
+
+  it("tells its health and its metrics", async () => {
+    const folder = workTree(yaml());
+    machines(folder, "a");
+    const free = createServer();
+    await new Promise<void>((resolve) => free.listen(0, "127.0.0.1", resolve));
+    const { port } = free.address() as AddressInfo;
+    free.close();
+    const watcher = watching(folder, ["--listen", `127.0.0.1:${port}`]);
+    await watcher.came("export_completed");
+    await sleep(300);
+    expect(await fetched(port, "/healthz")).toMatchObject({ code: 200, body: expect.stringContaining('"alive":true') as string });
+    expect(await fetched(port, "/readyz")).toMatchObject({ code: 200, body: expect.stringContaining('"ready":true') as string });
+    const { body } = await fetched(port, "/metrics");
+    expect(body).toContain('hypersdk_exports_total{schedule="nightly",outcome="completed"} 1');
+    expect(body).toMatch(/hypersdk_last_success_timestamp_seconds\{schedule="nightly",vm="\/datacenter\/vm\/a"\} \d{10}/);
+    expect(body).toMatch(/hypersdk_next_run_timestamp_seconds\{schedule="nightly"\} \d{10}/);
+    expect(body).toContain("hypersdk_queue_depth 0");
+    expect(await fetched(port, "/other")).toMatchObject({ code: 404 });
+    expect(await hypersdk(folder, ["watch", "--listen", "nowhere:x"])).toMatchObject({ code: 64 });
+  });
+});
+
+describe("watch on a branch of a repository elsewhere", { timeout: 120_000 }, () => {
+  /** A bare repository, and a clone to push from. */
+  function remote(content: string): {
+    readonly url: string;
+    readonly bare: string;
+    readonly clone: string;
+    readonly cwd: string;
+    push(content: string, ...args: string[]): string;
+  } {
+    const cwd = temporaryFolder();
+    const [bare, clone] = [join(cwd, "bare.git"), join(cwd, "clone")];
+    git(cwd, "init", "--quiet", "--bare", bare);
+    git(cwd, "clone", "--quiet", bare, clone);
+    const push = (text: string, ...args: string[]): string => {
+      writeFileSync(join(clone, "infrastructure.yaml"), text);
+      git(clone, "add", "--all");
+      git(clone, "commit", "--quiet", "--allow-empty", "-m", "change", ...args);
+      git(clone, "push", "--quiet", "--force", "origin", "HEAD:main");
+      return git(clone, "rev-parse", "HEAD").trim();
+    };
+    push(content);
+    machines(cwd, "a");
+    return { url: `file://${bare}`, bare, clone, cwd, push };
+  }
+  const outside = (cwd: string, more = ""): string =>
+    `${yaml(more).replace("file:./exports", `file://${cwd}/exports`)}providers: [{name: lab, type: local, path: "${cwd}/machines"}]\n`;
+  const argsOf = (url: string, cwd: string): string[] => ["--repo", url, "--branch", "main", "--allow-path", cwd];
+
+  it("follows it over an invalid commit, a force-push, a revert, an absence and a return", async () => {
+    const { url, bare, clone, cwd, push } = remote("version: v2\n");
+    const first = push(outside(cwd));
+    const watcher = watching(cwd, argsOf(url, cwd));
+    await watcher.came("export_completed");
+    const bad = push("version: v2\nschedules: [{name: x}]\n");
+    expect(await watcher.came("revision_rejected")).toMatchObject({ commit: bad });
+    // force-pushed away from what was rejected
+    git(clone, "reset", "--quiet", "--hard", first);
+    push(outside(cwd, ", priority: 60"), "--amend");
+    expect(await watcher.came("config_applied", 2)).toMatchObject({ serial: 2 });
+    git(clone, "revert", "--no-edit", "HEAD");
+    push(outside(cwd));
+    await watcher.came("config_applied", 3);
+    // the branch goes, and the repository, and both come back
+    git(bare, "update-ref", "-d", "refs/heads/main");
+    await watcher.came("source_lost");
+    renameSync(bare, `${bare}.gone`);
+    await watcher.came("source_lost", 2);
+    renameSync(`${bare}.gone`, bare);
+    push(outside(cwd, ", priority: 70"));
+    await watcher.came("source_back");
+    await watcher.came("config_applied", 4);
+    watcher.kill("SIGTERM");
+    expect(await watcher.done).toMatchObject({ code: 0 });
+    const applied = result<{ revision: { commit: string } }>((await hypersdk(cwd, ["status", "--json", ...argsOf(url, cwd)])).stdout);
+    expect(applied.revision.commit).toBe(git(clone, "rev-parse", "HEAD").trim());
+  });
+
+  it("keeps every protection while a provider cannot be reached, and counts machines that vanish as missing, not as unwanted", async () => {
+    const { url, cwd } = remote("version: v2\n");
+    machines(cwd, "a", "b");
+    const { push, clone } = { push: (text: string): void => writeFileSync(join(cwd, "clone", "infrastructure.yaml"), text), clone: join(cwd, "clone") };
+    push(outside(cwd));
+    git(clone, "add", "--all");
+    git(clone, "commit", "--quiet", "-m", "x");
+    git(clone, "push", "--quiet", "origin", "HEAD:main");
+    const watcher = watching(cwd, argsOf(url, cwd));
+    await watcher.came("export_completed", 2);
+    renameSync(join(cwd, "machines"), join(cwd, "machines-gone"));
+    watcher.kill("SIGHUP");
+    await sleep(2500);
+    mkdirSync(join(cwd, "machines"));
+    renameSync(join(cwd, "machines-gone", "a"), join(cwd, "machines", "a"));
+    git(clone, "commit", "--quiet", "--allow-empty", "-m", "y");
+    git(clone, "push", "--quiet", "origin", "HEAD:main");
+    await watcher.came("revision_found", 2);
+    await sleep(1500);
+    const { items } = result<{ items: { vmPath: string; state: string }[] }>(
+      (await hypersdk(cwd, ["get", "protections", "--json", ...argsOf(url, cwd)])).stdout,
+    );
+    expect(items.map((each) => JSON.stringify(each)).join()).toMatch(/"missing"/);
+    expect(items).toHaveLength(2);
+  });
+
+  it("takes only what is signed by a key of the file, of SSH and of OpenPGP", async () => {
+    const { url, cwd, clone, push } = remote("version: v2\n");
+    execFileSync("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-C", "boss", "-f", join(cwd, "boss")]);
+    execFileSync("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-C", "other", "-f", join(cwd, "other")]);
+    writeFileSync(join(cwd, "allowed"), `test@example.com ${readFileSync(join(cwd, "boss.pub"), "utf8")}`);
+    const signedBy = (key: string): void => {
+      git(clone, "config", "gpg.format", "ssh");
+      git(clone, "config", "user.signingkey", join(cwd, `${key}.pub`));
+    };
+    signedBy("boss");
+    push(outside(cwd), "-S");
+    const watcher = watching(cwd, [...argsOf(url, cwd), "--verify-signatures", "allowed"]);
+    await watcher.came("export_completed");
+    const unsigned = push(outside(cwd, ", priority: 10"));
+    expect(await watcher.came("revision_rejected")).toMatchObject({ commit: unsigned, code: "SignatureRefused" });
+    signedBy("other");
+    const foreign = push(outside(cwd, ", priority: 20"), "-S");
+    expect(await watcher.came("revision_rejected", 2)).toMatchObject({ commit: foreign });
+    signedBy("boss");
+    push(outside(cwd, ", priority: 30"), "-S");
+    await watcher.came("config_applied", 2);
+    watcher.kill("SIGTERM");
+    await watcher.done;
+    // OpenPGP
+    const home = join(cwd, "gnupg");
+    mkdirSync(home, { mode: 0o700 });
+    const gpg = (...args: string[]): Buffer =>
+      execFileSync("gpg", ["--homedir", home, "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", "", ...args]);
+    gpg("--quick-generate-key", "Boss <boss@example.com>", "ed25519", "sign", "never");
+    onTestFinished(() => void execFileSync("gpgconf", ["--homedir", home, "--kill", "all"]));
+    writeFileSync(join(cwd, "keyring.asc"), gpg("--armor", "--export", "boss@example.com"));
+    expect(await hypersdk(cwd, ["plan", ...argsOf(url, cwd), "--verify-signatures", "keyring.asc"])).toMatchObject({
+      code: 10,
+      stderr: expect.stringContaining("is not signed by a key of") as string,
+    });
+    git(clone, "config", "gpg.format", "openpgp");
+    git(clone, "config", "user.signingkey", "boss@example.com");
+    writeFileSync(join(cwd, "gpg-here"), `#!/bin/sh\nexec gpg --homedir '${home}' --batch "$@"\n`, { mode: 0o755 });
+    git(clone, "config", "gpg.program", join(cwd, "gpg-here"));
+    push(outside(cwd, ", priority: 40"), "-S");
+    expect(await hypersdk(cwd, ["plan", ...argsOf(url, cwd), "--verify-signatures", "keyring.asc"])).toMatchObject({ code: 0 });
+    expect(await hypersdk(cwd, ["plan", ...argsOf(url, cwd), "--verify-signatures", "allowed"])).toMatchObject({ code: 10 });
+  });
+});
+
+function fetched(port: number, path: string): Promise<{ readonly code: number | undefined; readonly body: string }> {
+  return new Promise((resolve, reject) => {
+    get({ host: "127.0.0.1", port, path }, (response) => {
+      let body = "";
+      response.setEncoding("utf8").on("data", (text: string) => (body += text));
+      response.on("end", () => resolve({ code: response.statusCode, body }));
+    }).on("error", reject);
+  });
+}
