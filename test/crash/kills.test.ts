@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync, writeSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import { hypersdk, start, workTree } from "../support/cli.ts";
@@ -45,10 +45,11 @@ class Installation {
   }
 
   yaml(): string {
-    const more = { image: "", repository: ", layout: repository", sealed: ', layout: repository, encryption: {key: "${file:key}"}' }[this.layout];
+    const layout = this.layout === "image" ? "image" : "repository";
+    const more = this.layout === "sealed" ? ', encryption: {key: "${file:key}"}' : "";
     return `version: v2
 destinations:
-  - {name: backups, url: "file:./backups", expiryGrace: 1s}
+  - {name: backups, url: "file:./backups", layout: ${layout}, expiryGrace: 1s}
 schedules:
   - {name: nightly, cron: "0 2 1 1 *", priority: ${this.edits % 100}, initialExport: immediate, vms: ["/datacenter/vm/*"], destination: backups${more}, incremental: ${this.layout !== "image"}, verify: stored, retention: {keepLast: 3}}
 `;
@@ -139,7 +140,7 @@ async function settles(installation: Installation): Promise<void> {
   }
   expect(await installation.ok("plan", "--summary")).toContain("0 to add, 0 to change, 0 to remove");
   const points = await installation.listed();
-  for (const vm of vms) expect(points.filter((point) => point.vm === `/datacenter/vm/${vm}`).length).toBeGreaterThanOrEqual(Math.min(3, installation.killed));
+  for (const vm of vms) expect(points.filter((point) => point.vm === `/datacenter/vm/${vm}`).length).toBeGreaterThanOrEqual(2);
   for (const { id, vm, instant } of points) {
     await installation.ok("restore", id, "--to", "restored.raw", "--quiet");
     const at = Date.parse(instant);
@@ -162,18 +163,24 @@ it.each<Layout>(["image", "repository", "sealed"])(
     const next = random(seed + layout.length);
     const installation = new Installation(layout);
     const { folder } = installation;
+    await installation.ok("apply", "--auto-approve", "--quiet");
+    let usualMs = 900;
     while (installation.killed < kills) {
-      const before = existsSync(join(folder, "backups")) ? await installation.listed() : [];
+      const before = await installation.listed();
       const { args, removes = false } = commandOf(installation, next);
       rmSync(join(folder, "cut.raw"), { force: true });
-      const delayMs = 100 + next() * 1100;
+      const delayMs = 100 + next() * usualMs;
+      const startedMs = Date.now();
       const command = start(folder, [...args, "--quiet"]);
       const timer = setTimeout(() => command.kill("SIGKILL"), delayMs);
       const { code, stderr } = await command.done;
       clearTimeout(timer);
+      // as long as commands take on this machine now, and a little more
+      if (code !== null) usualMs = 0.8 * usualMs + 0.2 * 1.2 * (Date.now() - startedMs);
+      else if (delayMs > 0.9 * usualMs) usualMs *= 1.1;
       const when = `${layout}, kill ${installation.killed + 1}, ${args.join(" ")} after ${Math.round(delayMs)} ms`;
-      // what was not killed has to succeed; 4 and 9 are honest where nothing was ever exported
-      if (code !== null && before.length > 0) expect([when, code, stderr]).toEqual([when, 0, stderr]);
+      // what was not killed has to succeed
+      if (code !== null) expect([when, code, stderr]).toEqual([when, 0, stderr]);
       if (code === null) installation.killed++;
       await holds(installation, before, removes, when);
       if (code === null && (installation.killed % 10 === 0 || installation.killed === kills)) await settles(installation);

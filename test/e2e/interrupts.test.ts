@@ -3,11 +3,10 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { hypersdk, start, workTree } from "../support/cli.ts";
 import { smallest } from "../support/desired.ts";
-import { MiB, random, writeRaw } from "../support/disks.ts";
+import { MiB, writeRaw } from "../support/disks.ts";
 import { result } from "../support/schemas.ts";
 
 const yaml = smallest.replace("file:///srv/backups", "file:./exports").replace("    vms", "    initialExport: immediate\n    verify: restore\n    vms");
-const rounds = Number(process.env["CRASH_ROUNDS"] ?? 8);
 
 function fleet(): string {
   const folder = workTree(yaml);
@@ -22,34 +21,6 @@ const files = (folder: string): string[] =>
   readdirSync(join(folder, "exports"), { recursive: true, encoding: "utf8", withFileTypes: true })
     .filter((entry) => entry.isFile())
     .map((entry) => join(entry.parentPath, entry.name).slice(folder.length + 9));
-
-describe("a process that is killed at any instant", () => {
-  const next = random(Number(process.env["CRASH_SEED"] ?? 42));
-  for (let round = 0; round < rounds; round++) {
-    it(`leaves a state that opens and a next run that finishes: kill ${round + 1}`, async () => {
-      const folder = fleet();
-      const apply = start(folder, ["apply", "--auto-approve", "--quiet"]);
-      await new Promise((resolve) => setTimeout(resolve, 150 + next() * 1500));
-      apply.kill("SIGKILL");
-      await apply.done;
-      // nothing half is listed
-      const between = await hypersdk(folder, ["get", "artifacts", "--json"]);
-      const listed = result<{ items: { manifest: string }[] }>(between.stdout).items;
-      for (const { manifest } of listed) expect(files(folder)).toContain(manifest);
-      expect(await hypersdk(folder, ["plan", "--quiet"])).toMatchObject({ code: 0 });
-      const again = await hypersdk(folder, ["apply", "--auto-approve", "--json"]);
-      expect(again, again.stderr).toMatchObject({ code: 0 });
-      // every machine exactly once, no leftovers, all of it restorable
-      const artifacts = result<{ items: { vm: string }[] }>((await hypersdk(folder, ["get", "artifacts", "--json"])).stdout).items;
-      expect(artifacts.map(({ vm }) => vm).sort()).toEqual(["/datacenter/vm/a", "/datacenter/vm/b", "/datacenter/vm/c"]);
-      expect(files(folder).filter((file) => file.endsWith(".partial"))).toEqual([]);
-      expect(files(folder)).toHaveLength(1 + 3 * 2);
-      expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 0 });
-      expect(await hypersdk(folder, ["audit", "verify"])).toMatchObject({ code: 0 });
-      expect((await hypersdk(folder, ["plan", "--summary"])).stdout).toContain("0 to add, 0 to change, 0 to remove");
-    });
-  }
-});
 
 describe("one interrupt", () => {
   it("starts nothing new, says what can be resumed, and the next apply resumes it", async () => {
