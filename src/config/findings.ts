@@ -60,8 +60,17 @@ function windowFindings(schedule: ScheduleSpec, schedules: ReadonlyMap<string, S
         `every run waits for a window to open, up to ${waitOf(schedule, times.next(referenceMs))}`,
       );
   }
+  retryFinding(schedule, report);
   for (const [i, dependency] of schedule.dependsOn.entries()) {
     const first = schedules.get(dependency.schedule);
+    if (first?.suspend && !schedule.suspend)
+      report.warn(
+        "HSW017",
+        schedule.origin,
+        ["dependsOn", i],
+        `"${dependency.schedule}" is suspended: nothing of it will be ${dependency.state === "any" ? "ended" : dependency.state}`,
+        "every run waits for it until its timeout, or its next fire time, and is skipped",
+      );
     if (!first || first.windows.length === 0 || dependency.timeoutMs === undefined) continue;
     const fire = fireTimes(schedule.cron, schedule.timezone).next(referenceMs);
     const opening = nextOpening(first.windows, fireTimes(first.cron, first.timezone).latest(fire));
@@ -75,6 +84,21 @@ function windowFindings(schedule: ScheduleSpec, schedules: ReadonlyMap<string, S
       );
     }
   }
+}
+
+/** A retry starts inside a window, like every attempt. */
+function retryFinding({ windows, retry, origin }: ScheduleSpec, report: Report): void {
+  if (windows.length === 0 || retry.attempts === 0) return;
+  const longestMs = Math.max(...windows.map(({ startMinute, endMinute }) => (endMinute - startMinute + (endMinute <= startMinute ? 1440 : 0)) * 60_000));
+  const firstMs = Math.min(retry.initialDelayMs, retry.maxDelayMs) * (1 - retry.jitter);
+  if (firstMs < longestMs) return;
+  report.warn(
+    "HSW016",
+    origin,
+    ["retry"],
+    `the first retry comes after ${formatDuration(firstMs)}, the longest window lasts ${formatDuration(longestMs)}`,
+    "the window is closed by then, and a run that failed is not tried again",
+  );
 }
 
 function waitOf(schedule: ScheduleSpec, fire: number): string {

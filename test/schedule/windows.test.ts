@@ -1,9 +1,24 @@
 import { describe, expect, it } from "vitest";
 import { retryDelayMs } from "../../src/schedule/backoff.ts";
 import { isOpen, nextOpening, type Window } from "../../src/schedule/windows.ts";
+import { complaints } from "../support/desired.ts";
 
 const at = (text: string): number => Date.parse(text);
 const night: Window = { startMinute: 22 * 60, endMinute: 6 * 60, days: [5], timezone: "Europe/Berlin" };
+
+describe("windows that contradict", () => {
+  const wrong = (more: string): string =>
+    complaints({
+      "infrastructure.yaml": `version: v2\nschedules:\n  - {name: first, cron: "0 1 * * *", vms: ["/d/*"], destination: "file:///srv/b", suspend: true}\n  - {name: nightly, vms: ["/d/*"], destination: "file:///srv/b", ${more}}\n`,
+    });
+
+  it("are told of: a cron outside of them, retries after they close, a dependency that is suspended", () => {
+    expect(wrong('cron: "0 12 * * *", windows: [{start: "02:00", end: "03:00"}]')).toContain("HSW006");
+    expect(wrong('cron: "0 2 * * *", windows: [{start: "02:00", end: "03:00"}], retry: {initialDelay: 2h, maxDelay: 3h}')).toContain("HSW016");
+    expect(wrong('cron: "0 2 * * *", dependsOn: [{schedule: first}]')).toContain("HSW017");
+    expect(wrong('cron: "0 2 * * *", windows: [{start: "02:00", end: "03:00"}]')).toBe("");
+  });
+});
 
 describe("a window", () => {
   it("past midnight belongs to the day on which it starts; start inclusive, end exclusive", () => {
