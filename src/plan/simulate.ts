@@ -31,7 +31,7 @@ export interface Simulation {
   readonly outages?: readonly { readonly fromMs: number; readonly toMs: number }[];
 }
 
-export type Outcome = "completed" | "failed" | "skipped" | "superseded" | "unfinished";
+type Outcome = "completed" | "failed" | "skipped" | "superseded" | "unfinished";
 
 /** One fire time of one protection, and what became of it. Times in epoch milliseconds. */
 export interface SimulatedRun {
