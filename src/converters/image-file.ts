@@ -28,24 +28,34 @@ export async function writeImageFile(
   path: string,
   format: ImageFormat,
   sizeBytes: number,
-  options: ImageOptions & { readonly overwrite: boolean; readonly inputs: readonly string[]; readonly durable: boolean; readonly shownAs?: string },
+  options: ImageOptions & {
+    readonly overwrite: boolean;
+    readonly inputs: readonly string[];
+    readonly durable: boolean;
+    readonly shownAs?: string;
+    /** A file that an earlier attempt left and this one goes on with; it stays when this one fails as well, unless it proves damaged. */
+    readonly resumes?: { readonly path: string; confirm(): Promise<void> };
+  },
   fill: (sink: DiskSink) => Promise<void>,
 ): Promise<{ readonly bytes: number }> {
   const target = resolve(path);
   checkImageOptions(format, sizeBytes, options);
   refuseTarget(path, target, options);
-  const partial = partialName(target, randomUUID());
-  const file = await LocalFileSink.create(partial, { hashed: false, shownAs: options.shownAs ?? path, mode: modeOf(target) });
+  const partial = options.resumes?.path ?? partialName(target, randomUUID());
+  const reopen = options.resumes !== undefined;
+  const file = await LocalFileSink.create(partial, { hashed: false, shownAs: options.shownAs ?? path, mode: modeOf(target), reopen });
   try {
     await fill(imageSink(format, file, sizeBytes, { ...options, fileName: basename(target) }));
     const { bytes } = await file.finish(options.durable);
+    await options.resumes?.confirm();
     // somebody may have made it meanwhile
     refuseTarget(path, target, options);
     await publish(partial, target, options.durable);
     return { bytes };
   } catch (error) {
     await file.abort();
-    await rm(partial, { force: true });
+    const isDamaged = error instanceof HypersdkError && error.code === "ArtifactDamaged";
+    if (!reopen || isDamaged) await rm(partial, { force: true });
     throw error;
   }
 }

@@ -12,6 +12,7 @@ import type { ChunkIndex } from "../repository/chunk-index.ts";
 import { contentHashOf, openChunkedDisk } from "../repository/disk-source.ts";
 import { isRepositoryPoint, pointPath } from "../repository/points.ts";
 import { Repository } from "../repository/repository.ts";
+import type { Leftover } from "./leftover.ts";
 import { type ImageDisk, isChunked, type Manifest, type ManifestDisk, maxManifestBytes, parseManifest } from "./manifest.ts";
 
 export async function readManifest(destination: Destination, path: string): Promise<Manifest> {
@@ -31,14 +32,19 @@ export async function openRepository(destination: Destination): Promise<Reposito
 }
 
 /** The disks of a restore point, wherever its manifest says that they are. @param manifestPath relative to the destination */
-export async function storedDisks(destination: Destination, manifestPath: string, manifest: Manifest): Promise<(disk: ManifestDisk) => Promise<BlockSource>> {
+export async function storedDisks(
+  destination: Destination,
+  manifestPath: string,
+  manifest: Manifest,
+): Promise<(disk: ManifestDisk, leftover?: Leftover) => Promise<BlockSource>> {
   const chunked = manifest.repository ? await openRepositoryOf(destination, manifest.repository.id) : undefined;
-  return async (disk) => {
+  return async (disk, leftover) => {
     if (!isChunked(disk)) return openStoredImage(destination, manifestPath, disk);
     if (!chunked) throw new HypersdkError("ArtifactDamaged", `${manifestPath} names chunks, and no repository`);
     const { repository, index } = chunked;
     checkContent(disk, await contentHashOf(repository, disk));
-    return openChunkedDisk(repository, index, disk);
+    leftover?.isOf(repository, disk);
+    return openChunkedDisk(repository, index, disk, leftover?.has);
   };
 }
 

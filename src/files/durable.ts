@@ -49,6 +49,11 @@ function removeUnfinished(): void {
   }
 }
 
+/** The temporary neighbour of a file that is written in several goes: it stays when a process leaves, and the next one knows it. */
+export function resumableName(path: string, token: string): string {
+  return join(dirname(path), `.${basename(path)}.${token}${partialEnding}`);
+}
+
 export const partialEnding = ".partial";
 
 /**

@@ -32,9 +32,13 @@ export class LocalFileSink implements ByteSink {
   /**
    * @param options.shownAs what messages call the file, where its present name is a temporary one
    * @param options.mode who may read it; only its owner otherwise
+   * @param options.reopen takes a file over that is there already; what is skipped keeps what it has
    */
-  static async create(path: string, options: { readonly hashed: boolean; readonly shownAs?: string; readonly mode?: number }): Promise<LocalFileSink> {
-    const flags = constants.O_CREAT | constants.O_EXCL | constants.O_RDWR | constants.O_NOFOLLOW;
+  static async create(
+    path: string,
+    options: { readonly hashed: boolean; readonly shownAs?: string; readonly mode?: number; readonly reopen?: boolean },
+  ): Promise<LocalFileSink> {
+    const flags = constants.O_CREAT | constants.O_RDWR | constants.O_NOFOLLOW | (options.reopen ? 0 : constants.O_EXCL);
     const shown = options.shownAs ?? path;
     return new LocalFileSink(await guard(shown, () => open(path, flags, options.mode ?? 0o600)), shown, options.hashed);
   }

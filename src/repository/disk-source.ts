@@ -22,8 +22,14 @@ const chunksAtOnce = 16;
 const chunksKept = 64;
 const segmentsKept = 4;
 
-/** The disk of a restore point, each chunk of it checked against its id as it is read. */
-export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk: ChunkList): BlockSource {
+/** Tells of a chunk that somebody has already, and need not read: its offset, its length and its id. */
+export type IsPresent = (offset: number, length: number, id: Buffer) => Promise<boolean>;
+
+/**
+ * The disk of a restore point, each chunk of it checked against its id as it is read.
+ * @param isPresent leaves chunks out of `pieces`
+ */
+export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk: ChunkList, isPresent?: IsPresent): BlockSource {
   const { virtualBytes, dataBytes, chunkBytes } = disk;
   const segments = segmentsOf(repository, disk);
   const chunks = Math.ceil(virtualBytes / chunkBytes);
@@ -101,7 +107,9 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
       let group: number[] = [];
       for (let at = 0; at < ids.length; at += idBytes) {
         if (isZeroId(ids, at)) continue;
-        group.push(first + at / idBytes);
+        const chunk = first + at / idBytes;
+        if (await isPresent?.(chunk * chunkBytes, lengthOf(chunk), ids.subarray(at, at + idBytes))) continue;
+        group.push(chunk);
         if (group.length < chunksAtOnce) continue;
         yield group;
         group = [];
@@ -147,6 +155,22 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
       for (const each of [...outdated, reader]) await each.close();
     },
   };
+}
+
+/** Every chunk in order, with the id that it has; undefined where it is zeros. */
+export async function* chunksOf(repository: Repository, disk: ChunkList): AsyncGenerator<ByteRange & { readonly id: Buffer | undefined }> {
+  const { virtualBytes, chunkBytes } = disk;
+  const segments = segmentsOf(repository, disk);
+  let offset = 0;
+  for (let segment = 0; segment < segments.count; segment++) {
+    const ids = segments.isEmpty(segment) ? undefined : await segments.load(segment);
+    const end = Math.min(virtualBytes, (segment + 1) * segments.chunksEach * chunkBytes);
+    for (let at = 0; offset < end; at += idBytes) {
+      const length = Math.min(chunkBytes, virtualBytes - offset);
+      yield { offset, length, id: ids && !isZeroId(ids, at) ? ids.subarray(at, at + idBytes) : undefined };
+      offset += length;
+    }
+  }
 }
 
 /** As of every disk that is read. */

@@ -1,5 +1,5 @@
 /**
- * One of several processes that work on one repository until its time is over: `node worker.ts ROOT SEED SECONDS CLOCK_OFFSET_MS`. Each
+ * One of several processes that work on one repository until its time is over: `node worker.ts ROOT SEED SECONDS CLOCK_OFFSET_MS open|sealed`. Each
  * step is an export, an expiry, a compaction, a check or a restore, as chance has it. What goes wrong is printed, and exit 1.
  */
 import { randomUUID } from "node:crypto";
@@ -13,10 +13,10 @@ import { Repository } from "../../src/repository/repository.ts";
 import { contentOf, destinationAt, exportDisk } from "../repository/support.ts";
 import { bytes, KiB, random } from "../support/disks.ts";
 
-const [root = "", seed = "1", seconds = "10", offset = "0"] = process.argv.slice(2);
+const [root = "", seed = "1", seconds = "10", offset = "0", layout = "open"] = process.argv.slice(2);
 const next = random(Number(seed));
 const clock: Clock = { now: () => instantOf(Date.now() + Number(offset)), sleep: async () => {} };
-const destination = destinationAt(root);
+const destination = destinationAt(root, layout === "sealed");
 const chunk = 256 * KiB;
 const counts: Record<string, number> = {};
 

@@ -16,7 +16,7 @@ import {
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import type { Manifest } from "../../src/exports/manifest.ts";
-import { hypersdk, workTree } from "../support/cli.ts";
+import { hypersdk, start, workTree } from "../support/cli.ts";
 import { bytes, KiB, MiB, writeRaw } from "../support/disks.ts";
 import { conforms } from "../support/schemas.ts";
 
@@ -140,6 +140,36 @@ it("what is damaged in a repository is found, named and mended as far as the sou
   expect(await hypersdk(folder, ["check"])).toMatchObject({ code: 11 });
   expect(await ok(folder, ["repair", "--auto-approve"])).toContain("0 restore points with lost data");
   expect(await ok(folder, ["check", "--read-data"])).toContain("sound");
+});
+
+it("a restore that is cut off goes on where it was, and is not fooled by what lies there", { timeout: 120_000 }, async () => {
+  const { folder, disk } = fleet();
+  const large = join(folder, "machines", "large");
+  mkdirSync(large);
+  writeRaw(join(large, "disk.raw"), { sizeBytes: 400 * MiB, islands: [{ offset: 8 * MiB, length: 300 * MiB }] });
+  await ok(folder, ["apply", "--auto-approve"]);
+  const partials = (): string[] => readdirSync(folder).filter((name) => name.endsWith(".partial"));
+  const args = ["restore", "--vm", "/datacenter/vm/large", "--to", "large.raw"];
+  const first = start(folder, args);
+  for (let i = 0; partials().length === 0 || statSync(join(folder, partials()[0] as string)).size < 60 * MiB; i++) {
+    if (i > 2000) throw new Error("the restore wrote nothing");
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  first.kill("SIGKILL");
+  expect((await first.done).code).toBe(null);
+  expect(partials()).toHaveLength(1);
+  // bytes where the disk has none: found at the end, whatever else was right
+  const cut = join(folder, partials()[0] as string);
+  const copy = readFileSync(cut);
+  overwrite(cut, MiB, Buffer.from("not of this disk"));
+  expect(await hypersdk(folder, args)).toMatchObject({ code: 11, stderr: expect.stringContaining("is not of this disk") as string });
+  expect([partials(), readdirSync(folder).includes("large.raw")]).toEqual([[], false]);
+  writeFileSync(cut, copy);
+  const again = await hypersdk(folder, args);
+  expect(again).toMatchObject({ code: 0, stderr: expect.stringMatching(/\d+(\.\d+)? MiB were there from a restore that was cut off/) as string });
+  expect(readFileSync(join(folder, "large.raw")).equals(readFileSync(join(large, "disk.raw")))).toBe(true);
+  expect(partials()).toEqual([]);
+  expect(disk("web")).toContain("web");
 });
 
 it("a destination keeps its layout, and an image destination takes no increments", { timeout: 60_000 }, async () => {

@@ -5,6 +5,7 @@ import { formatOfName, writeImageFile } from "../../converters/image-file.ts";
 import { defaultHardware } from "../../converters/machine/pack-machine.ts";
 import { writeOva, writeOvf } from "../../converters/machine/write-package.ts";
 import type { Destination } from "../../destinations/destination.ts";
+import { Leftover } from "../../exports/leftover.ts";
 import { isChunked, type Manifest, type ManifestDisk } from "../../exports/manifest.ts";
 import { checkContent, restoreDisk, storedDisks } from "../../exports/restore.ts";
 import { makeFolder } from "../../files/durable.ts";
@@ -34,30 +35,37 @@ export async function restore(id: string | undefined, options: RestoreOptions, i
   try {
     const open = await storedDisks(destination, manifestPath, manifest);
     for (const { disk, path, format } of targets) {
-      const source = await open(disk);
+      const leftover = format === "raw" && isChunked(disk) ? await Leftover.at(path, manifest.id) : undefined;
+      const source = await open(disk, leftover);
       const progress = byteProgress(io, source.dataBytes);
       try {
         const { bytes } = await writeImageFile(
           path,
           format,
           disk.virtualBytes,
-          { compression: "none", overwrite: options.overwrite ?? false, inputs: [], durable: true },
+          { compression: "none", overwrite: options.overwrite ?? false, inputs: [], durable: true, ...(leftover ? { resumes: leftover } : {}) },
           (sink) => restoreDisk(source, disk, sink, { signal: interrupts.signal, onRead: progress.add }),
         );
         progress.stop();
+        await leftover?.done();
+        if (leftover && leftover.presentBytes > 0 && !io.json && !io.quiet)
+          io.err(`${formatBytes(leftover.presentBytes)} were there from a restore that was cut off\n`);
         restored.push({ disk: disk.bootOrder, name: disk.name, path, format, bytes });
         if (!io.json && !io.quiet)
           io.out(`${path}: ${format}, ${formatBytes(disk.virtualBytes)}, the content is what was exported (${disk.contentHash.value.slice(0, 12)}…)\n`);
       } finally {
         progress.stop();
+        await leftover?.close();
         await source.close();
       }
     }
     if (io.json) io.result("restore", { point: manifest.id, vm: manifest.source.vm, instant: manifest.source.instant, disks: restored });
     return 0;
   } catch (error) {
-    if (interrupts.exitCode !== undefined) return interrupts.exitCode;
-    throw error;
+    if (interrupts.exitCode === undefined) throw error;
+    const isRaw = targets.some(({ disk, format }) => format === "raw" && isChunked(disk));
+    if (isRaw && !io.quiet) io.err("what is restored so far is kept beside the target: the same command goes on with it\n");
+    return interrupts.exitCode;
   } finally {
     interrupts.dispose();
   }
