@@ -103,7 +103,7 @@ function messageOf(event: EngineEvent): string {
     case "disk_stored":
       return `${about}: disk ${event.disk} stored`;
     case "export_verifying":
-      return `${about}: verifying (${event.level})`;
+      return `${about}: verifying (${event.verify})`;
     case "export_completed":
       return `${about}: completed`;
     case "export_retried":

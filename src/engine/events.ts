@@ -24,7 +24,7 @@ export type EngineEvent =
     }
   | { readonly type: "export_progress"; readonly run: RunName; readonly disk: number; readonly bytes: number }
   | { readonly type: "disk_stored"; readonly run: RunName; readonly disk: number; readonly storedBytes: number }
-  | { readonly type: "export_verifying"; readonly run: RunName; readonly level: string }
+  | { readonly type: "export_verifying"; readonly run: RunName; readonly verify: string }
   | {
       readonly type: "export_completed";
       readonly run: RunName;

@@ -231,7 +231,7 @@ export async function proveAndComplete(
   context: EngineContext,
 ): Promise<void> {
   const { state, clock, emit } = context;
-  emit({ type: "export_verifying", run: name, level: verify });
+  emit({ type: "export_verifying", run: name, verify });
   try {
     await verifyPoint(destination, manifestPath, manifest, verify, boot ? { boot } : {});
   } catch (error) {

@@ -66,7 +66,7 @@ export class ProgressView {
       }
       case "export_verifying": {
         const going = this.#going.get(event.run.id);
-        if (going) going.phase = event.level === "none" ? "" : "verifying";
+        if (going) going.phase = event.verify === "none" ? "" : "verifying";
         return;
       }
       case "export_completed":
