@@ -28,6 +28,7 @@ export class ProgressView {
   readonly #nowMs: () => number;
   readonly #going = new Map<string, Going>();
   #drawn = 0;
+  #shown = "";
   #lastDrawMs = 0;
   readonly #timer: NodeJS.Timeout;
   readonly #below: () => readonly string[];
@@ -152,8 +153,11 @@ export class ProgressView {
       const below = this.#below().map((line) => cut(line, this.#target.columns));
       if (this.#going.size === 0 && below.length === 0) return;
       const lines = [...this.#lines(nowMs), ...below];
+      const text = lines.map((line) => `${line}\n`).join("");
+      if (this.#drawn > 0 && text === this.#shown) return;
+      this.#shown = text;
       const back = this.#drawn > 0 ? `\u001b[${this.#drawn}A\u001b[0J` : "";
-      this.#target.write(back + lines.map((line) => `${line}\n`).join(""));
+      this.#target.write(back + text);
       this.#drawn = lines.length;
     } else if (this.#going.size > 0 && nowMs - this.#lastDrawMs >= lineEveryMs) {
       this.#lastDrawMs = nowMs;
