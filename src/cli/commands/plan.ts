@@ -2,7 +2,7 @@ import { appendFileSync, writeFileSync } from "node:fs";
 import { observe, observeNothing } from "../../engine/observe.ts";
 import type { DesiredState } from "../../model/desired.ts";
 import { errnoOf, HypersdkError } from "../../model/errors.ts";
-import { epochMsOf, parseInstant } from "../../model/instant.ts";
+import { epochMsOf } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
 import { parsePattern } from "../../model/pattern.ts";
 import { narrow } from "../../plan/narrow.ts";
@@ -18,6 +18,7 @@ import { loadDesired } from "../desired.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import type { Loaded, SourceOptions } from "../load.ts";
+import { timeOption } from "../time-option.ts";
 import { timezonesOf } from "../view.ts";
 
 export interface PlanOptions extends SourceOptions {
@@ -56,9 +57,7 @@ export async function drift(options: PlanOptions, io: Io): Promise<number> {
 }
 
 async function makeFrom(options: PlanOptions, io: Io): Promise<{ made: Plan; loaded: Loaded }> {
-  const now = options.at === undefined ? clock.now() : parseInstant(options.at);
-  if (!now)
-    throw new HypersdkError("Usage", `--at ${JSON.stringify(options.at)} is no time`, { hint: "such as 2026-11-21T02:00:00Z or 2026-11-21T03:00:00+01:00" });
+  const now = timeOption("--at", options.at) ?? clock.now();
   checkTargets([...(options.target ?? []), ...(options.exclude ?? [])]);
   const loaded = await loadDesired(options, io);
   const state = State.openForReading(loaded.statePath);

@@ -6,7 +6,6 @@ import { type Manifest, manifestName } from "../../exports/manifest.ts";
 import { readManifest } from "../../exports/restore.ts";
 import type { DestinationAddress } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import { parseInstant } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
 import type { RestorePoint } from "../../model/recorded.ts";
 import { isRepositoryPoint } from "../../repository/points.ts";
@@ -14,6 +13,7 @@ import { State } from "../../state/state.ts";
 import { adapters } from "../compose.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
+import { timeOption } from "../time-option.ts";
 import { type KeyOptions, withKey } from "./destinations.ts";
 
 /** A restore point that a person named, with its manifest read. */
@@ -101,8 +101,7 @@ function choose(
     );
   }
   if (vm === undefined) throw new HypersdkError("Usage", "which restore point?", { hint: "give its id, the folder that holds its manifest, or --vm PATH" });
-  const before = at === undefined ? undefined : parseInstant(at);
-  if (at !== undefined && !before) throw new HypersdkError("Usage", `--at ${JSON.stringify(at)} is no time`, { hint: "such as 2026-11-21T02:00:00Z" });
+  const before = timeOption("--at", at);
   const found = points.filter(
     (point) => point.vmPath === vm && point.state === "good" && (schedule === undefined || point.schedule === schedule) && (!before || point.instant <= before),
   );

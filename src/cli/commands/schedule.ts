@@ -1,7 +1,7 @@
 import type { ScheduleSpec } from "../../model/desired.ts";
 import { formatDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import { epochMsOf, type Instant, instantOf, parseInstant } from "../../model/instant.ts";
+import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
 import { fireTimes } from "../../schedule/cron.ts";
 import { nextOpening } from "../../schedule/windows.ts";
@@ -10,6 +10,7 @@ import { formatTime } from "../../ui/times.ts";
 import { clock } from "../compose.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
+import { timeOption } from "../time-option.ts";
 
 export interface PreviewOptions extends SourceOptions {
   readonly from?: string;
@@ -28,8 +29,7 @@ export async function preview(name: string, options: PreviewOptions, io: Io): Pr
     );
     throw new HypersdkError("NotFound", `no schedule is named "${name}"`, near ? { hint: `did you mean "${near}"?` } : {});
   }
-  const from = options.from === undefined ? clock.now() : parseInstant(options.from);
-  if (!from) throw new HypersdkError("Usage", `--from ${JSON.stringify(options.from)} is no time`, { hint: "such as 2026-11-21T02:00:00Z" });
+  const from = timeOption("--from", options.from) ?? clock.now();
   const times = fireTimes(schedule.cron, schedule.timezone);
   const items: Item[] = [];
   for (let at = epochMsOf(from); items.length < (options.count ?? 10); ) {

@@ -1,7 +1,7 @@
 import { observe } from "../../engine/observe.ts";
 import { formatDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import { epochMsOf, type Instant, instantOf, parseInstant } from "../../model/instant.ts";
+import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
 import { type Member, membership, protectionKey } from "../../plan/membership.ts";
 import { withRenames } from "../../plan/planner.ts";
 import { type SimulatedRun, simulate as simulateRuns, type Timeline } from "../../plan/simulate.ts";
@@ -14,6 +14,7 @@ import { adapters, clock } from "../compose.ts";
 import { loadDesired } from "../desired.ts";
 import type { Io } from "../io.ts";
 import type { SourceOptions } from "../load.ts";
+import { timeOption } from "../time-option.ts";
 import { timezonesOf } from "../view.ts";
 
 export interface SimulateOptions extends SourceOptions {
@@ -136,13 +137,6 @@ function report(
     `\n${style.bold(`${plural(runs.length, "run")} of ${plural(vms, "protection")}: ${summary.completed} completed, ${missed} missed, ${summary.unfinished} not ended by then.`)}\n` +
       `At most ${summary.peakRunning.count} at once (${formatTime(summary.peakRunning.at, "UTC", from)}), at most ${summary.peakWaiting.count} waiting for a place; the longest wait was ${formatDuration(summary.longestWaitMs)}.\n`,
   );
-}
-
-function timeOption(flag: string, text: string | undefined): Instant | undefined {
-  if (text === undefined) return undefined;
-  const time = parseInstant(/^\d{4}-\d\d-\d\d$/.test(text) ? `${text}T00:00:00Z` : text);
-  if (!time) throw new HypersdkError("Usage", `${flag} ${JSON.stringify(text)} is no time`, { hint: "such as 2026-12-01 or 2026-12-01T02:00:00Z" });
-  return time;
 }
 
 /** `100MiB/s` for every provider, `lab=100MiB/s` for one. */
