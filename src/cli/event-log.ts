@@ -65,6 +65,7 @@ const levels: Readonly<Partial<Record<EngineEvent["type"], "warn" | "error">>> =
   pass_failed: "error",
   revision_rejected: "error",
   source_lost: "warn",
+  drifted: "warn",
   export_retried: "warn",
   warning: "warn",
   export_interrupted: "warn",
@@ -86,6 +87,8 @@ function messageOf(event: EngineEvent): string {
       return `revision ${event.commit ?? "without a commit"}`;
     case "revision_rejected":
       return `revision ${event.commit ?? "without a commit"} cannot be applied: ${event.reason}`;
+    case "drifted":
+      return event.reason;
     case "source_lost":
       return `the source cannot be read: ${event.reason}`;
     case "source_back":

@@ -63,6 +63,7 @@ async function answer(
         ...(status?.lastPassAt ? [] : ["nothing is applied yet"]),
         ...(status?.sourceProblem ? [`since ${status.sourceProblem.since} the source cannot be read: ${status.sourceProblem.reason}`] : []),
         ...(status?.passProblem ? [status.passProblem.reason] : []),
+        ...(status?.unknown ?? []),
       ];
       const { applied = null, rejected = null } = status ?? {};
       return json(problems.length === 0, { ready: problems.length === 0, problems, revision: applied, rejected });

@@ -110,6 +110,31 @@ export function refOf({ ref, branch }: SourceOptions): string {
   return ref ?? branch ?? "HEAD";
 }
 
+/** As {@link load}, for what can be told from the state alone: where the source cannot be had, that is said, and there is no desired state. */
+export async function loadIfPossible(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string, tell: (reason: string) => void): Promise<Loaded> {
+  try {
+    return await load(options, env, cwd);
+  } catch (error) {
+    if (!(error instanceof HypersdkError) || !["SourceUnavailable", "SignatureRefused"].includes(error.code)) throw error;
+    const statePath = await statePathFor(options, env, cwd);
+    if (!existsSync(statePath)) throw error;
+    tell(error.message);
+    const sourceOf = (file: string): SourceFile => new SourceFile(file, "");
+    return {
+      desired: undefined,
+      diagnostics: [],
+      ignoredDocuments: 0,
+      revision: null,
+      statePath,
+      fileCount: 0,
+      sourceOf,
+      files: [],
+      contentHash: "",
+      base: cwd,
+    };
+  }
+}
+
 async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<Loaded> {
   if (options.file && options.file.length > 0)
     throw new HypersdkError("Usage", "-f and --repo cannot be combined", { hint: "name a folder inside the repository with --path" });

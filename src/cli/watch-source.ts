@@ -15,6 +15,7 @@ export async function watchSource(options: SourceOptions, env: NodeJS.ProcessEnv
   if (options.repo !== undefined) return remoteSource(options.repo, options, env, cwd);
   const named = (options.file ?? []).map((name) => resolve(cwd, name));
   const top = await findTop(cwd, env);
+  if (top === undefined && named.length === 0) await load(options, env, cwd);
   const folders = named.length > 0 ? named : top === undefined ? [] : [top];
   let last: string | undefined;
   return {

@@ -86,17 +86,31 @@ function windowFindings(schedule: ScheduleSpec, schedules: ReadonlyMap<string, S
   }
 }
 
+/** How long windows stay open from an instant on, to five minutes; a day at most. */
+function openFor(windows: ScheduleSpec["windows"], from: number): number {
+  let ms = 0;
+  while (ms < dayMs && isOpen(windows, from + ms)) ms += 300_000;
+  return ms;
+}
+
 /** A retry starts inside a window, like every attempt. */
-function retryFinding({ windows, retry, origin }: ScheduleSpec, report: Report): void {
+function retryFinding({ windows, retry, origin, cron, timezone }: ScheduleSpec, report: Report): void {
   if (windows.length === 0 || retry.attempts === 0) return;
-  const longestMs = Math.max(...windows.map(({ startMinute, endMinute }) => (endMinute - startMinute + (endMinute <= startMinute ? 1440 : 0)) * 60_000));
   const firstMs = Math.min(retry.initialDelayMs, retry.maxDelayMs) * (1 - retry.jitter);
-  if (firstMs < longestMs) return;
+  const times = fireTimes(cron, timezone);
+  let longestMs = 0;
+  let fire = referenceMs;
+  for (let i = 0; i < 14; i++) {
+    fire = times.next(fire);
+    const start = nextOpening(windows, fire);
+    if (start !== undefined) longestMs = Math.max(longestMs, openFor(windows, start));
+    if (firstMs < longestMs) return;
+  }
   report.warn(
     "HSW016",
     origin,
     ["retry"],
-    `the first retry comes after ${formatDuration(firstMs)}, the longest window lasts ${formatDuration(longestMs)}`,
+    `the first retry comes after ${formatDuration(firstMs)}, a run that starts at once has a window for ${formatDuration(longestMs)}`,
     "the window is closed by then, and a run that failed is not tried again",
   );
 }

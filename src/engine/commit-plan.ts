@@ -1,7 +1,7 @@
 import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
-import type { Plan, PlannedExport } from "../plan/plan.ts";
+import type { Plan, PlannedExport, Revision } from "../plan/plan.ts";
 import { fireTimes } from "../schedule/cron.ts";
 import type { Lease } from "../state/leases.ts";
 import type { EngineContext } from "./context.ts";
@@ -84,7 +84,9 @@ export function commitPlan(plan: Plan, desired: DesiredState, lease: Lease, cont
     for (const each of [...plan.exports, ...plan.deferred, ...plan.skipped]) recordSuperseded(each, desired, urls.get(each.destination) ?? "", context, at);
     cancelRunsWithoutProtection(plan, context);
     if (isChange) configuration.setMeta("serial", String(serial));
-    configuration.setMeta("applied_revision", JSON.stringify({ ...revision, at }));
+    const applied = JSON.parse(configuration.meta("applied_revision") ?? "null") as ({ readonly at: Instant } & Partial<Revision>) | null;
+    const isSame = applied !== null && !isChange && applied.commit === revision?.commit && applied.dirty === revision?.dirty;
+    configuration.setMeta("applied_revision", JSON.stringify({ ...revision, at: isSame ? applied.at : at }));
     if (isChange) audit("config.applied", revision?.commit ?? "work tree", { serial, changes: plan.changes.length, protections: plan.protections.length });
   });
   if (isChange) emit({ type: "config_applied", serial: state.serial, changes: plan.changes.length, protections: plan.protections.length });

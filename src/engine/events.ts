@@ -7,9 +7,19 @@ export type EngineEvent =
   | { readonly type: "watch_started"; readonly source: string }
   | { readonly type: "watch_stopped"; readonly reason: string }
   /** What the branch holds now; what is applied goes on until this one is. */
-  | { readonly type: "revision_found"; readonly commit: string | null; readonly branch: string | null }
-  /** A revision that cannot be applied; the last good one goes on. */
-  | { readonly type: "revision_rejected"; readonly commit: string | null; readonly code: string; readonly reason: string; readonly hint: string | null }
+  | { readonly type: "revision_found"; readonly commit: string | null; readonly branch: string | null; readonly dirty: boolean }
+  /** A revision that cannot be applied; `goesOn` is the commit of the last good one, and undefined where there was none. */
+  | {
+      readonly type: "revision_rejected";
+      readonly commit: string | null;
+      readonly dirty: boolean;
+      readonly goesOn?: string | null;
+      readonly code: string;
+      readonly reason: string;
+      readonly hint: string | null;
+    }
+  /** Something of the world is not what was recorded, as `plan` and `drift` say it; told when it begins. */
+  | { readonly type: "drifted"; readonly kind: string; readonly reason: string }
   | { readonly type: "source_lost"; readonly code: string; readonly reason: string }
   | { readonly type: "source_back" }
   /** What a pass should have done was not done; it is tried again. */

@@ -38,6 +38,8 @@ export interface WatchStatus {
   /** Why the last pass failed. */
   readonly passProblem: { readonly code: string; readonly reason: string } | undefined;
   readonly lastPassAt: Instant | undefined;
+  /** Providers, VMs and destinations of which nothing can be said now, with the reason. */
+  readonly unknown: readonly string[];
   /** The next fire time of each schedule that runs, soonest first. */
   readonly next: readonly { readonly schedule: string; readonly timezone: string; readonly at: Instant }[];
   readonly waiting: number;
@@ -102,6 +104,8 @@ class Watcher {
   #nextReadMs = 0;
   #nextPassMs = Number.POSITIVE_INFINITY;
   #lastSeenMs = 0;
+  /** What was told of drift, and goes on. */
+  #drift: Drifted = new Map();
   /** Whether the last plan had exports that wait for others to end. */
   #someWait = false;
   #wake = new AbortController();
@@ -113,7 +117,10 @@ class Watcher {
     this.#lease = lease;
     this.#pool = new RunPool(options.parallelism ?? 1, context.signal, (work, place) => runExport(work, place, { ...context, revision: this.#revision }));
     context.signal.addEventListener("abort", () => this.#wake.abort(), { once: true });
-    options.onRefresh(() => this.#readSoon());
+    options.onRefresh(() => {
+      this.#nextPassMs = Math.min(this.#nextPassMs, this.#desired ? 0 : Number.POSITIVE_INFINITY);
+      this.#readSoon();
+    });
   }
 
   async run(): Promise<void> {
@@ -188,7 +195,8 @@ class Watcher {
     if (!reading) return;
     const { revision, content } = reading;
     const commit = revision?.commit ?? null;
-    emit({ type: "revision_found", commit, branch: revision?.branch ?? null });
+    const dirty = revision?.dirty ?? false;
+    emit({ type: "revision_found", commit, branch: revision?.branch ?? null, dirty });
     const problem = "problem" in content ? content.problem : undefined;
     state.write(this.#lease, () =>
       state.configuration.setMeta("attempted_revision", JSON.stringify({ ...revision, at: clock.now(), problem: problem?.message ?? null })),
@@ -196,7 +204,8 @@ class Watcher {
     if ("problem" in content) {
       const { code, message, hint } = content.problem;
       this.#rejected = { commit, code, reason: message };
-      emit({ type: "revision_rejected", commit, code, reason: message, hint: hint ?? null });
+      const goesOn = this.#desired ? { goesOn: this.#revision?.commit ?? null } : {};
+      emit({ type: "revision_rejected", commit, dirty, ...goesOn, code, reason: message, hint: hint ?? null });
       state.write(this.#lease, () =>
         state.audit.append({
           at: clock.now(),
@@ -225,6 +234,7 @@ class Watcher {
     try {
       const { plan } = await applyConfiguration(desired, context, { lockTimeoutMs: reconcileTimeoutMs, approve: async (made) => made });
       this.#passProblem = undefined;
+      this.#drift = tellDrift(plan, this.#drift, emit);
       this.#lastPassAt = plan.at;
       this.#start(plan, desired, context);
       this.#next = nextOf(desired, plan);
@@ -268,11 +278,35 @@ class Watcher {
       sourceProblem: this.#sourceProblem,
       passProblem: this.#passProblem,
       lastPassAt: this.#lastPassAt,
+      unknown: [...this.#drift.values()].filter((reason) => reason.startsWith(unknownStart)),
       next: this.#next,
       waiting: this.#pool.waiting,
       running: this.#pool.running,
     });
   }
+}
+
+const unknownStart = "unknown: ";
+
+/** What drifted, in words, by what it is: the words may count days. */
+export type Drifted = ReadonlyMap<string, string>;
+
+/** Tells of drift that was not there at the pass before. @returns all that is there now */
+export function tellDrift({ drift }: Plan, told: Drifted, emit: EngineContext["emit"]): Drifted {
+  const now = new Map<string, string>();
+  for (const each of drift) {
+    const what =
+      each.kind === "unknown"
+        ? each.what
+        : "point" in each
+          ? `restore point ${each.point.slice(0, 8)} at ${each.destination}`
+          : `${each.schedule} ${each.vmPath}`;
+    const reason = `${each.kind === "unknown" ? unknownStart : ""}${what}: ${each.message}`;
+    const key = `${each.kind} ${what}`;
+    now.set(key, reason);
+    if (!told.has(key)) emit({ type: "drifted", kind: each.kind, reason });
+  }
+  return now;
 }
 
 function nextOf(desired: DesiredState, plan: Plan): WatchStatus["next"] {

@@ -14,6 +14,9 @@ export function epochMsOf(instant: Instant): number {
 /** Reads an ISO 8601 time with a zone (`2026-11-21T02:00:00Z`, `…+01:00`); undefined when it is none. */
 export function parseInstant(text: string): Instant | undefined {
   if (!/^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:\d\d)$/.test(text)) return undefined;
+  const [year = 0, month = 1, day = 1] = text.slice(0, 10).split("-").map(Number);
+  // Date takes the 31st of February for the 3rd of March
+  if (new Date(Date.UTC(year, month - 1, day)).getUTCDate() !== day) return undefined;
   const ms = Date.parse(text);
   return Number.isNaN(ms) || ms < 0 || ms > Date.UTC(3000, 0, 1) ? undefined : instantOf(ms);
 }

@@ -8,7 +8,7 @@ import { isOpen, nextOpening } from "../schedule/windows.ts";
 import { type Member, protectionKey } from "./membership.ts";
 import type { DeferredExport, DiskMode, DueExport, SkippedExport } from "./plan.ts";
 
-/** With `catchUp: skip`, a fire time this long ago was missed, or half the way to the next one where that is sooner. */
+/** With `catchUp: skip`, a run that could have started this long ago was missed, or half the way to the next fire time where that is sooner. */
 const missedAfterMs = 15 * 60_000;
 
 export interface DueContext {
@@ -56,9 +56,6 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
   };
   const nextMs = times.next(Math.max(fireTimeMs, nowMs));
   const deadline = instantOf(nextMs);
-  if (!begins && schedule.catchUp === "skip" && nowMs - fireTimeMs > Math.min(missedAfterMs, (nextMs - fireTimeMs) / 2)) {
-    return { kind: "skipped", export: { ...base, reason: `it was missed by ${formatDuration(nowMs - fireTimeMs)} and catchUp is skip` } };
-  }
   const going = runs.find((run) => run.state === "running" || run.state === "storing" || run.state === "verifying");
   if (going) {
     const isItself = going.kind === "scheduled" && going.fireTime === fireTime;
@@ -75,6 +72,13 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
       kind: "deferred",
       export: { ...base, waitsFor: "window", reason: "waits for its window", until: opening === undefined ? null : instantOf(opening), deadline },
     };
+  }
+  // a run that is queued was seen in time, however long it waits for a place
+  const wasSeen = begins || runs.some((run) => run.kind === "scheduled" && run.fireTime === fireTime);
+  if (!wasSeen && schedule.catchUp === "skip") {
+    const couldStartMs = firstStartMs(schedule, fireTimeMs, runs, context);
+    if (nowMs - couldStartMs > Math.min(missedAfterMs, (nextMs - couldStartMs) / 2))
+      return { kind: "skipped", export: { ...base, reason: `it was missed by ${formatDuration(nowMs - couldStartMs)} and catchUp is skip` } };
   }
   return {
     kind: "due",
@@ -99,6 +103,23 @@ function openFireTime(protection: RecordedProtection | undefined, latestMs: numb
   if (latestMs > servedUntilMs(protection)) return latestMs;
   const queued = runs.filter((run) => run.kind === "scheduled" && !isEnded(run) && epochMsOf(run.fireTime) > handledMs).map((run) => epochMsOf(run.fireTime));
   return queued.length > 0 ? Math.max(...queued) : undefined;
+}
+
+/** When a run for a fire time could have started: its last run had ended, and its dependencies, and a window was open. */
+function firstStartMs(schedule: ScheduleSpec, fireTimeMs: number, runs: readonly RecordedRun[], context: DueContext): number {
+  let readyMs = fireTimeMs;
+  const ended = ({ endedAt }: RecordedRun): void => void (readyMs = Math.max(readyMs, endedAt === undefined ? 0 : epochMsOf(endedAt)));
+  runs.forEach(ended);
+  for (const { schedule: name } of schedule.dependsOn) {
+    const first = context.schedules.get(name) as ScheduleSpec;
+    const firing = instantOf(fireTimes(first.cron, first.timezone).latest(fireTimeMs));
+    for (const { provider, identity } of context.protectionsOf(name))
+      context.runs
+        .get(protectionKey(name, provider, identity))
+        ?.filter((run) => run.fireTime === firing)
+        .forEach(ended);
+  }
+  return nextOpening(schedule.windows, readyMs) ?? readyMs;
 }
 
 function servedUntilMs({ effectiveSince, handledUntil }: RecordedProtection): number {

@@ -27,6 +27,8 @@ export interface Simulation {
   readonly fails?: (member: Member, attempt: number) => boolean;
   /** The chance in retry delays, 0 ≤ x < 1. */
   readonly fraction?: () => number;
+  /** More runs than this are not kept: the span is too long. @throws RangeError */
+  readonly maxRuns?: number;
   /** Spans in which the process is dead: what ran when one begins starts anew after it. */
   readonly outages?: readonly { readonly fromMs: number; readonly toMs: number }[];
 }
@@ -68,8 +70,9 @@ interface Subject {
   lookMs: number;
 }
 
-interface SimulatedRecord extends Omit<RecordedRun, "state"> {
+interface SimulatedRecord extends Omit<RecordedRun, "state" | "endedAt"> {
   state: RunState;
+  endedAt?: Instant;
   readonly run: SimulatedRun;
 }
 
@@ -94,7 +97,7 @@ const [endOrder, lookOrder] = [0, 1];
  * the clock, the providers and the chance are made up.
  */
 export function simulate(simulation: Simulation): Timeline {
-  const { members, limit, durationMs, fails = () => false, fraction = () => 0 } = simulation;
+  const { members, limit, durationMs, fails = () => false, fraction = () => 0, maxRuns = Number.POSITIVE_INFINITY } = simulation;
   const [fromMs, toMs] = [Date.parse(simulation.from), Date.parse(simulation.to)];
   const events = new TinyQueue<Event>([], (a, b) => a.atMs - b.atMs || a.order - b.order || a.sequence - b.sequence);
   const done: SimulatedRun[] = [];
@@ -197,6 +200,7 @@ export function simulate(simulation: Simulation): Timeline {
     const record: SimulatedRecord = { id: "", schedule: schedule.name, provider, identity, vmPath, kind: "scheduled", fireTime, state: "queued", run };
     const asked = askedFrom(schedule.name);
     subject.runs = [...subject.runs.filter(({ state, fireTime: at }) => state === "queued" || state === "running" || at >= asked), record];
+    if (done.length >= maxRuns) throw new RangeError(`more than ${maxRuns} runs`);
     done.push(run);
     return record;
   }
@@ -269,9 +273,11 @@ export function simulate(simulation: Simulation): Timeline {
     for (const name of dependents.get(schedule) ?? []) for (const waiting of blocked.get(name) ?? []) at(nowMs, lookOrder, () => look(waiting, false));
   }
 
-  function end({ run }: SimulatedRecord, outcome: Outcome, reason?: string): void {
+  function end(record: SimulatedRecord, outcome: Outcome, reason?: string): void {
+    const { run } = record;
     run.outcome = outcome;
     run.endedMs = nowMs;
+    record.endedAt = instantOf(nowMs);
     if (reason !== undefined) note(run, reason);
   }
 

@@ -23,6 +23,7 @@ export class WatchMetrics {
   readonly #sourceUp: Gauge;
   readonly #passUp: Gauge;
   readonly #lastPass: Gauge;
+  readonly #unknown: Gauge;
   readonly #nextRun: Gauge<"schedule">;
   readonly #lastSuccess: Gauge<"schedule" | "vm">;
   readonly #waiting: Gauge;
@@ -45,6 +46,7 @@ export class WatchMetrics {
     this.#rejected = gauge("revision_rejected", "1 while the newest revision cannot be applied.");
     this.#sourceUp = gauge("source_up", "1 while the repository can be read.");
     this.#passUp = gauge("pass_up", "1 while planning and applying works.");
+    this.#unknown = gauge("unknown", "Providers, VMs and destinations that cannot be looked at.");
     this.#lastPass = gauge("last_pass_timestamp_seconds", "When the state was last compared and applied.");
     this.#nextRun = gauge("next_run_timestamp_seconds", "The next fire time of a schedule.", ["schedule"]);
     this.#waiting = gauge("queue_depth", "Exports that are due and wait for a place.");
@@ -96,12 +98,13 @@ export class WatchMetrics {
     }
   }
 
-  update({ applied, rejected, sourceProblem, passProblem, lastPassAt, next, waiting, running }: WatchStatus): void {
+  update({ applied, rejected, sourceProblem, passProblem, lastPassAt, unknown, next, waiting, running }: WatchStatus): void {
     this.#revision.reset();
     if (applied) this.#revision.set({ commit: applied.commit ?? "", branch: applied.branch ?? "" }, 1);
     this.#rejected.set(rejected ? 1 : 0);
     this.#sourceUp.set(sourceProblem ? 0 : 1);
     this.#passUp.set(passProblem ? 0 : 1);
+    this.#unknown.set(unknown.length);
     if (lastPassAt) this.#lastPass.set(seconds(lastPassAt));
     this.#nextRun.reset();
     for (const { schedule, at } of next.slice(0, maxLabelValues)) this.#nextRun.set({ schedule }, seconds(at));

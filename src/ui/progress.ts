@@ -112,10 +112,15 @@ export class ProgressView {
         this.#line(`${dim("·")} revision ${revisionText(event)}`);
         return;
       case "revision_rejected":
-        this.#line(`${red("✗")} revision ${revisionText(event)} is not applied, the last good one goes on: ${printable(event.reason)}`);
+        this.#line(
+          `${red("✗")} revision ${revisionText(event)} is not applied${event.goesOn === undefined ? "" : ", the last good one goes on"}: ${printable(event.reason)}`,
+        );
+        return;
+      case "drifted":
+        this.#line(`${yellow("drift")} ${printable(event.reason)}`);
         return;
       case "source_lost":
-        this.#line(`${yellow("warning")} ${event.code}: ${printable(event.reason)}; the last good revision goes on`);
+        this.#line(`${yellow("warning")} ${event.code}: ${printable(event.reason)}; it is asked again`);
         return;
       case "source_back":
         this.#line(`${green("✓")} the source can be read again`);
@@ -181,7 +186,12 @@ export class ProgressView {
       rate += read / seconds;
       const current = disks.find((disk) => !disk.isStored);
       const which = disks.length > 1 && current ? `  disk ${disks.indexOf(current) + 1}/${disks.length} ${printable(current.name)}` : "";
-      lines.push(cut(`  ${nameOf(name)}${which}  ${progressText(read, all, read / seconds)}${phase ? `  ${phase}` : ""}`, this.#target.columns));
+      lines.push(
+        cut(
+          `  ${nameOf(name)}${which}  ${this.#target.isTerminal ? `${barOf(read, all)}  ` : ""}${progressText(read, all, read / seconds)}${phase ? `  ${phase}` : ""}`,
+          this.#target.columns,
+        ),
+      );
     }
     if (this.#going.size > 1) lines.push(cut(`  in all  ${progressText(done, total, rate)}`, this.#target.columns));
     return lines;
@@ -193,6 +203,13 @@ export class ProgressView {
   }
 }
 
+const barCells = 16;
+
+function barOf(done: number, total: number): string {
+  const filled = total > 0 ? Math.min(barCells, Math.floor((done / total) * barCells)) : 0;
+  return "█".repeat(filled) + "░".repeat(barCells - filled);
+}
+
 /** `42%  1.2 GiB of 2.9 GiB  310 MiB/s  ~5s`; totals are estimates until the end, so 100 % is never shown early. */
 export function progressText(doneBytes: number, totalBytes: number, bytesPerSecond: number): string {
   const percent = totalBytes > 0 ? Math.min(99, Math.floor((doneBytes / totalBytes) * 100)) : 0;
@@ -200,8 +217,8 @@ export function progressText(doneBytes: number, totalBytes: number, bytesPerSeco
   return `${String(percent).padStart(2)}%  ${formatBytes(doneBytes)} of ${formatBytes(totalBytes)}  ${formatBytes(bytesPerSecond)}/s${left}`;
 }
 
-function revisionText({ commit, branch }: { readonly commit: string | null; readonly branch?: string | null }): string {
-  return commit === null ? "without a commit" : `${branch ? `${printable(branch)}@` : ""}${commit.slice(0, 7)}`;
+function revisionText({ commit, branch, dirty }: { readonly commit: string | null; readonly branch?: string | null; readonly dirty: boolean }): string {
+  return commit === null ? "without a commit" : `${branch ? `${printable(branch)}@` : ""}${commit.slice(0, 7)}${dirty ? " with changes" : ""}`;
 }
 
 function nameOf({ schedule, vmPath }: RunName): string {

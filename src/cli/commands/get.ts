@@ -5,11 +5,12 @@ import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf, instantOf } from "../../model/instant.ts";
 import { fireTimes } from "../../schedule/cron.ts";
 import { emptyRecorded, State } from "../../state/state.ts";
+import { printable } from "../../ui/style.ts";
 import { renderTable } from "../../ui/table.ts";
 import { formatTime } from "../../ui/times.ts";
 import { adapters, clock } from "../compose.ts";
 import type { Io } from "../io.ts";
-import { type Loaded, load, type SourceOptions } from "../load.ts";
+import { type Loaded, loadIfPossible, type SourceOptions } from "../load.ts";
 import { timezonesOf } from "../view.ts";
 
 export const kinds = ["schedules", "policies", "protections", "runs", "artifacts", "vms", "destinations"] as const;
@@ -31,7 +32,9 @@ interface Table {
 export async function get(kind: string, options: GetOptions, io: Io): Promise<number> {
   if (!(kinds as readonly string[]).includes(kind))
     throw new HypersdkError("Usage", `there is no ${JSON.stringify(kind)} to get`, { hint: `one of: ${kinds.join(", ")}` });
-  const loaded = await load(options, io.env, io.cwd);
+  const loaded = await loadIfPossible(options, io.env, io.cwd, (reason) =>
+    io.err(`${io.errStyle.yellow("warning")}: ${printable(reason)}; this is what the state knows\n`),
+  );
   const state = State.openForReading(loaded.statePath);
   try {
     const { items, headings, rows, wide, right = [] } = await tableOf(kind as GetKind, loaded, state, io);

@@ -4,7 +4,7 @@ import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
 import { type Member, membership, protectionKey } from "../../plan/membership.ts";
 import { withRenames } from "../../plan/planner.ts";
-import { type SimulatedRun, simulate as simulateRuns, type Timeline } from "../../plan/simulate.ts";
+import { type SimulatedRun, type Simulation, simulate as simulateRuns, type Timeline } from "../../plan/simulate.ts";
 import { emptyRecorded, State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
 import { printable } from "../../ui/style.ts";
@@ -48,7 +48,9 @@ export async function simulate(options: SimulateOptions, io: Io): Promise<number
       protections.get(protectionKey(member.schedule.name, member.provider, member.identity))?.lastDurationMs;
     // the plan of the state is made now; at another time nothing of it has happened yet, or all of it
     const relevant = from < now ? new Map<string, never>() : protections;
-    const timeline = simulateRuns({
+    const unknown = [...speeds.keys()].find((name) => name !== "" && !desired.providers.some((provider) => provider.name === name));
+    if (unknown !== undefined) throw new HypersdkError("Usage", `--provider-speed: no provider is named "${unknown}"`);
+    const timeline = bounded({
       members: new Map([...members].map(([key, member]) => [key, { ...member, vm: member.vm ?? vmOf(member) }])),
       protections: relevant,
       suspended: recorded.suspended,
@@ -66,6 +68,17 @@ export async function simulate(options: SimulateOptions, io: Io): Promise<number
     return 0;
   } finally {
     state?.close();
+  }
+}
+
+const maxRuns = 2_000_000;
+
+function bounded(simulation: Simulation): Timeline {
+  try {
+    return simulateRuns({ ...simulation, maxRuns });
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    throw new HypersdkError("Usage", `there are more than ${maxRuns.toLocaleString("en")} runs in that span`, { hint: "simulate a shorter one", cause: error });
   }
 }
 

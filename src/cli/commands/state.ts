@@ -3,14 +3,15 @@ import { HypersdkError } from "../../model/errors.ts";
 import { parsePattern } from "../../model/pattern.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
+import { printable } from "../../ui/style.ts";
 import { renderTable } from "../../ui/table.ts";
 import { clock, random } from "../compose.ts";
 import type { Io } from "../io.ts";
-import { load, type SourceOptions } from "../load.ts";
+import { load, loadIfPossible, type SourceOptions, statePathFor } from "../load.ts";
 
 /** For commands that read: the state file of where we are, or a word that there is none. */
 export async function readState<T>(options: SourceOptions, io: Io, work: (state: State) => T): Promise<T> {
-  const { statePath } = await load(options, io.env, io.cwd);
+  const statePath = await statePathFor(options, io.env, io.cwd);
   const state = State.openForReading(statePath);
   if (!state) throw new HypersdkError("NotFound", `there is no state file yet at ${statePath}`, { hint: "hypersdk apply makes it" });
   try {
@@ -109,7 +110,7 @@ export function lockShow(options: SourceOptions, io: Io): Promise<number> {
 }
 
 export async function forceUnlock(id: string, options: SourceOptions, io: Io): Promise<number> {
-  const { statePath } = await load(options, io.env, io.cwd);
+  const statePath = await statePathFor(options, io.env, io.cwd);
   const state = State.openForWriting(statePath, random);
   try {
     const count = state.writeUnlocked(() => {
@@ -128,7 +129,9 @@ export async function forceUnlock(id: string, options: SourceOptions, io: Io): P
 
 /** `suspend` and `resume`: an override in the state, shown in every plan, until it is taken back. */
 export async function setSuspended(name: string, suspended: boolean, options: SourceOptions, io: Io): Promise<number> {
-  const { statePath, desired, revision } = await load(options, io.env, io.cwd);
+  const { statePath, desired, revision } = await loadIfPossible(options, io.env, io.cwd, (reason) =>
+    io.err(`${io.errStyle.yellow("warning")}: ${printable(reason)}\n`),
+  );
   const state = State.openForWriting(statePath, random);
   try {
     const known = new Set([

@@ -1,6 +1,8 @@
 import { observe } from "../../engine/observe.ts";
 import { formatBytes } from "../../model/bytes.ts";
+import type { ScheduleSpec } from "../../model/desired.ts";
 import { epochMsOf, instantOf } from "../../model/instant.ts";
+import type { Recorded } from "../../model/recorded.ts";
 import { plan } from "../../plan/planner.ts";
 import { fireTimes } from "../../schedule/cron.ts";
 import { emptyRecorded, State } from "../../state/state.ts";
@@ -9,12 +11,14 @@ import { printable } from "../../ui/style.ts";
 import { formatTime } from "../../ui/times.ts";
 import { adapters, clock } from "../compose.ts";
 import type { Io } from "../io.ts";
-import { load, type SourceOptions } from "../load.ts";
+import { loadIfPossible, type SourceOptions } from "../load.ts";
 import { timezonesOf } from "../view.ts";
 
 /** One screen: what is applied, what comes next, how the last runs ended, what is overdue, how much is stored. */
 export async function status(options: SourceOptions, io: Io): Promise<number> {
-  const loaded = await load(options, io.env, io.cwd);
+  const loaded = await loadIfPossible(options, io.env, io.cwd, (reason) =>
+    io.err(`${io.errStyle.yellow("warning")}: ${printable(reason)}; this is what the state knows\n`),
+  );
   const state = State.openForReading(loaded.statePath);
   try {
     const now = clock.now();
@@ -29,7 +33,9 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
     const { desired } = loaded;
     const zones = timezonesOf(desired);
     const suspended = new Set(recorded.suspended);
-    const next = (desired?.schedules ?? [])
+    // while the files are invalid, what was applied goes on
+    const schedules = desired?.schedules ?? appliedSchedules(recorded);
+    const next = schedules
       .filter((each) => !each.suspend && !suspended.has(each.name))
       .map((each) => ({ schedule: each.name, at: instantOf(fireTimes(each.cron, each.timezone).next(epochMsOf(now))) }))
       .sort((a, b) => (a.at < b.at ? -1 : 1))
@@ -76,7 +82,7 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
     if (watching) io.out(`${style.bold("watched")}   by process ${watching.pid} on ${watching.host} since ${formatTime(watching.since, "UTC", now)}\n`);
     if (attempted?.problem)
       io.out(`${style.red("rejected")}  ${attempted.commit?.slice(0, 7) ?? "the work tree"}: ${printable(attempted.problem)}; what was applied goes on\n`);
-    if (!desired) io.out(`${style.red("the files are invalid")}: hypersdk validate shows why; what was applied goes on\n`);
+    if (!desired && loaded.fileCount > 0) io.out(`${style.red("the files are invalid")}: hypersdk validate shows why; what was applied goes on\n`);
     io.out(
       `${style.bold("protects")}  ${plural(recorded.protections.length, "VM")}${missing > 0 ? `, ${style.red(`${missing} missing`)}` : ""}${suspended.size > 0 ? `; suspended: ${[...suspended].join(", ")}` : ""}\n`,
     );
@@ -107,4 +113,11 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
   } finally {
     state?.close();
   }
+}
+
+/** Schedules as they were applied last. */
+function appliedSchedules({ resources }: Recorded): Pick<ScheduleSpec, "name" | "cron" | "timezone" | "suspend">[] {
+  return resources.flatMap(({ address, spec }) =>
+    address.startsWith("schedule.") ? [{ ...(JSON.parse(spec) as ScheduleSpec), name: address.slice("schedule.".length) }] : [],
+  );
 }

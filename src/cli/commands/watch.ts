@@ -1,5 +1,5 @@
 import { type Reconciled, reconcile } from "../../engine/reconcile.ts";
-import { type WatchStatus, watch as watchSourceOf } from "../../engine/watch.ts";
+import { tellDrift, type WatchStatus, watch as watchSourceOf } from "../../engine/watch.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
 import { State } from "../../state/state.ts";
@@ -57,7 +57,15 @@ async function once(options: WatchOptions, lockTimeoutMs: number, io: Io): Promi
     const watcher = await state.take("watcher", "watch --once", lockTimeoutMs, clock, random, interrupts.signal);
     let result: Reconciled;
     try {
-      result = await reconcile(desired, context, { lockTimeoutMs, parallelism: options.parallelism, exports: true, approve: async (plan) => plan });
+      result = await reconcile(desired, context, {
+        lockTimeoutMs,
+        parallelism: options.parallelism,
+        exports: true,
+        approve: async (plan) => {
+          tellDrift(plan, new Map(), context.emit);
+          return plan;
+        },
+      });
     } finally {
       state.writeUnlocked(() => state.leases.release(watcher));
     }
@@ -95,7 +103,7 @@ async function forever(options: WatchOptions, intervalMs: number, lockTimeoutMs:
       .flatMap(({ schedule, vmPath, lastSuccessAt }) => (lastSuccessAt === undefined ? [] : [{ schedule, vmPath, lastSuccessAt }])),
   );
   const zones = new Map<string, string>();
-  const view = new WatchView(io.errStyle, (schedule) => zones.get(schedule) ?? "UTC");
+  const view = new WatchView(io.errStyle, (schedule) => zones.get(schedule) ?? "UTC", clock.now);
   const isTerminal = process.stderr.isTTY === true && !io.env["CI"];
   const target = { write: io.err, isTerminal, columns: process.stderr.columns ?? 0 };
   const progress = io.quiet ? undefined : new ProgressView(target, io.errStyle, Date.now, () => view.lines(clock.now()));
