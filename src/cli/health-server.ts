@@ -23,6 +23,9 @@ export async function serveHealth(address: string, metrics: WatchMetrics, status
   const server = createServer({ requestTimeout: 10_000, headersTimeout: 5_000, maxHeaderSize: 8192 }, (request, response) => {
     answer(request, response, metrics, statusOf(), nowMs()).catch(() => response.destroy());
   });
+  // one request a connection, and nobody may take his time: a scrape is small
+  server.maxRequestsPerSocket = 1;
+  server.setTimeout(10_000, (socket) => socket.destroy());
   server.maxConnections = 64;
   await new Promise<void>((resolve, reject) => {
     server.once("error", (error) => reject(new HypersdkError("Usage", `cannot listen on ${address}: ${errnoOf(error)}`, { cause: error })));
@@ -48,12 +51,12 @@ async function answer(
 ): Promise<void> {
   const path = (request.url ?? "").split("?")[0];
   const say = (code: number, type: string, body: string): void =>
-    void response.writeHead(code, { "content-type": type, "cache-control": "no-store" }).end(body);
+    void response.writeHead(code, { "content-type": type, "cache-control": "no-store", connection: "close" }).end(body);
   const json = (isWell: boolean, body: object): void => say(isWell ? 200 : 503, "application/json", `${JSON.stringify(body)}\n`);
   if (request.method !== "GET" && request.method !== "HEAD") return say(405, "text/plain", "GET\n");
   switch (path) {
     case "/metrics":
-      return say(200, metrics.registry.contentType, await metrics.registry.metrics());
+      return say(200, metrics.registry.contentType, await metrics.text(nowMs));
     case "/healthz": {
       const ageMs = status ? nowMs - Date.parse(status.at) : 0;
       return json(ageMs < staleMs, { alive: ageMs < staleMs, lastRoundSecondsAgo: Math.round(ageMs / 1000) });

@@ -4,11 +4,12 @@ import { homedir } from "node:os";
 import { dirname, join, posix, relative, resolve, sep } from "node:path";
 import type { Access } from "../config/access.ts";
 import { type Combined, type ConfigFile, combine } from "../config/combine.ts";
+import type { Diagnostic } from "../config/diagnostic.ts";
 import { type Fragment, readFile } from "../config/read-file.ts";
 import { SourceFile } from "../config/source-file.ts";
 import { checkOut, insideOf } from "../git/remote.ts";
 import { verifyCommit } from "../git/signatures.ts";
-import { findTop, readWorkTree, revisionOf } from "../git/work-tree.ts";
+import { blobsOf, findTop, notFollowed, readWorkTree, revisionOf } from "../git/work-tree.ts";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
 import type { Revision } from "../plan/plan.ts";
 import { ProcessLock } from "../state/process-lock.ts";
@@ -49,8 +50,8 @@ interface Listed {
 }
 
 /** Reads the desired state from wherever the options say, without changing anything. */
-export async function load(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<Loaded> {
-  if (options.repo !== undefined) return loadRemote(options.repo, options, env, cwd);
+export async function load(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string, signal?: AbortSignal): Promise<Loaded> {
+  if (options.repo !== undefined) return loadRemote(options.repo, options, env, cwd, signal);
   if (options.branch !== undefined || options.ref !== undefined)
     throw new HypersdkError("Usage", "--branch and --ref need --repo", { hint: "without it, the files are taken as they are in the work tree" });
   const top = await findTop(cwd, env);
@@ -70,18 +71,32 @@ export async function load(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: 
   const below = options.path === undefined ? "" : relative(top, resolve(cwd, options.path)).split(sep).join("/");
   if (below.startsWith("..")) throw new HypersdkError("Usage", `--path ${options.path} leads out of the work tree`);
   const tree = await readWorkTree(top, below, env);
-  if (options.verifySignatures !== undefined) await verifyWorkTree(top, tree.revision, options.verifySignatures, env);
+  const isSigned = options.verifySignatures === undefined ? undefined : await signedFiles(top, tree.revision, resolve(cwd, options.verifySignatures), env);
   const listed = tree.files
     .filter((file) => !file.startsWith(".hypersdk/"))
     .flatMap((file): Listed[] => (isInside(join(top, file), top) ? [{ file, path: join(top, file), wasNamed: false }] : []));
-  return build(listed, tree.revision, statePath, top, undefined, env);
+  return build(listed, tree.revision, statePath, top, undefined, env, isSigned);
 }
 
-/** What is in the work tree and in no commit has nobody's signature. */
-async function verifyWorkTree(top: string, { commit, dirty }: Revision, keyring: string, env: NodeJS.ProcessEnv): Promise<void> {
-  if (commit === null || dirty)
-    throw new HypersdkError("SignatureRefused", "the work tree holds YAML that is in no commit, and so has no signature", { hint: "commit it, signed" });
+/** Whether the bytes of a file are those that a signed commit has under this name. */
+type IsSigned = (file: string, bytes: Buffer) => boolean;
+
+/**
+ * Verifies the commit, and tells of each file whether it is in it: what is in the work tree and in no commit has nobody's signature,
+ * whatever git is told to think of it.
+ */
+async function signedFiles(top: string, { commit }: Revision, keyring: string, env: NodeJS.ProcessEnv): Promise<IsSigned> {
+  if (commit === null) throw new HypersdkError("SignatureRefused", "there is no commit, and so no signature", { hint: "commit the files, signed" });
   await verifyCommit(top, commit, keyring, env);
+  const ids = await blobsOf(top, commit, env);
+  return (file, bytes) => {
+    const id = ids.get(file);
+    if (id === undefined) return false;
+    const hash = createHash(id.length === 64 ? "sha256" : "sha1")
+      .update(`blob ${bytes.length}\0`)
+      .update(bytes);
+    return hash.digest("hex") === id;
+  };
 }
 
 /** The state file that these options mean, without reading the source. */
@@ -107,7 +122,8 @@ function pathOf(path: string | undefined): string {
 
 /** The branch, tag or commit of a remote repository. */
 export function refOf({ ref, branch }: SourceOptions): string {
-  return ref ?? branch ?? "HEAD";
+  // a tag of the same name is no branch
+  return ref ?? (branch === undefined ? "HEAD" : branch.startsWith("refs/") ? branch : `refs/heads/${branch}`);
 }
 
 /** As {@link load}, for what can be told from the state alone: where the source cannot be had, that is said, and there is no desired state. */
@@ -135,7 +151,7 @@ export async function loadIfPossible(options: SourceOptions, env: NodeJS.Process
   }
 }
 
-async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<Loaded> {
+async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string, signal?: AbortSignal): Promise<Loaded> {
   if (options.file && options.file.length > 0)
     throw new HypersdkError("Usage", "-f and --repo cannot be combined", { hint: "name a folder inside the repository with --path" });
   const path = pathOf(options.path);
@@ -143,9 +159,9 @@ async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.Proc
   const checkout = join(home, "checkout");
   const ref = refOf(options);
   // the files are read before the next process may fetch another revision
-  const lock = ProcessLock.enter(home, 300_000);
+  const lock = await ProcessLock.enter(home, 300_000, signal);
   try {
-    await checkOut({ url: repo, ref }, checkout, env);
+    await checkOut({ url: repo, ref }, checkout, env, signal);
     const folder = path === "" ? checkout : insideOf(checkout, path);
     if (!existsSync(folder)) throw new HypersdkError("SourceUnavailable", `the repository has no folder ${JSON.stringify(path)}`);
     const access: Access = {
@@ -154,10 +170,25 @@ async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.Proc
       paths: [...(options.allowPath ?? []), ...listOf(env["HYPERSDK_ALLOW_PATH"])].map((each) => resolve(cwd, each)),
     };
     const tree = await readWorkTree(access.checkout, path, env);
-    if (options.verifySignatures !== undefined) await verifyCommit(checkout, tree.revision.commit ?? "", resolve(cwd, options.verifySignatures), env);
+    const isSigned =
+      options.verifySignatures === undefined ? undefined : await signedFiles(access.checkout, tree.revision, resolve(cwd, options.verifySignatures), env);
     const listed = tree.files.map((file): Listed => ({ file, path: join(access.checkout, file), wasNamed: false }));
     const revision = { ...tree.revision, branch: options.ref === undefined ? (options.branch ?? null) : null, dirty: false };
-    return build(listed, revision, statePathOf(options, env, cwd) ?? join(home, "state.db"), access.checkout, access, env);
+    const loaded = build(listed, revision, statePathOf(options, env, cwd) ?? join(home, "state.db"), access.checkout, access, env, isSigned);
+    const passedOver = (await notFollowed(access.checkout, env)).map(
+      ({ path: file, kind }): Diagnostic => ({
+        severity: "warning",
+        code: "HSW018",
+        message: `${file} is a ${kind}: nothing of it is read`,
+        file,
+        line: 1,
+        column: 1,
+        length: 1,
+        source: "",
+        label: "only plain files of the repository itself are",
+      }),
+    );
+    return { ...loaded, diagnostics: [...loaded.diagnostics, ...passedOver] };
   } finally {
     lock.leave();
   }
@@ -170,6 +201,7 @@ function build(
   base: string,
   access: Access | undefined,
   env: NodeJS.ProcessEnv,
+  isSigned?: IsSigned,
 ): Loaded {
   const cache = new ParseCache(env);
   const paths = new Map<string, string>();
@@ -178,6 +210,8 @@ function build(
   for (const { file, path, wasNamed } of [...listed].sort((a, b) => (a.file < b.file ? -1 : 1))) {
     const bytes = readBytes(path, file);
     if (!bytes) continue;
+    if (isSigned && !isSigned(file, bytes))
+      throw new HypersdkError("SignatureRefused", `${file} is not as the signed commit has it, and so has no signature`, { hint: "commit it, signed" });
     paths.set(file, path);
     content.update(`${file}\0${bytes.length}\0`).update(bytes);
     files.push({ file, folder: dirname(path), fragment: cache.fragmentOf(file, bytes, wasNamed) });

@@ -20,11 +20,10 @@ export async function watchSource(options: SourceOptions, env: NodeJS.ProcessEnv
   let last: string | undefined;
   return {
     name: named.length > 0 ? (options.file ?? []).join(", ") : (top ?? cwd),
-    async read() {
-      const loaded = await loadOrRefuse(options, env, cwd);
+    async read(signal) {
+      const loaded = await loadOrRefuse(options, env, cwd, signal);
       if (loaded instanceof HypersdkError) {
-        if (loaded.message === last) return undefined;
-        last = loaded.message;
+        last = undefined;
         return { revision: null, content: { problem: loaded } };
       }
       // what is in the files, and of which commit
@@ -65,23 +64,24 @@ function remoteSource(repo: string, options: SourceOptions, env: NodeJS.ProcessE
   const source = { url: repo, ref: refOf(options) };
   let last: string | undefined;
   return {
-    name: `${repo.replace(/\/\/[^/@]*@/, "//…@")} ${source.ref}`,
-    async read() {
-      const head = await headOf(source, homeOf(repo, options, env), env);
-      if (head !== "" && head === last) return undefined;
-      const loaded = await loadOrRefuse(options, env, cwd);
-      last = head;
+    name: `${repo.replace(/\/\/[^/@]*@/, "//…@")} ${source.ref.replace(/^refs\/heads\//, "")}`,
+    async read(signal) {
+      const head = await headOf(source, homeOf(repo, options, env), env, signal);
+      if (head !== undefined && head === last) return undefined;
+      const loaded = await loadOrRefuse(options, env, cwd, signal);
+      // a revision that nobody signed is looked at again: its key may be added
+      last = loaded instanceof HypersdkError ? undefined : head;
       if (!(loaded instanceof HypersdkError)) return readingOf(loaded);
-      const commit = /^[0-9a-f]{40,64}/.exec(head)?.[0] ?? null;
+      const commit = head ?? null;
       return { revision: { commit, branch: options.branch ?? null, author: null, dirty: false }, content: { problem: loaded } };
     },
   };
 }
 
 /** A revision that nobody signed is refused as one that is invalid is; what cannot be reached is no revision at all. */
-async function loadOrRefuse(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<Loaded | HypersdkError> {
+async function loadOrRefuse(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string, signal: AbortSignal): Promise<Loaded | HypersdkError> {
   try {
-    return await load(options, env, cwd);
+    return await load(options, env, cwd, signal);
   } catch (error) {
     if (error instanceof HypersdkError && error.code === "SignatureRefused") return error;
     throw error;

@@ -65,7 +65,7 @@ export function commitPlan(plan: Plan, desired: DesiredState, lease: Lease, cont
       runs.open().filter(({ kind, state: now }) => kind === "scheduled" && now === "queued"),
       keyOf,
     );
-    const enqueue = (each: Plan["exports"][number] | Plan["skipped"][number]) => {
+    const enqueue = (each: PlannedExport) => {
       const run = runs.enqueue({ ...each, id: random.uuid(), kind: "scheduled", destinationUrl: urls.get(each.destination) ?? "" }, at);
       for (const older of open.get(keyOf(run)) ?? []) {
         if (older.fireTime >= run.fireTime) continue;
@@ -81,6 +81,9 @@ export function commitPlan(plan: Plan, desired: DesiredState, lease: Lease, cont
       audit("run.skipped", `${skipped.schedule}:${skipped.vmPath}`, { fireTime: skipped.fireTime, reason: skipped.reason });
     }
     for (const due of plan.exports) enqueue(due);
+    // a first export that has to wait is no fire time of the cron: without a run nobody would know of it
+    const begun = new Set(plan.protections.filter(({ kind }) => kind === "begin").map(keyOf));
+    for (const deferred of plan.deferred) if (begun.has(keyOf(deferred))) enqueue(deferred);
     for (const each of [...plan.exports, ...plan.deferred, ...plan.skipped]) recordSuperseded(each, desired, urls.get(each.destination) ?? "", context, at);
     cancelRunsWithoutProtection(plan, context);
     if (isChange) configuration.setMeta("serial", String(serial));

@@ -21,9 +21,14 @@ export interface ConfigurationSource {
   /** For people: a URL and its branch, or a folder. */
   readonly name: string;
   /** What is there now; undefined when that is what the last call gave. @throws HypersdkError when it cannot be reached */
-  read(): Promise<Reading | undefined>;
-  /** Calls back when something may have changed. A source that cannot tell is asked every `interval`. @returns how to stop */
+  read(signal: AbortSignal): Promise<Reading | undefined>;
+  /** Calls back when something may have changed; it is asked every `interval` all the same. @returns how to stop */
   onChange?(changed: () => void): Promise<() => Promise<void>>;
+}
+
+interface Candidate {
+  readonly desired: DesiredState;
+  readonly revision: Revision | null;
 }
 
 /** How a watcher stands: for its view, its metrics and its health. */
@@ -93,9 +98,14 @@ class Watcher {
   readonly #options: WatchOptions;
   readonly #lease: Lease;
   readonly #pool: RunPool;
-  /** The last good one. */
-  #desired: DesiredState | undefined;
-  #revision: Revision | null = null;
+  /** The last good one: it was applied, at least once. */
+  #applied: Candidate | undefined;
+  /** One that was read and is not applied yet. */
+  #candidate: Candidate | undefined;
+  /** One that could not be applied. It is tried again when somebody asks: what it lacked may be there. */
+  #refused: Candidate | undefined;
+  /** A source may be slow, or never answer: it is read beside everything else. */
+  #reading: Promise<void> | undefined;
   #rejected: WatchStatus["rejected"];
   #sourceProblem: WatchStatus["sourceProblem"];
   #passProblem: WatchStatus["passProblem"];
@@ -109,16 +119,22 @@ class Watcher {
   /** Whether the last plan had exports that wait for others to end. */
   #someWait = false;
   #wake = new AbortController();
+  /** What ended the reading: a bug, or a lock that was lost. */
+  #broken: { readonly error: unknown } | undefined;
 
   constructor(source: ConfigurationSource, context: EngineContext, options: WatchOptions, lease: Lease) {
     this.#source = source;
     this.#context = context;
     this.#options = options;
     this.#lease = lease;
-    this.#pool = new RunPool(options.parallelism ?? 1, context.signal, (work, place) => runExport(work, place, { ...context, revision: this.#revision }));
+    this.#pool = new RunPool(options.parallelism ?? 1, context.signal, (work, place) =>
+      runExport(work, place, { ...context, revision: this.#applied?.revision ?? null }),
+    );
     context.signal.addEventListener("abort", () => this.#wake.abort(), { once: true });
     options.onRefresh(() => {
-      this.#nextPassMs = Math.min(this.#nextPassMs, this.#desired ? 0 : Number.POSITIVE_INFINITY);
+      this.#candidate ??= this.#refused;
+      this.#refused = undefined;
+      if (this.#applied) this.#nextPassMs = 0;
       this.#readSoon();
     });
   }
@@ -127,19 +143,21 @@ class Watcher {
     const { signal } = this.#context;
     const stop = await this.#source.onChange?.(() => this.#readSoon());
     try {
-      while (!signal.aborted && !this.#pool.broken) {
+      while (!signal.aborted && !this.#pool.broken && !this.#broken) {
         this.#noticeClock();
-        if (this.#now() >= this.#nextReadMs) await this.#read();
+        if (!this.#reading && this.#now() >= this.#nextReadMs) this.#beginReading();
         if (this.#now() >= this.#nextPassMs) await this.#pass();
         this.#tell();
-        await this.#sleepUntil(Math.min(this.#nextReadMs, this.#nextPassMs));
+        await this.#sleepUntil(Math.min(this.#reading ? Number.POSITIVE_INFINITY : this.#nextReadMs, this.#nextPassMs));
       }
     } finally {
       await stop?.();
+      await this.#reading;
       await this.#pool.idle();
       this.#tell();
     }
-    if (this.#pool.broken) throw this.#pool.broken.error;
+    const broken = this.#broken ?? this.#pool.broken;
+    if (broken) throw broken.error;
   }
 
   #now(): number {
@@ -161,7 +179,7 @@ class Watcher {
     const nowMs = this.#now();
     if (nowMs < this.#lastSeenMs) {
       this.#nextReadMs = 0;
-      if (this.#desired) this.#nextPassMs = 0;
+      if (this.#applied) this.#nextPassMs = 0;
     }
     this.#lastSeenMs = nowMs;
   }
@@ -175,19 +193,31 @@ class Watcher {
     await this.#context.clock.sleep(ms, this.#wake.signal).catch(() => {});
   }
 
+  #beginReading(): void {
+    this.#nextReadMs = this.#now() + this.#options.intervalMs;
+    this.#reading = this.#read()
+      .catch((error: unknown) => {
+        if (this.#context.signal.aborted) return;
+        if (isFatal(error)) this.#broken = { error };
+        else this.#failed(error as HypersdkError);
+      })
+      .finally(() => {
+        this.#reading = undefined;
+        this.#wake.abort();
+      });
+  }
+
   /** Takes over what the source holds, or says why not. */
   async #read(): Promise<void> {
-    const { emit, clock, state } = this.#context;
-    // a source that tells of changes may miss one
-    this.#nextReadMs = this.#now() + (this.#source.onChange ? Math.max(this.#options.intervalMs, lookEveryMs) : this.#options.intervalMs);
+    const { emit, clock, state, signal } = this.#context;
     let reading: Reading | undefined;
     try {
-      reading = await this.#source.read();
+      reading = await this.#source.read(signal);
     } catch (error) {
+      if (signal.aborted) return;
       if (!(error instanceof HypersdkError)) throw error;
       if (this.#sourceProblem?.reason !== error.message) emit({ type: "source_lost", code: error.code, reason: error.message });
       this.#sourceProblem = { reason: error.message, since: this.#sourceProblem?.since ?? clock.now() };
-      this.#nextReadMs = this.#now() + this.#options.intervalMs;
       return;
     }
     if (this.#sourceProblem) emit({ type: "source_back" });
@@ -195,58 +225,82 @@ class Watcher {
     if (!reading) return;
     const { revision, content } = reading;
     const commit = revision?.commit ?? null;
-    const dirty = revision?.dirty ?? false;
-    emit({ type: "revision_found", commit, branch: revision?.branch ?? null, dirty });
     const problem = "problem" in content ? content.problem : undefined;
+    // a revision that was refused is looked at again and again, and told once
+    if (problem && this.#rejected?.commit === commit && this.#rejected.reason === problem.message) return;
+    emit({ type: "revision_found", commit, branch: revision?.branch ?? null, dirty: revision?.dirty ?? false });
     state.write(this.#lease, () =>
       state.configuration.setMeta("attempted_revision", JSON.stringify({ ...revision, at: clock.now(), problem: problem?.message ?? null })),
     );
-    if ("problem" in content) {
-      const { code, message, hint } = content.problem;
-      this.#rejected = { commit, code, reason: message };
-      const goesOn = this.#desired ? { goesOn: this.#revision?.commit ?? null } : {};
-      emit({ type: "revision_rejected", commit, dirty, ...goesOn, code, reason: message, hint: hint ?? null });
-      state.write(this.#lease, () =>
-        state.audit.append({
-          at: clock.now(),
-          type: "config.rejected",
-          subject: commit ?? "work tree",
-          detail: { code, reason: message },
-          commit,
-          author: revision?.author ?? null,
-        }),
-      );
-      return;
+    this.#candidate = this.#refused = undefined;
+    if ("problem" in content) this.#reject(revision, content.problem);
+    else {
+      this.#rejected = undefined;
+      this.#candidate = { desired: content.desired, revision };
+      this.#nextPassMs = 0;
     }
-    this.#rejected = undefined;
-    this.#desired = content.desired;
-    this.#revision = revision;
-    this.#nextPassMs = 0;
   }
 
-  /** Plans, applies and starts what is due, by the last good revision. */
+  /** The last good revision goes on. */
+  #reject(revision: Revision | null, { code, message, hint }: HypersdkError): void {
+    const { emit, clock, state } = this.#context;
+    const commit = revision?.commit ?? null;
+    this.#rejected = { commit, code, reason: message };
+    const goesOn = this.#applied ? { goesOn: this.#applied.revision?.commit ?? null } : {};
+    emit({ type: "revision_rejected", commit, dirty: revision?.dirty ?? false, ...goesOn, code, reason: message, hint: hint ?? null });
+    state.write(this.#lease, () => {
+      state.configuration.setMeta("attempted_revision", JSON.stringify({ ...revision, at: clock.now(), problem: message }));
+      state.audit.append({
+        at: clock.now(),
+        type: "config.rejected",
+        subject: commit ?? "work tree",
+        detail: { code, reason: message },
+        commit,
+        author: revision?.author ?? null,
+      });
+    });
+  }
+
+  /** Plans, applies and starts what is due, by the newest revision, or by the last good one where that cannot be applied. */
   async #pass(): Promise<void> {
-    const desired = this.#desired;
-    if (!desired) return;
-    const { emit, clock, signal } = this.#context;
-    const context = { ...this.#context, revision: this.#revision };
+    const candidate = this.#candidate ?? this.#applied;
+    if (!candidate) {
+      this.#nextPassMs = Number.POSITIVE_INFINITY;
+      return;
+    }
+    const { signal, state } = this.#context;
+    const context = { ...this.#context, revision: candidate.revision };
     this.#nextPassMs = Number.POSITIVE_INFINITY;
     try {
-      const { plan } = await applyConfiguration(desired, context, { lockTimeoutMs: reconcileTimeoutMs, approve: async (made) => made });
+      if (!state.isInPlace()) throw new HypersdkError("StateUnusable", `the state file ${state.path} was removed or replaced while it was in use`);
+      const { plan } = await applyConfiguration(candidate.desired, context, { lockTimeoutMs: reconcileTimeoutMs, approve: async (made) => made });
+      if (candidate !== this.#applied) this.#rejected = undefined;
+      this.#applied = candidate;
+      if (this.#candidate === candidate) this.#candidate = undefined;
       this.#passProblem = undefined;
-      this.#drift = tellDrift(plan, this.#drift, emit);
+      this.#drift = tellDrift(plan, this.#drift, context.emit);
       this.#lastPassAt = plan.at;
-      this.#start(plan, desired, context);
-      this.#next = nextOf(desired, plan);
-      this.#nextPassMs = Math.min(this.#nextPassMs, nextPassOf(this.#next, plan, desired, context));
+      this.#start(plan, candidate.desired, context);
+      this.#next = nextOf(candidate.desired, plan);
+      this.#nextPassMs = Math.min(this.#nextPassMs, nextPassOf(this.#next, plan, candidate.desired, context));
     } catch (error) {
       if (signal.aborted) return;
       if (isFatal(error)) throw error;
-      const { code, message, hint } = error as HypersdkError;
-      if (this.#passProblem?.reason !== message) emit({ type: "pass_failed", code, reason: message, hint: hint ?? null });
-      this.#passProblem = { code, reason: message };
-      this.#nextPassMs = epochMsOf(clock.now()) + this.#options.intervalMs;
+      if (candidate !== this.#applied && this.#applied && (error as HypersdkError).code !== "LockHeld") {
+        this.#refused = candidate;
+        this.#reject(candidate.revision, error as HypersdkError);
+        if (this.#candidate === candidate) this.#candidate = undefined;
+        this.#nextPassMs = 0;
+      } else this.#failed(error as HypersdkError);
     }
+  }
+
+  /** Told when it is another problem than before, and tried again. */
+  #failed({ code, message, hint }: HypersdkError): void {
+    const { emit, clock } = this.#context;
+    if (this.#passProblem?.reason !== message) emit({ type: "pass_failed", code, reason: message, hint: hint ?? null });
+    this.#passProblem = { code, reason: message };
+    if (this.#applied || this.#candidate) this.#nextPassMs = epochMsOf(clock.now()) + this.#options.intervalMs;
   }
 
   /** Gives the pool what is due now; what waited there and is not due any more leaves it. */
@@ -272,7 +326,7 @@ class Watcher {
     const { clock, state } = this.#context;
     this.#options.onStatus({
       at: clock.now(),
-      applied: this.#lastPassAt === undefined ? null : this.#revision,
+      applied: this.#applied?.revision ?? null,
       serial: state.serial,
       rejected: this.#rejected,
       sourceProblem: this.#sourceProblem,

@@ -9,14 +9,27 @@ export interface RemoteSource {
   readonly ref: string;
 }
 
-/** What a repository says its branch or tag is, as far as can be told without fetching: the same text means the same revision. */
-export async function headOf({ url, ref }: RemoteSource, folder: string, env: NodeJS.ProcessEnv): Promise<string> {
+/** A repository that has not said what its branch is by then is asked again later. */
+const maxAskMs = 60_000;
+
+/** The commit that a repository says its branch or tag is; undefined where it names none by exactly this ref. */
+export async function headOf({ url, ref }: RemoteSource, folder: string, env: NodeJS.ProcessEnv, signal?: AbortSignal): Promise<string | undefined> {
   refuseUrl(url);
   refuseRef(ref);
   mkdirSync(folder, { recursive: true, mode: 0o700 });
+  const limit = AbortSignal.timeout(maxAskMs);
   try {
-    return await gitIn(folder, env).raw(["ls-remote", "--quiet", "--end-of-options", url, ref]);
+    const listed = await gitIn(folder, env, { signal: signal ? AbortSignal.any([signal, limit]) : limit }).raw([
+      "ls-remote",
+      "--quiet",
+      "--end-of-options",
+      url,
+      ref,
+    ]);
+    const named = listed.split("\n").map((line) => line.split("\t"));
+    return named.find(([, name]) => name === ref)?.[0];
   } catch (error) {
+    if (limit.aborted) throw new HypersdkError("SourceUnavailable", `${shown(url)} did not answer within ${maxAskMs / 1000} s`, { cause: error });
     throw gitError(`cannot reach ${shown(url)}`, error);
   }
 }
@@ -28,7 +41,7 @@ const renewedAtBytes = 256 * 2 ** 20;
 const maxFetchMs = 600_000;
 
 /** Fetches, and stops git when more comes than may, or when it takes too long. */
-async function fetchWithin(folder: string, env: NodeJS.ProcessEnv, url: string, args: readonly string[]): Promise<void> {
+async function fetchWithin(folder: string, env: NodeJS.ProcessEnv, url: string, args: readonly string[], signal?: AbortSignal): Promise<void> {
   const objects = join(folder, ".git", "objects");
   const stop = new AbortController();
   let reason: string | undefined;
@@ -41,7 +54,7 @@ async function fetchWithin(folder: string, env: NodeJS.ProcessEnv, url: string, 
   }, 500);
   const timer = setTimeout(() => end(`it was not fetched within ${maxFetchMs / 60_000} minutes`), maxFetchMs);
   try {
-    await gitIn(folder, env, { signal: stop.signal }).raw(["fetch", "--quiet", ...args]);
+    await gitIn(folder, env, { signal: signal ? AbortSignal.any([stop.signal, signal]) : stop.signal }).raw(["fetch", "--quiet", ...args]);
     if (bytesBelow(objects) > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`);
   } catch (error) {
     if (reason === undefined) throw error;
@@ -72,7 +85,7 @@ function bytesBelow(folder: string): number {
  * Fetches one revision into `folder` and checks it out, over whatever was there: a force-push or a revert is an ordinary next
  * state. The caller sees to it that nobody else works in `folder`. Neither URL nor ref can become an option of git.
  */
-export async function checkOut({ url, ref }: RemoteSource, folder: string, env: NodeJS.ProcessEnv): Promise<void> {
+export async function checkOut({ url, ref }: RemoteSource, folder: string, env: NodeJS.ProcessEnv, signal?: AbortSignal): Promise<void> {
   refuseUrl(url);
   refuseRef(ref);
   mkdirSync(folder, { recursive: true, mode: 0o700 });
@@ -81,13 +94,13 @@ export async function checkOut({ url, ref }: RemoteSource, folder: string, env: 
   const git = gitIn(folder, env);
   await git.raw(["init", "--quiet"]).catch((error: unknown) => Promise.reject(gitError(`cannot make the checkout ${folder}`, error)));
   try {
-    await fetchWithin(folder, env, url, ["--depth=1", "--no-tags", "--no-recurse-submodules", "--end-of-options", url, ref]);
+    await fetchWithin(folder, env, url, ["--depth=1", "--no-tags", "--no-recurse-submodules", "--end-of-options", url, ref], signal);
   } catch (error) {
     if (error instanceof HypersdkError) throw error;
     // servers may refuse to give a commit by its id: then everything that leads to it is fetched
     if (!/^[0-9a-f]{40}$/.test(ref) || !/not our ref|unadvertised|did not send all necessary/i.test(String(error)))
-      throw gitError(`cannot fetch ${ref} from ${shown(url)}`, error);
-    await fetchWithin(folder, env, url, ["--no-recurse-submodules", "--end-of-options", url, "+refs/*:refs/remote/*"]).catch((again: unknown) =>
+      throw gitError(`cannot fetch ${ref.replace(/^refs\/heads\//, "")} from ${shown(url)}`, error);
+    await fetchWithin(folder, env, url, ["--no-recurse-submodules", "--end-of-options", url, "+refs/*:refs/remote/*"], signal).catch((again: unknown) =>
       Promise.reject(again instanceof HypersdkError ? again : gitError(`cannot fetch ${shown(url)}`, again)),
     );
     await git

@@ -41,6 +41,29 @@ export async function readWorkTree(top: string, below: string, env: NodeJS.Proce
   }
 }
 
+/** The ids of all files of a commit, by their paths. */
+export async function blobsOf(top: string, commit: string, env: NodeJS.ProcessEnv): Promise<Map<string, string>> {
+  const listed = await gitIn(top, env).raw(["ls-tree", "-r", "-z", "--full-tree", "--end-of-options", commit]);
+  return new Map(
+    listed.split("\0").flatMap((entry) => {
+      const [, kind, id] = entry.slice(0, entry.indexOf("\t")).split(" ");
+      return kind === "blob" && id !== undefined ? [[entry.slice(entry.indexOf("\t") + 1), id] as const] : [];
+    }),
+  );
+}
+
+/** Symbolic links to YAML, and submodules: what a commit names and nothing is read of. */
+export async function notFollowed(top: string, env: NodeJS.ProcessEnv): Promise<{ readonly path: string; readonly kind: "symbolic link" | "submodule" }[]> {
+  const listed = await gitIn(top, env).raw(["ls-files", "-z", "--stage"]);
+  return listed.split("\0").flatMap((entry): { readonly path: string; readonly kind: "symbolic link" | "submodule" }[] => {
+    const path = entry.slice(entry.indexOf("\t") + 1);
+    if (entry.startsWith("160000 ")) return [{ path, kind: "submodule" as const }];
+    // a link without an ending may be one to a folder of YAML
+    const mayBeYaml = /\.ya?ml$/.test(path) || !path.slice(path.lastIndexOf("/")).includes(".");
+    return entry.startsWith("120000 ") && mayBeYaml ? [{ path, kind: "symbolic link" as const }] : [];
+  });
+}
+
 /** Commit, branch, author, and whether the YAML files differ from the commit. */
 export async function revisionOf(top: string, env: NodeJS.ProcessEnv): Promise<Revision> {
   const git = gitIn(top, env);

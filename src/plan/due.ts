@@ -11,6 +11,9 @@ import type { DeferredExport, DiskMode, DueExport, SkippedExport } from "./plan.
 /** With `catchUp: skip`, a run that could have started this long ago was missed, or half the way to the next fire time where that is sooner. */
 const missedAfterMs = 15 * 60_000;
 
+/** A clock is corrected by so much without anybody minding. */
+const clockToleranceMs = 60_000;
+
 export interface DueContext {
   readonly now: Instant;
   readonly schedules: ReadonlyMap<string, ScheduleSpec>;
@@ -37,11 +40,11 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
     ? schedule.initialExport === "immediate"
       ? nowMs
       : undefined
-    : openFireTime(context.protections.get(key), times.latest(nowMs), runs);
+    : openFireTime(context.protections.get(key), times.latest(nowMs), runs, nowMs);
   if (fireTimeMs === undefined) return undefined;
 
   const protection = context.protections.get(key);
-  const waitingSinceMs = protection && !begins ? Math.min(fireTimeMs, times.next(servedUntilMs(protection))) : fireTimeMs;
+  const waitingSinceMs = protection && !begins ? Math.min(fireTimeMs, times.next(servedUntilMs(protection, nowMs))) : fireTimeMs;
   const fireTime = instantOf(fireTimeMs);
   if (runs.some((run) => run.kind === "scheduled" && run.fireTime === fireTime && isEnded(run))) return undefined;
   const base = {
@@ -97,11 +100,11 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
  * The latest fire time that this protection has not handled and that lies after it became effective; or that of a run which
  * was queued and never ended, such as a first export that is no fire time of the cron.
  */
-function openFireTime(protection: RecordedProtection | undefined, latestMs: number, runs: readonly RecordedRun[]): number | undefined {
+function openFireTime(protection: RecordedProtection | undefined, latestMs: number, runs: readonly RecordedRun[], nowMs: number): number | undefined {
   if (!protection) return undefined;
-  const handledMs = protection.handledUntil ? epochMsOf(protection.handledUntil) : 0;
-  if (latestMs > servedUntilMs(protection)) return latestMs;
-  const queued = runs.filter((run) => run.kind === "scheduled" && !isEnded(run) && epochMsOf(run.fireTime) > handledMs).map((run) => epochMsOf(run.fireTime));
+  if (latestMs > servedUntilMs(protection, nowMs)) return latestMs;
+  // also one that was cut off after a later fire time was left out because it went on
+  const queued = runs.filter((run) => run.kind === "scheduled" && !isEnded(run)).map((run) => epochMsOf(run.fireTime));
   return queued.length > 0 ? Math.max(...queued) : undefined;
 }
 
@@ -122,8 +125,10 @@ function firstStartMs(schedule: ScheduleSpec, fireTimeMs: number, runs: readonly
   return nextOpening(schedule.windows, readyMs) ?? readyMs;
 }
 
-function servedUntilMs({ effectiveSince, handledUntil }: RecordedProtection): number {
-  return Math.max(epochMsOf(effectiveSince), handledUntil ? epochMsOf(handledUntil) : 0);
+/** What a clock that was ahead has recorded says nothing: one export too many is better than none for years. No fire time has two runs. */
+function servedUntilMs({ effectiveSince, handledUntil }: RecordedProtection, nowMs: number): number {
+  const times = [epochMsOf(effectiveSince), handledUntil ? epochMsOf(handledUntil) : 0];
+  return Math.max(0, ...times.filter((each) => each <= nowMs + clockToleranceMs));
 }
 
 function isEnded({ state }: RecordedRun): boolean {
@@ -146,7 +151,10 @@ function unmetDependency(
       // a protection that began after this firing has no part in it
       if (epochMsOf(protection.effectiveSince) >= firingMs) return [];
       const runs = context.runs.get(protectionKey(name, protection.provider, protection.identity)) ?? [];
-      return [runs.find((run) => run.kind === "scheduled" && run.fireTime === firing)?.state ?? "queued"];
+      const run = runs.find((each) => each.kind === "scheduled" && each.fireTime === firing);
+      // a VM that is gone will have no run, and nobody waits for it
+      if (!run && protection.state === "missing") return [];
+      return [run?.state ?? "queued"];
     });
     const pending = states.filter((each) => each !== "completed" && each !== "failed" && each !== "cancelled" && each !== "skipped").length;
     const unsuccessful = states.filter((each) => each === "failed" || each === "cancelled" || each === "skipped").length;

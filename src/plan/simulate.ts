@@ -160,10 +160,10 @@ export function simulate(simulation: Simulation): Timeline {
     const decision = decide(key, member, begins, context);
     if (!decision) return;
     const { fireTime } = decision.export;
-    const known = subject.runs.at(-1);
+    const known = subject.runs.find((each) => each.fireTime === fireTime);
     // what runs now was asked about while it ran
-    if (known?.fireTime === fireTime && (known.state === "running" || subject.queued?.record === known)) return;
-    const record = known?.fireTime === fireTime ? known : begin(subject, fireTime);
+    if (known && (known.state === "running" || subject.queued?.record === known)) return;
+    const record = known ?? begin(subject, fireTime);
     if (decision.kind === "skipped") {
       record.state = "skipped";
       finish(subject, record, "skipped", decision.export.reason);
@@ -187,8 +187,8 @@ export function simulate(simulation: Simulation): Timeline {
 
   function begin(subject: Subject, fireTime: Instant): SimulatedRecord {
     const { schedule, vmPath, priority } = subject.member;
-    const before = subject.runs.at(-1);
-    if (before?.state === "queued") {
+    const before = subject.runs.find(({ state }) => state === "queued");
+    if (before) {
       before.state = "skipped";
       if (subject.queued) queue.remove(subject.queued);
       subject.queued = undefined;
@@ -264,7 +264,8 @@ export function simulate(simulation: Simulation): Timeline {
   /** A fire time is handled. */
   function finish(subject: Subject, record: SimulatedRecord, outcome: Outcome, reason?: string): void {
     end(record, outcome, reason);
-    subject.protection = { ...subject.protection, handledUntil: record.fireTime };
+    const { handledUntil } = subject.protection;
+    if (handledUntil === undefined || record.fireTime > handledUntil) subject.protection = { ...subject.protection, handledUntil: record.fireTime };
     wakeDependents(record);
   }
 

@@ -1,7 +1,10 @@
 import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import Database from "better-sqlite3";
 import { HypersdkError } from "../model/errors.ts";
+
+const askAgainMs = 100;
 
 /**
  * Proof that a process lives: an SQLite file of its own that it holds with `BEGIN EXCLUSIVE`. The kernel frees it however the
@@ -25,20 +28,23 @@ export class ProcessLock {
   }
 
   /**
-   * One process at a time in a folder that is ours alone, such as a checkout. Waits for whoever is in it, blocking, since nothing
-   * else can be done meanwhile. @throws LockHeld after `timeoutMs`
+   * One process at a time in a folder that is ours alone, such as a checkout. Waits for whoever is in it, and lets others of this
+   * process go on meanwhile. @throws LockHeld after `timeoutMs`
    */
-  static enter(folder: string, timeoutMs: number): ProcessLock {
+  static async enter(folder: string, timeoutMs: number, signal?: AbortSignal): Promise<ProcessLock> {
     mkdirSync(folder, { recursive: true, mode: 0o700 });
     const path = lockPath(folder, "in-use");
-    const db = new Database(path, { timeout: timeoutMs });
-    try {
-      db.exec("BEGIN EXCLUSIVE");
-    } catch (error) {
-      db.close();
-      throw new HypersdkError("LockHeld", `another process works in ${folder}`, { cause: error, hint: "wait until it has ended" });
+    for (let waitedMs = 0; ; waitedMs += askAgainMs) {
+      const db = new Database(path, { timeout: 0 });
+      try {
+        db.exec("BEGIN EXCLUSIVE");
+        return new ProcessLock(path, db);
+      } catch (error) {
+        db.close();
+        if (waitedMs >= timeoutMs) throw new HypersdkError("LockHeld", `another process works in ${folder}`, { cause: error, hint: "wait until it has ended" });
+      }
+      await sleep(askAgainMs, undefined, signal ? { signal } : {});
     }
-    return new ProcessLock(path, db);
   }
 
   /** Frees the lock and leaves its file, which another process may be waiting for. */

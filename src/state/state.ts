@@ -1,4 +1,4 @@
-import { chmodSync, existsSync } from "node:fs";
+import { chmodSync, existsSync, statSync } from "node:fs";
 import { HypersdkError } from "../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import type { Clock, Random } from "../model/ports.ts";
@@ -27,11 +27,13 @@ export class State {
   readonly leases: Leases;
   readonly #db: Db;
   readonly #lock: ProcessLock | undefined;
+  readonly #inode: number | undefined;
 
   private constructor(path: string, db: Db, holder: string, lock: ProcessLock | undefined) {
     this.path = path;
     this.#db = db;
     this.#lock = lock;
+    this.#inode = statSync(path, { throwIfNoEntry: false })?.ino;
     this.configuration = new Configuration(db);
     this.runs = new Runs(db);
     this.artifacts = new Artifacts(db);
@@ -88,6 +90,11 @@ export class State {
         },
       );
     this.configuration.setMeta("lineage", lineage);
+  }
+
+  /** Whether the file that is open is still the one that others find under its name. */
+  isInPlace(): boolean {
+    return statSync(this.path, { throwIfNoEntry: false })?.ino === this.#inode;
   }
 
   recorded(now: Instant): Recorded {

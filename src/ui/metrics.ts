@@ -33,6 +33,7 @@ export class WatchMetrics {
   readonly #read: Counter<"schedule">;
   readonly #stored: Counter<"schedule">;
   readonly #duration: Histogram;
+  #made: { readonly atMs: number; readonly text: Promise<string> } | undefined;
 
   /** @param successes asked at each scrape */
   constructor(version: string, successes: () => readonly ProtectionSuccess[]) {
@@ -73,6 +74,12 @@ export class WatchMetrics {
       if (next) lastSuccess.set({ schedule: "other", vm: "other" }, seconds(next.lastSuccessAt));
     };
     collectDefaultMetrics({ register: this.registry });
+  }
+
+  /** What a scrape gets; made once a second at most, however many ask. */
+  text(nowMs: number): Promise<string> {
+    if (!this.#made || nowMs < this.#made.atMs || nowMs - this.#made.atMs >= 1000) this.#made = { atMs: nowMs, text: this.registry.metrics() };
+    return this.#made.text;
   }
 
   handle(event: EngineEvent): void {

@@ -141,6 +141,37 @@ describe("watch on a work tree", { timeout: 120_000 }, () => {
     expect(await artifacts(folder)).toHaveLength(1);
   });
 
+  it("a run that was cut off after a later fire time was left out is made all the same", async () => {
+    const folder = workTree(yaml(", retry: {attempts: 5, initialDelay: 10m}", "* * * * *"));
+    machines(folder, "a");
+    writeFileSync(join(folder, "exports"), "no folder");
+    const watcher = watching(folder);
+    await watcher.came("export_retried");
+    // as a minute later, when the next fire time is skipped by overlap
+    for (let i = 0; i < 80; i++) {
+      const { items } = result<{ items: { state: string }[] }>((await hypersdk(folder, ["get", "runs", "--json"])).stdout);
+      if (items.some(({ state }) => state === "skipped")) break;
+      await sleep(1000);
+    }
+    watcher.kill("SIGKILL");
+    await watcher.done;
+    rmSync(join(folder, "exports"));
+    expect(await hypersdk(folder, ["apply", "--auto-approve", "--json"])).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining('"completed": 1') as string,
+    });
+  });
+
+  it("ends when its state is removed under it", async () => {
+    const folder = workTree(yaml());
+    machines(folder, "a");
+    const watcher = watching(folder);
+    await watcher.came("export_completed");
+    rmSync(join(folder, ".hypersdk"), { recursive: true });
+    watcher.kill("SIGHUP");
+    expect(await watcher.done).toMatchObject({ code: 1, stderr: expect.stringContaining("was removed or replaced") as string });
+  });
+
   it("--once is one pass: exit 0, 7 where an export failed, 3 for an invalid file", async () => {
     const folder = workTree(yaml());
     machines(folder, "a");
@@ -234,6 +265,48 @@ describe("watch on a branch of a repository elsewhere", { timeout: 120_000 }, ()
     expect(applied.revision.commit).toBe(git(clone, "rev-parse", "HEAD").trim());
   });
 
+  it("follows the branch, whatever tags and branches are called likewise", async () => {
+    const { url, clone, cwd, push } = remote("version: v2\n");
+    push(outside(cwd));
+    git(clone, "checkout", "--quiet", "-b", "other");
+    writeFileSync(join(clone, "infrastructure.yaml"), outside(cwd).replace("nightly", "evil"));
+    git(clone, "commit", "--quiet", "--all", "-m", "evil");
+    git(clone, "tag", "main");
+    git(clone, "push", "--quiet", "origin", "refs/tags/main", "HEAD:refs/heads/x/main");
+    const plan = await hypersdk(cwd, ["plan", ...argsOf(url, cwd)]);
+    expect([plan.code, plan.stdout.includes("schedule.nightly"), plan.stdout.includes("evil")]).toEqual([0, true, false]);
+    expect((await hypersdk(cwd, ["plan", "--repo", url, "--ref", "refs/tags/main", "--allow-path", cwd])).stdout).toContain("schedule.evil");
+  });
+
+  it("goes on with the last good revision where a valid one cannot be applied, and says so", async () => {
+    const { url, cwd, push } = remote("version: v2\n");
+    push(outside(cwd));
+    const watcher = watching(cwd, argsOf(url, cwd));
+    await watcher.came("export_completed");
+    mkdirSync(join(cwd, "foreign"));
+    writeFileSync(
+      join(cwd, "foreign", "hypersdk-destination.json"),
+      readFileSync(join(cwd, "exports", "hypersdk-destination.json"), "utf8").replace(
+        /"lineage":\s*"[^"]*"/,
+        '"lineage": "11111111-1111-4111-8111-111111111111"',
+      ),
+    );
+    const bad = push(
+      outside(cwd).replace(
+        "schedules:\n",
+        `schedules:\n  - {name: other, cron: "0 3 * * *", vms: ["/datacenter/vm/*"], destination: "file://${cwd}/foreign", verify: none}\n`,
+      ),
+    );
+    expect(await watcher.came("revision_rejected")).toMatchObject({ commit: bad, code: "DestinationForeign" });
+    machines(cwd, "late");
+    watcher.kill("SIGHUP");
+    await watcher.came("export_completed", 2);
+    const status = result<{ revision: { commit: string }; attempted: { commit: string; problem: string } }>(
+      (await hypersdk(cwd, ["status", "--json", ...argsOf(url, cwd)])).stdout,
+    );
+    expect([status.revision.commit === bad, status.attempted.commit]).toEqual([false, bad]);
+  });
+
   it("keeps every protection while a provider cannot be reached, and counts machines that vanish as missing, not as unwanted", async () => {
     const { url, cwd } = remote("version: v2\n");
     machines(cwd, "a", "b");
@@ -275,14 +348,27 @@ describe("watch on a branch of a repository elsewhere", { timeout: 120_000 }, ()
     await watcher.came("export_completed");
     const unsigned = push(outside(cwd, ", priority: 10"));
     expect(await watcher.came("revision_rejected")).toMatchObject({ commit: unsigned, code: "SignatureRefused" });
+    // the key is added later: the commit is taken without another one
+    const allowed = readFileSync(join(cwd, "allowed"), "utf8");
     signedBy("other");
     const foreign = push(outside(cwd, ", priority: 20"), "-S");
     expect(await watcher.came("revision_rejected", 2)).toMatchObject({ commit: foreign });
+    writeFileSync(join(cwd, "allowed"), `${allowed}test@example.com ${readFileSync(join(cwd, "other.pub"), "utf8")}`);
+    await watcher.came("config_applied", 2);
     signedBy("boss");
     push(outside(cwd, ", priority: 30"), "-S");
-    await watcher.came("config_applied", 2);
+    await watcher.came("config_applied", 3);
     watcher.kill("SIGTERM");
     await watcher.done;
+    // a work tree is not fooled by what git is told to overlook
+    const tree = ["plan", "--state", join(cwd, "tree.db"), "--verify-signatures", join(cwd, "allowed")];
+    expect(await hypersdk(clone, tree)).toMatchObject({ code: 0 });
+    git(clone, "update-index", "--assume-unchanged", "infrastructure.yaml");
+    const signed = readFileSync(join(clone, "infrastructure.yaml"), "utf8");
+    writeFileSync(join(clone, "infrastructure.yaml"), signed.replace("nightly", "evil"));
+    expect(await hypersdk(clone, tree)).toMatchObject({ code: 10, stderr: expect.stringContaining("is not as the signed commit has it") as string });
+    writeFileSync(join(clone, "infrastructure.yaml"), signed);
+    git(clone, "update-index", "--no-assume-unchanged", "infrastructure.yaml");
     // OpenPGP
     const home = join(cwd, "gnupg");
     mkdirSync(home, { mode: 0o700 });

@@ -63,7 +63,8 @@ async function live(
         // a busy machine oversleeps, and tests are shorter
         world.nowMs += ms * 4;
         world.turn();
-        if (world.nowMs >= untilMs) stop.abort(new Error("the test is over"));
+        // a clock that is years ahead is not the end
+        if (world.nowMs >= untilMs && world.nowMs < untilMs + 1000 * day) stop.abort(new Error("the test is over"));
       },
     },
     random,
@@ -174,6 +175,32 @@ describe("a watcher over simulated time", { timeout: 120_000 }, () => {
     expect(fired(runs).length).toBeGreaterThan(15);
   });
 
+  it("a clock that was years ahead for a while stops nothing when it is right again", async () => {
+    const { runs } = await live(schedule('cron: "0 * * * *"'), began + 12 * hour, (world) => {
+      let step = 0;
+      world.turn = () => {
+        if (step === 0 && world.nowMs > began + 3.5 * hour) {
+          step = 1;
+          world.nowMs += 3650 * day + hour;
+        } else if (step === 1 && world.nowMs > began + 3650 * day + 5 * hour) {
+          step = 2;
+          world.nowMs -= 3650 * day;
+        }
+      };
+    });
+    const times = fired(runs).filter((time) => time < "2027");
+    expect(times.slice(-4)).toEqual(expected("0 * * * *", "UTC", began + 7.5 * hour, began + 12 * hour).slice(-4));
+    expect(new Set(times).size).toBe(times.length);
+  });
+
+  it("a first export that has to wait for its window is made when that opens", async () => {
+    const { runs } = await live(schedule('cron: "0 2 1 1 *", initialExport: immediate, windows: [{start: "15:00", end: "16:00"}]'), began + 5 * hour);
+    expect(runs.map(({ state, attempts, endedAt }) => [state, attempts, (endedAt ?? "").slice(11, 13)])).toEqual([
+      ["completed", 1, "15"],
+      ["completed", 1, "15"],
+    ]);
+  });
+
   it("a repository that cannot be reached for hours, and commits that are invalid, leave the last good one running", async () => {
     const { runs, world } = await live(schedule('cron: "0 * * * *"'), began + 18 * hour, (now) => {
       now.source = () => {
@@ -190,7 +217,7 @@ describe("a watcher over simulated time", { timeout: 120_000 }, () => {
   });
 
   it("a provider that cannot be reached, or shows fewer VMs, ends no protection; what it missed is caught up", async () => {
-    const { runs, state } = await live(schedule('cron: "0 2 * * *", retry: {attempts: 0}'), began + 4 * day, (world) => {
+    const { runs, state, world } = await live(schedule('cron: "0 2 * * *", retry: {attempts: 0}'), began + 4 * day, (world) => {
       const all = world.disks as Map<string, Buffer>;
       world.turn = () => {
         const days = (world.nowMs - began) / day;
@@ -203,5 +230,14 @@ describe("a watcher over simulated time", { timeout: 120_000 }, () => {
     ]);
     // while it was gone nothing was due; afterwards the last fire time was
     for (const vm of vms) expect(fired(runs, vm)).toEqual(expected("0 2 * * *", "UTC", began, began + 4 * day));
+    const drifted = world.events.flatMap((event) => (event.type === "drifted" ? [`${event.kind} ${event.reason}`] : []));
+    expect(drifted).toEqual(
+      expect.arrayContaining([
+        expect.stringContaining("unknown: provider.local"),
+        expect.stringMatching(/^vm-missing nightly \/datacenter\/vm\/b/),
+      ]) as string[],
+    );
+    // each told once, however many passes saw it
+    expect(new Set(drifted).size).toBe(drifted.length);
   });
 });

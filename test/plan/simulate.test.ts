@@ -106,6 +106,17 @@ describe("each field of a schedule, over simulated days", () => {
     expect(told(run(yaml("skip"), ["a"], span))[1]).toBe("hourly 11-20T05:00 - skipped it was missed by 20m and catchUp is skip");
   });
 
+  it("catchUp: skip leaves runs alone that wait for their window, their dependency or their last run: they were not missed", () => {
+    const waiting = run(`version: v2\nschedules:\n${schedule("daily", 'cron: "0 13 * * *", catchUp: skip, windows: [{start: "15:00", end: "17:00"}]')}`, ["a"]);
+    expect(told(waiting)).toEqual([
+      "daily 11-20T13:00 11-20T15:00 completed waits for its window",
+      "daily 11-21T13:00 11-21T15:00 completed waits for its window",
+    ]);
+    const dependent = `version: v2\nschedules:\n${schedule("first", 'cron: "0 1 * * *"')}${schedule("second", 'cron: "0 1 * * *", catchUp: skip, dependsOn: [{schedule: first}]')}`;
+    const ran = run(dependent, ["a"], { durationMs: () => 70 * minute }).runs.filter(({ schedule: name }) => name === "second");
+    expect(ran.map(({ outcome }) => outcome)).toEqual(["completed", "completed"]);
+  });
+
   it("initialExport: immediate begins at once, suspend keeps everything from running", () => {
     const yaml = (more: string): string => `version: v2\nschedules:\n${schedule("weekly", `cron: "0 2 * * 3", ${more}`)}`;
     expect(told(run(yaml("initialExport: immediate"), ["a"]))).toEqual(["weekly 11-20T00:00 11-20T00:00 completed "]);
