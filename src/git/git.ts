@@ -8,8 +8,11 @@ import { HypersdkError } from "../model/errors.ts";
 const passed = ["GIT_SSH_COMMAND", "GIT_SSH", "GIT_ASKPASS", "SSH_ASKPASS", "GIT_SSL_CAINFO", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM"];
 const set = { GIT_TERMINAL_PROMPT: "0", GIT_ALLOW_PROTOCOL: "file:ssh:https", GIT_OPTIONAL_LOCKS: "0", LC_ALL: "C" };
 
-/** Links become plain files with their target as text, so that no path of a checkout leads out of it. */
-const config = ["core.symlinks=false", "core.fsmonitor=false", "core.hooksPath=/dev/null"];
+/**
+ * Links become plain files with their target as text, so that no path of a checkout leads out of it. A transfer that stands still
+ * ends by itself, also one whose git is gone.
+ */
+const config = ["core.symlinks=false", "core.fsmonitor=false", "core.hooksPath=/dev/null", "http.lowSpeedLimit=1", "http.lowSpeedTime=60"];
 
 export interface GitOptions {
   /** Ends git when it is aborted. */

@@ -27,6 +27,8 @@ export interface WatchOptions extends SourceOptions {
 }
 
 const shortestIntervalMs = 1000;
+/** What still holds the process after it has ended everything is left behind. */
+const leftBehindMs = 1000;
 
 /** Follows a branch or a work tree: applies each revision, exports when it is due, until it is told to stop. */
 export async function watch(options: WatchOptions, io: Io): Promise<number> {
@@ -154,5 +156,7 @@ async function forever(options: WatchOptions, intervalMs: number, lockTimeoutMs:
     interrupts.dispose();
     events.close();
     state.close();
+    // a helper of a git that was ended holds a pipe for as long as its server says nothing
+    if (interrupts.signal.aborted) setTimeout(() => process.exit(), leftBehindMs).unref();
   }
 }
