@@ -390,13 +390,13 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     define(
       schedule,
       "preview <name>",
-      "the next fire times, and when windows let them start",
+      "the next fire times: when each may start, after what, and why then",
       ["hypersdk schedule preview nightly", "hypersdk schedule preview nightly --from 2026-03-28T00:00:00Z --count 5"],
       async ([name], options, io) => (await import("./commands/schedule.ts")).preview(name as string, options, io),
     ),
   )
-    .option("--from <time>", "from this time on")
-    .option("--count <n>", "how many", positive);
+    .option("--from <time>", "from this time on; now otherwise")
+    .option("--count <n>", "how many; 10 otherwise", positive);
   source(
     add(
       "simulate",

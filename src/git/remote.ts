@@ -139,7 +139,7 @@ function refuseUrl(url: string): void {
 function refuseRef(ref: string): void {
   if (
     ref === "" ||
-    ref.startsWith("-") ||
+    ref.replace(/^refs\/(heads|tags)\//, "").startsWith("-") ||
     ref.startsWith("/") ||
     ref.endsWith("/") ||
     ref.endsWith(".") ||

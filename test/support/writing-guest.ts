@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { stopped } from "./nbd.ts";
 
@@ -89,7 +89,7 @@ export async function startGuest(
   process.stderr?.setEncoding("utf8").on("data", (text: string) => {
     said += text;
   });
-  for (let i = 0; i < 1200 && !existsSync(monitor); i++) {
+  for (let i = 0; i < 1200 && !listens(monitor); i++) {
     if (process.exitCode !== null) throw new Error(`QEMU did not start: ${said}`);
     await sleep(25);
   }
@@ -102,6 +102,13 @@ export async function startGuest(
     },
     kill: () => stopped(process),
   };
+}
+
+/** A socket has its name a moment before anybody listens on it, and refuses until then: the kernel's table has the flag. */
+function listens(path: string): boolean {
+  return readFileSync("/proc/net/unix", "latin1")
+    .split("\n")
+    .some((line) => line.endsWith(` ${path}`) && line.split(/\s+/)[3] === "00010000");
 }
 
 /** Waits until the guest has written on for so many milliseconds. */

@@ -42,7 +42,7 @@ export async function preview(name: string, options: PreviewOptions, io: Io): Pr
     const shown = (instant: Instant): string => formatTime(instant, schedule.timezone, from);
     io.out(
       renderTable(
-        ["fires", "starts", "", "after"],
+        ["fires", "starts", "because", "after"],
         items.map(({ fireTime, starts, reason, dependsOn }) => [
           shown(fireTime),
           starts ? shown(starts) : "never",
