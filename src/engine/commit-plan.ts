@@ -60,6 +60,7 @@ export function commitPlan(plan: Plan, desired: DesiredState, lease: Lease, cont
       artifacts.withdraw(point);
       audit("point.kept", point, { reason });
     }
+    const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
     const urls = new Map(desired.destinations.map(({ name, url }) => [name, url]));
     const open = Map.groupBy(
       runs.open().filter(({ kind, state: now }) => kind === "scheduled" && now === "queued"),
@@ -84,7 +85,8 @@ export function commitPlan(plan: Plan, desired: DesiredState, lease: Lease, cont
     // a first export that has to wait is no fire time of the cron: without a run nobody would know of it
     const begun = new Set(plan.protections.filter(({ kind }) => kind === "begin").map(keyOf));
     for (const deferred of plan.deferred) if (begun.has(keyOf(deferred))) enqueue(deferred);
-    for (const each of [...plan.exports, ...plan.deferred, ...plan.skipped]) recordSuperseded(each, desired, urls.get(each.destination) ?? "", context, at);
+    for (const each of [...plan.exports, ...plan.deferred, ...plan.skipped])
+      recordSuperseded(each, schedules.get(each.schedule) as ScheduleSpec, urls.get(each.destination) ?? "", context, at);
     cancelRunsWithoutProtection(plan, context);
     if (isChange) configuration.setMeta("serial", String(serial));
     const applied = JSON.parse(configuration.meta("applied_revision") ?? "null") as ({ readonly at: Instant } & Partial<Revision>) | null;
@@ -98,13 +100,12 @@ export function commitPlan(plan: Plan, desired: DesiredState, lease: Lease, cont
 /** The fire time before, where nothing ever ran for it: whoever depends on it need not wait, and the history says what became of it. */
 function recordSuperseded(
   each: PlannedExport,
-  { schedules }: DesiredState,
+  { cron, timezone }: ScheduleSpec,
   destinationUrl: string,
   { state, random, revision }: EngineContext,
   at: Instant,
 ): void {
   if (each.waitingSince >= each.fireTime) return;
-  const { cron, timezone } = schedules.find(({ name }) => name === each.schedule) as ScheduleSpec;
   const fireTime = instantOf(fireTimes(cron, timezone).latest(epochMsOf(each.fireTime) - 1));
   if (fireTime < each.waitingSince || state.runs.isKnown(each, fireTime)) return;
   const run = state.runs.enqueue({ ...each, fireTime, id: random.uuid(), kind: "scheduled", destinationUrl }, at);

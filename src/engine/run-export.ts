@@ -49,8 +49,9 @@ export async function runExport(work: RunWork, place: Place, context: EngineCont
   const { run } = work;
   const name: RunName = { id: run.id, schedule: run.schedule, vmPath: run.vmPath, fireTime: run.fireTime };
   // it may have waited for a place for long; the next pass looks when a window opens again
-  if (!mayStart(work, context)) {
-    emit({ type: "export_not_started", run: name, reason: "its window closed while it waited" });
+  const held = heldBack(work, context);
+  if (held !== undefined) {
+    emit({ type: "export_not_started", run: name, reason: held });
     return "not started";
   }
   let lease: Lease;
@@ -70,9 +71,11 @@ export async function runExport(work: RunWork, place: Place, context: EngineCont
   }
 }
 
-/** Windows say when an attempt may begin; what goes on is not cut. A manual run has none. */
-function mayStart({ run, schedule }: RunWork, { clock }: EngineContext): boolean {
-  return run.kind === "manual" || isOpen(schedule.windows, epochMsOf(clock.now()));
+/** Why no attempt may begin now; what goes on is not cut. A manual run has neither windows nor suspensions. */
+function heldBack({ run, schedule }: RunWork, { state, clock }: EngineContext): string | undefined {
+  if (run.kind === "manual") return undefined;
+  if (state.configuration.suspensions().includes(schedule.name)) return "its schedule was suspended while it waited";
+  return isOpen(schedule.windows, epochMsOf(clock.now())) ? undefined : "its window closed while it waited";
 }
 
 async function attempts(work: RunWork, name: RunName, place: Place, lease: Lease, context: EngineContext): Promise<RunOutcome> {
@@ -103,7 +106,7 @@ async function attempts(work: RunWork, name: RunName, place: Place, lease: Lease
           emit({ type: "export_interrupted", run: name });
           return "interrupted";
         }
-        if (mayStart(work, context)) continue;
+        if (heldBack(work, context) === undefined) continue;
       }
       fail(work, failure, lease, context);
       emit({ type: "export_failed", run: name, code: failure.code, reason: failure.message, hint: failure.hint ?? null });
