@@ -1,3 +1,4 @@
+import { setFlagsFromString } from "node:v8";
 import { type Reconciled, reconcile } from "../../engine/reconcile.ts";
 import { tellDrift, type WatchStatus, watch as watchSourceOf } from "../../engine/watch.ts";
 import { HypersdkError } from "../../model/errors.ts";
@@ -94,6 +95,8 @@ async function once(options: WatchOptions, lockTimeoutMs: number, io: Io): Promi
 }
 
 async function forever(options: WatchOptions, intervalMs: number, lockTimeoutMs: number, io: Io): Promise<number> {
+  // the young generation would grow to 48 MiB over a day of short work, and never shrink again
+  setFlagsFromString("--semi-space-growth-factor=1");
   const source = await watchSource(options, io.env, io.cwd);
   const events = openEventLog(io.eventsTarget, io.logLevel);
   let refresh: () => void = () => {};
