@@ -57,7 +57,9 @@ ${n % 5 === 0 ? "" : `  - {name: other, cron: "${n % 60} 2 * * *", initialExport
   onTestFinished(() => current.kill("SIGKILL"));
 
   const beganMs = Date.now();
-  const until = beganMs + seconds * 1000;
+  // a quarter of a minute behind a fire time at the least, so that there is one, also after a kill
+  const firstFireMs = (Math.floor((beganMs + 5000) / minuteMs) + 1) * minuteMs;
+  const until = Math.max(beganMs + seconds * 1000, firstFireMs + 15_000);
   let nextKillMs = Date.now() + 8000;
   let restartedMs = beganMs;
   let kills = 0;
