@@ -209,7 +209,7 @@ class Watcher {
 
   /** Takes over what the source holds, or says why not. */
   async #read(): Promise<void> {
-    const { emit, clock, state, signal } = this.#context;
+    const { emit, clock, signal } = this.#context;
     let reading: Reading | undefined;
     try {
       reading = await this.#source.read(signal);
@@ -229,36 +229,43 @@ class Watcher {
     // a revision that was refused is looked at again and again, and told once
     if (problem && this.#rejected?.commit === commit && this.#rejected.reason === problem.message) return;
     emit({ type: "revision_found", commit, branch: revision?.branch ?? null, dirty: revision?.dirty ?? false });
-    state.write(this.#lease, () =>
-      state.configuration.setMeta("attempted_revision", JSON.stringify({ ...revision, at: clock.now(), problem: problem?.message ?? null })),
-    );
     this.#candidate = this.#refused = undefined;
     if ("problem" in content) this.#reject(revision, content.problem);
     else {
       this.#rejected = undefined;
       this.#candidate = { desired: content.desired, revision };
       this.#nextPassMs = 0;
+      this.#note(revision, undefined);
+    }
+  }
+
+  /** Records what was looked at last. The source gives it once: a state that is busy costs the note, not the revision. */
+  #note(revision: Revision | null, problem: HypersdkError | undefined): void {
+    const { clock, state } = this.#context;
+    const commit = revision?.commit ?? null;
+    try {
+      state.write(this.#lease, () => {
+        state.configuration.setMeta("attempted_revision", JSON.stringify({ ...revision, at: clock.now(), problem: problem?.message ?? null }));
+        if (!problem) return;
+        const { code, message: reason } = problem;
+        const author = revision?.author ?? null;
+        state.audit.append({ at: clock.now(), type: "config.rejected", subject: commit ?? "work tree", detail: { code, reason }, commit, author });
+      });
+    } catch (error) {
+      if (isFatal(error)) throw error;
+      this.#failed(error as HypersdkError);
     }
   }
 
   /** The last good revision goes on. */
-  #reject(revision: Revision | null, { code, message, hint }: HypersdkError): void {
-    const { emit, clock, state } = this.#context;
+  #reject(revision: Revision | null, problem: HypersdkError): void {
+    const { emit } = this.#context;
+    const { code, message, hint } = problem;
     const commit = revision?.commit ?? null;
     this.#rejected = { commit, code, reason: message };
     const goesOn = this.#applied ? { goesOn: this.#applied.revision?.commit ?? null } : {};
     emit({ type: "revision_rejected", commit, dirty: revision?.dirty ?? false, ...goesOn, code, reason: message, hint: hint ?? null });
-    state.write(this.#lease, () => {
-      state.configuration.setMeta("attempted_revision", JSON.stringify({ ...revision, at: clock.now(), problem: message }));
-      state.audit.append({
-        at: clock.now(),
-        type: "config.rejected",
-        subject: commit ?? "work tree",
-        detail: { code, reason: message },
-        commit,
-        author: revision?.author ?? null,
-      });
-    });
+    this.#note(revision, problem);
   }
 
   /** Plans, applies and starts what is due, by the newest revision, or by the last good one where that cannot be applied. */
@@ -288,9 +295,9 @@ class Watcher {
       if (isFatal(error)) throw error;
       if (candidate !== this.#applied && this.#applied && (error as HypersdkError).code !== "LockHeld") {
         this.#refused = candidate;
-        this.#reject(candidate.revision, error as HypersdkError);
         if (this.#candidate === candidate) this.#candidate = undefined;
         this.#nextPassMs = 0;
+        this.#reject(candidate.revision, error as HypersdkError);
       } else this.#failed(error as HypersdkError);
     }
   }

@@ -4,6 +4,7 @@ import { createServer, get } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import Database from "better-sqlite3";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { commit, git, hypersdk, start, temporaryFolder, workTree } from "../support/cli.ts";
 import { KiB, MiB, writeRaw } from "../support/disks.ts";
@@ -160,6 +161,21 @@ describe("watch on a work tree", { timeout: 120_000 }, () => {
       code: 0,
       stdout: expect.stringContaining('"completed": 1') as string,
     });
+  });
+
+  it("takes a revision over that came while the state was busy for longer than it waits", async () => {
+    const folder = workTree(yaml());
+    machines(folder, "a");
+    const watcher = watching(folder);
+    await watcher.came("export_completed");
+    const db = new Database(join(folder, ".hypersdk", "state.db"));
+    db.exec("BEGIN IMMEDIATE");
+    writeFileSync(join(folder, "infrastructure.yaml"), yaml(", priority: 61"));
+    // the program waits ten seconds for a busy state
+    await watcher.came("pass_failed");
+    db.exec("ROLLBACK");
+    db.close();
+    expect((await watcher.came("config_applied", 2)).serial).toBe(2);
   });
 
   it("ends when its state is removed under it", async () => {
