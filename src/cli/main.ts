@@ -1,5 +1,4 @@
 import { existsSync, mkdtempSync, writeFileSync } from "node:fs";
-import { enableCompileCache } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { CommanderError } from "commander";
@@ -14,7 +13,6 @@ const optionalValues: Readonly<Record<string, { readonly values: readonly string
   "convert --compress": { values: ["zlib", "zstd"], alone: "zlib", refusesOthers: true },
 };
 
-enableCompileCache();
 // a reader that has seen enough (`| head`) ends the output, not the program's work
 for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
 process.exitCode = await main(process.argv.slice(2));

@@ -68,7 +68,9 @@ export class SourceFile {
 
   atOffset(offset: number, length: number, what: DiagnosticWords): Diagnostic {
     this.documents();
-    const { line, col } = (this.#lines as LineCounter).linePos(Math.min(offset, this.text.length));
+    // what is missing at the end is shown where the text ends, not on an empty line behind it
+    const last = Math.max(0, this.text.trimEnd().length - 1);
+    const { line, col } = (this.#lines as LineCounter).linePos(Math.min(offset, last));
     const safeLine = Math.max(1, line);
     const source = this.lineText(safeLine);
     const column = Math.max(1, Math.min(col, source.length + 1));

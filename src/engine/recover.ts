@@ -34,6 +34,7 @@ export async function recover(desired: DesiredState, context: EngineContext): Pr
       if (!swept.has(run.destinationUrl)) await sweep(await context.openDestination({ name: run.destination, url: run.destinationUrl }));
       swept.add(run.destinationUrl);
     } catch (error) {
+      if (context.signal.aborted) return;
       // an unreachable destination leaves the run as it is, for the next time
       if (!(error instanceof HypersdkError)) throw error;
       emit({ type: "warning", code: error.code, text: `the interrupted run of ${run.schedule} for ${run.vmPath} could not be cleared: ${error.message}` });

@@ -81,14 +81,21 @@ function heldBack({ run, schedule }: RunWork, { state, clock }: EngineContext): 
 async function attempts(work: RunWork, name: RunName, place: Place, lease: Lease, context: EngineContext): Promise<RunOutcome> {
   const { state, clock, random, emit, signal } = context;
   const { run, schedule } = work;
+  // once it is published, what is left to do is to prove it
+  let exported: Exported | undefined;
   for (let attempt = 1; ; attempt++) {
-    state.write(lease, () => state.runs.beginAttempt(run.id, clock.now()));
+    state.write(lease, () => {
+      state.runs.beginAttempt(run.id, clock.now());
+      if (exported) state.runs.setState(run.id, "verifying");
+    });
     try {
-      await attemptOnce(work, name, attempt, lease, context);
+      const destination = await context.openDestination(work.destination);
+      exported ??= await exportOnce(work, destination, name, attempt, lease, context);
+      await proveAndComplete({ run, ...schedule }, destination, exported, name, lease, context);
       return "completed";
     } catch (error) {
       if (signal.aborted) {
-        interrupt(work, lease, context);
+        interrupt(work, exported !== undefined, lease, context);
         emit({ type: "export_interrupted", run: name });
         return "interrupted";
       }
@@ -102,11 +109,11 @@ async function attempts(work: RunWork, name: RunName, place: Place, lease: Lease
         try {
           await place.leaveFor(() => clock.sleep(delayMs, signal));
         } catch {
-          interrupt(work, lease, context);
+          interrupt(work, exported !== undefined, lease, context);
           emit({ type: "export_interrupted", run: name });
           return "interrupted";
         }
-        if (heldBack(work, context) === undefined) continue;
+        if (exported || heldBack(work, context) === undefined) continue;
       }
       fail(work, failure, lease, context);
       emit({ type: "export_failed", run: name, code: failure.code, reason: failure.message, hint: failure.hint ?? null });
@@ -115,12 +122,12 @@ async function attempts(work: RunWork, name: RunName, place: Place, lease: Lease
   }
 }
 
-async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease: Lease, context: EngineContext): Promise<void> {
+/** Exports and publishes one point. */
+async function exportOnce(work: RunWork, destination: Destination, name: RunName, attempt: number, lease: Lease, context: EngineContext): Promise<Exported> {
   const { state, clock, random, emit, signal, revision } = context;
   const { run, schedule } = work;
   signal.throwIfAborted();
   const provider = await context.openProvider(work.provider);
-  const destination = await context.openDestination(work.destination);
   await claim(destination, state.lineage, clock.now(), {
     adopt: context.adopt,
     layout: work.destination.layout,
@@ -176,7 +183,7 @@ async function attemptOnce(work: RunWork, name: RunName, attempt: number, lease:
   const { keyId: keyNow } = exported;
   if (keyNow !== undefined && keyNow !== keyId) state.write(lease, () => state.configuration.setMeta(keyAt, keyNow));
   if (schedule.keepImage) await keepLatest(work, destination, exported, context);
-  await proveAndComplete({ run, ...schedule }, destination, exported, name, lease, context);
+  return exported;
 }
 
 /** An image that cannot be kept costs the image, not the point. */
@@ -233,10 +240,10 @@ export async function proveAndComplete(
   lease: Lease,
   context: EngineContext,
 ): Promise<void> {
-  const { state, clock, emit } = context;
+  const { state, clock, emit, signal } = context;
   emit({ type: "export_verifying", run: name, verify });
   try {
-    await verifyPoint(destination, manifestPath, manifest, verify, boot ? { boot } : {});
+    await verifyPoint(destination, manifestPath, manifest, verify, { signal, ...(boot ? { boot } : {}) });
   } catch (error) {
     if (error instanceof HypersdkError && error.code === "ArtifactDamaged") state.write(lease, () => state.artifacts.setState(manifest.id, "bad"));
     throw error;
@@ -276,12 +283,16 @@ function disksOf({ disks }: Manifest, last: readonly RecordedDisk[]): RecordedDi
   });
 }
 
-/** Back into the queue: the next apply or watch starts it anew. A manual run belongs to who asked for it. */
-function interrupt({ run }: RunWork, lease: Lease, context: EngineContext): void {
+/**
+ * Back into the queue: the next apply or watch starts it anew. One whose point is published stays open, and they prove it. A manual run that
+ * published nothing belongs to who asked for it.
+ */
+function interrupt({ run }: RunWork, isPublished: boolean, lease: Lease, context: EngineContext): void {
   const { state, clock } = context;
   state.write(lease, () => {
     state.runs.endAttempt(run.id, clock.now(), "interrupted", undefined);
-    if (run.kind === "manual") state.runs.end(run.id, "cancelled", clock.now(), { code: "Interrupted", message: "interrupted" });
+    if (isPublished) state.runs.setState(run.id, "verifying");
+    else if (run.kind === "manual") state.runs.end(run.id, "cancelled", clock.now(), { code: "Interrupted", message: "interrupted" });
     else state.runs.setState(run.id, "queued");
     audit(context, "run.interrupted", run, { fireTime: run.fireTime });
   });

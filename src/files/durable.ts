@@ -1,5 +1,5 @@
 import { constants, rmSync } from "node:fs";
-import { mkdir, open, rename, rm } from "node:fs/promises";
+import { mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { fileError, guard } from "./local-file-sink.ts";
 
@@ -16,13 +16,29 @@ export async function syncFolder(path: string): Promise<void> {
   }
 }
 
-/** Creates the missing folders down to `path` and syncs each parent. */
+/**
+ * Creates the missing folders down to `path` and syncs each parent. Not by `recursive`, which never ends where a file system says ENOENT
+ * to every new name, as /proc does.
+ */
 export async function makeFolder(path: string): Promise<void> {
-  const first = await guard(path, () => mkdir(path, { recursive: true }));
-  if (first === undefined) return;
-  for (let created = path; ; created = dirname(created)) {
-    await syncFolder(dirname(created));
-    if (created === first || created === dirname(created)) return;
+  if (await isFolder(path)) return;
+  await makeFolder(dirname(path));
+  await guard(path, async () => {
+    try {
+      await mkdir(path);
+    } catch (error) {
+      // another process may have been faster
+      if (!(await isFolder(path))) throw error;
+    }
+  });
+  await syncFolder(dirname(path));
+}
+
+async function isFolder(path: string): Promise<boolean> {
+  try {
+    return (await stat(path)).isDirectory();
+  } catch {
+    return dirname(path) === path;
   }
 }
 

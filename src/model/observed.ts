@@ -29,6 +29,8 @@ export interface ObservedVm {
   readonly disks: readonly ObservedDisk[];
   readonly guestType?: string;
   readonly firmware?: "bios" | "efi";
+  /** Undefined where the provider cannot tell. */
+  readonly isRunning?: boolean;
 }
 
 export interface ObservedDisk {

@@ -348,8 +348,14 @@ function warningsOf(desired: DesiredState, observed: Observed, joined: Membershi
   if (observed.unknownProviders.length + observed.unknownVms.length === 0) {
     for (const { address, pattern } of joined.unmatched) warnings.push({ code: "HSW008", message: `the pattern ${pattern} matches no VM`, address });
     const protectedSchedules = new Set([...joined.members.values()].map(({ schedule }) => schedule.name));
-    for (const { name } of desired.schedules)
-      if (!protectedSchedules.has(name)) warnings.push({ code: "HSW003", message: `schedule "${name}" protects no VM`, address: `schedule.${name}` });
+    // where no pattern of its own matches, that says it; where nothing names a VM, the files' own finding does
+    const told = new Set(joined.unmatched.map(({ address }) => address));
+    const named = new Set(desired.policies.map(({ schedule }) => schedule));
+    for (const { name, vms } of desired.schedules) {
+      const isTold = told.has(`schedule.${name}`) || (vms.length === 0 && !named.has(name));
+      if (!protectedSchedules.has(name) && !isTold)
+        warnings.push({ code: "HSW003", message: `schedule "${name}" protects no VM`, address: `schedule.${name}` });
+    }
   }
   for (const { name, isSealed, keyProblem } of observed.destinations) {
     const encryption = desired.destinations.find((each) => each.name === name)?.encryption;

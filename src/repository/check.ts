@@ -52,17 +52,9 @@ export interface Examination {
   readonly readBytes: number;
 }
 
-/**
- * Looks at every object of a repository, and, where it is asked to, at every byte. Changes nothing. What another process is just changing
- * may look damaged: a problem counts when it is there on a second look, too.
- */
+/** Looks at every object of a repository, and, where it is asked to, at every byte. Changes nothing. */
 export async function checkRepository(repository: Repository, options: CheckOptions = {}): Promise<CheckReport> {
-  let seen = await examine(repository, options);
-  for (let again = 0; again < 3 && seen.problems.length > 0; again++) {
-    const before = new Set(seen.problems.map(({ message }) => message));
-    seen = await examine(repository, options);
-    if (seen.problems.some(({ message }) => before.has(message))) break;
-  }
+  const seen = await examine(repository, options);
   const { problems, sound, present, points, used, brokenPoints, readBytes } = seen;
   const storedBytes = [...present.packs.values(), ...present.segments.values()].reduce((sum, { bytes }) => sum + bytes, 0);
   return {
@@ -77,7 +69,18 @@ export async function checkRepository(repository: Repository, options: CheckOpti
   };
 }
 
+/** What another process is just changing may look damaged: a problem counts when it is there on a second look, too. */
 export async function examine(repository: Repository, options: CheckOptions): Promise<Examination> {
+  let seen = await examineOnce(repository, options);
+  for (let again = 0; again < 3 && seen.problems.length > 0; again++) {
+    const before = new Set(seen.problems.map(({ message }) => message));
+    seen = await examineOnce(repository, options);
+    if (seen.problems.some(({ message }) => before.has(message))) break;
+  }
+  return seen;
+}
+
+async function examineOnce(repository: Repository, options: CheckOptions): Promise<Examination> {
   const { readData = 0, signal, onRead, onTotal } = options;
   const problems: Problem[] = [];
   const damagedIndexes: string[] = [];
@@ -108,11 +111,17 @@ export async function examine(repository: Repository, options: CheckOptions): Pr
     if (!there) gone.push(path);
     if (there && (structure !== undefined || isRead(pack.name))) {
       const holds: Buffer[] = [];
-      for await (const { record, stored, problem } of readPack(repository, pack, (problem) => damage.push(problem.message))) {
-        signal?.throwIfAborted();
-        onRead?.(stored.length);
-        if (problem) damage.push(problem.message);
-        else holds.push(record);
+      try {
+        for await (const { record, stored, problem } of readPack(repository, pack, (problem) => damage.push(problem.message))) {
+          signal?.throwIfAborted();
+          onRead?.(stored.length);
+          if (problem) damage.push(problem.message);
+          else holds.push(record);
+        }
+      } catch (error) {
+        // a compaction deleted it since it was listed, or it was never there: the second look tells
+        if (!isGone(error)) throw error;
+        if (structure === undefined) damage.push(`${path}: it is gone`);
       }
       readBytes += there.bytes;
       directory = Buffer.concat(holds);

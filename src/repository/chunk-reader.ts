@@ -150,6 +150,7 @@ export interface ReadChunk {
 /**
  * Every chunk of one pack, in the order of its directory, each checked against its id.
  * @param noteUnsound called when the bytes of the pack changed and no chunk of it did
+ * @throws NotFound when the pack is gone, before the first chunk
  */
 export async function* readPack(repository: Repository, pack: PackInfo, noteUnsound?: (problem: HypersdkError) => void): AsyncGenerator<ReadChunk> {
   const path = `${packsFolder}/${pack.name}`;

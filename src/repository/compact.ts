@@ -166,8 +166,21 @@ function takenChunks(pack: NonNullable<ReturnType<ChunkIndex["pack"]>>, { index,
   return taken;
 }
 
+type Condemned = Pick<CompactReport, "condemnedBytes" | "rewrittenBytes">;
+
+async function condemn(repository: Repository, options: CompactOptions): Promise<Condemned> {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await condemnOnce(repository, options);
+    } catch (error) {
+      // another compaction may have deleted what this one was moving
+      if (!isGone(error) || attempt === 5) throw error;
+    }
+  }
+}
+
 /** Condemns what no point uses; of packs that are used too little, what is used is moved into new ones first. */
-async function condemn(repository: Repository, options: CompactOptions): Promise<{ readonly condemnedBytes: number; readonly rewrittenBytes: number }> {
+async function condemnOnce(repository: Repository, options: CompactOptions): Promise<Condemned> {
   const state = await look(repository);
   const { index, present, used } = state;
   const exportMs = await oldestExport(repository, options.now);

@@ -6,7 +6,7 @@ import { replaceIndexes } from "./compact.ts";
 import { restoreSlot } from "./keys.ts";
 import { type PackDirectory, packsFolder, segmentsFolder } from "./layout.ts";
 import { PackWriter } from "./pack-writer.ts";
-import { isDamage, type Repository } from "./repository.ts";
+import { isDamage, isGone, type Repository } from "./repository.ts";
 import { readDirectory, usedBy } from "./survey.ts";
 
 export interface RepairReport {
@@ -55,11 +55,15 @@ export async function repairRepository(repository: Repository, options: Omit<Che
   let salvagedChunks = 0;
   try {
     for (const pack of damagedPacks.values()) {
-      if (!present.packs.has(pack.name)) continue;
-      for await (const { entry, stored, problem } of readPack(repository, pack)) {
-        if (problem || index.find(entry.id)) continue;
-        await writer.add({ id: entry.id, stored: Buffer.from(stored), rawBytes: entry.rawBytes, method: entry.method });
-        salvagedChunks++;
+      try {
+        for await (const { entry, stored, problem } of readPack(repository, pack)) {
+          if (problem || index.find(entry.id)) continue;
+          await writer.add({ id: entry.id, stored: Buffer.from(stored), rawBytes: entry.rawBytes, method: entry.method });
+          salvagedChunks++;
+        }
+      } catch (error) {
+        // of a pack that is gone, nothing can be saved
+        if (!isGone(error)) throw error;
       }
     }
     await writer.finish();

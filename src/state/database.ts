@@ -1,8 +1,9 @@
-import { accessSync, constants, existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
+import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import { umask } from "node:process";
 import Database from "better-sqlite3";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { makeStateFolder } from "./folder.ts";
 import { initial } from "./migrations/001-initial.ts";
 import { lastDisks } from "./migrations/002-last-disks.ts";
 
@@ -20,7 +21,7 @@ const applicationId = 0x48595053;
  */
 export function openDatabase(path: string, mode: "read" | "write"): Db {
   refuseWhatIsNoFile(path);
-  if (mode === "write") mkdirState(path);
+  if (mode === "write") makeFolderOf(path);
   return unusable(path, () => {
     const before = umask(0o077);
     let db: Db;
@@ -99,9 +100,9 @@ function refuseWhatIsNoFile(path: string): void {
   if (statSync(path).isDirectory()) throw new HypersdkError("StateUnusable", `the state file ${path} is a folder`, { hint: "name a file with --state" });
 }
 
-function mkdirState(path: string): void {
+function makeFolderOf(path: string): void {
   try {
-    mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+    makeStateFolder(dirname(path));
   } catch (error) {
     throw new HypersdkError("StateUnusable", `cannot make the folder of the state file ${path}: ${errnoOf(error)}`, { cause: error });
   }

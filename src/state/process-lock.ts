@@ -1,8 +1,9 @@
-import { existsSync, mkdirSync, rmSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import Database from "better-sqlite3";
 import { HypersdkError } from "../model/errors.ts";
+import { makeStateFolder } from "./folder.ts";
 
 const askAgainMs = 100;
 
@@ -20,7 +21,7 @@ export class ProcessLock {
   }
 
   static hold(folder: string, holder: string): ProcessLock {
-    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    makeStateFolder(folder);
     const path = lockPath(folder, holder);
     const db = new Database(path, { timeout: 0 });
     db.exec("BEGIN EXCLUSIVE");
@@ -32,7 +33,7 @@ export class ProcessLock {
    * process go on meanwhile. @throws LockHeld after `timeoutMs`
    */
   static async enter(folder: string, timeoutMs: number, signal?: AbortSignal): Promise<ProcessLock> {
-    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    makeStateFolder(folder);
     const path = lockPath(folder, "in-use");
     for (let waitedMs = 0; ; waitedMs += askAgainMs) {
       const db = new Database(path, { timeout: 0 });

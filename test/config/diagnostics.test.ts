@@ -41,6 +41,14 @@ describe("an error", () => {
     `);
   });
 
+  it("about something that never ends points at the end of what is there", () => {
+    const open = smallest.replace("file:///srv/backups", '"file:///srv/backups');
+    const lines = open.trimEnd().split("\n");
+    for (const { line, column, source } of read({ "a.yaml": `${open}\n\n` }).diagnostics)
+      expect({ line, column, source }).toEqual({ line: lines.length, column: expect.any(Number) as number, source: lines.at(-1) });
+    expect(codes(`${open}\n\n`).length).toBeGreaterThan(0);
+  });
+
   it("about an unknown key points at the key", () => {
     expect(codes(schedule("    retentoin: 30d\n"))).toEqual(["HSE006 7:5"]);
   });

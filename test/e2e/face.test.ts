@@ -2,7 +2,7 @@ import { execFileSync, spawnSync } from "node:child_process";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { hypersdk, program, temporaryFolder, workTree } from "../support/cli.ts";
+import { git, hypersdk, program, temporaryFolder, workTree } from "../support/cli.ts";
 import { smallest } from "../support/desired.ts";
 import { MiB, writeRaw } from "../support/disks.ts";
 import { has } from "../support/qemu.ts";
@@ -129,13 +129,41 @@ describe("completion", () => {
 describe("init", () => {
   it("writes a configuration that is valid and already in canonical form, and never over another", async () => {
     const folder = workTree("# nothing\n");
-    expect(await hypersdk(folder, ["init", "infra", "--ci", "github"])).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["init", "infra", "--ci", "github"])).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining("wrote ../.github/workflows/hypersdk.yaml\n") as string,
+    });
+    // a pipeline is read from the top of the repository alone, and finds the configuration from there
+    const pipeline = readFileSync(join(folder, ".github/workflows/hypersdk.yaml"), "utf8");
+    expect(pipeline).toContain("hypersdk plan --offline --path infra\n");
+    for (const [, command = ""] of pipeline.matchAll(/hypersdk ((?:validate|plan).*)/g))
+      expect(await hypersdk(folder, command.split(" "))).toMatchObject({ code: 0 });
     expect(await hypersdk(folder, ["validate", "-f", "infra/infrastructure.yaml"])).toMatchObject({
       code: 0,
       stdout: expect.stringContaining("0 warnings") as string,
     });
     expect(await hypersdk(folder, ["fmt", "--check", "-f", "infra/infrastructure.yaml"])).toMatchObject({ code: 0 });
-    expect(await hypersdk(folder, ["init", "infra"])).toMatchObject({ code: 1, stderr: expect.stringContaining("exists already") as string });
+    const refusal = { code: 1, stderr: expect.stringContaining("exists already") as string };
+    expect(await hypersdk(folder, ["init", "infra"])).toMatchObject(refusal);
+    expect(await hypersdk(folder, ["init", "infra", "--ci", "github"])).toMatchObject(refusal);
+    // a pipeline may come later
+    expect(await hypersdk(folder, ["init", "infra", "--ci", "gitlab"])).toMatchObject({
+      code: 0,
+      stdout: expect.stringMatching(/^wrote \S+gitlab-ci.yml\nNext/) as string,
+    });
+  });
+
+  it("never leads a state into git", async () => {
+    const folder = temporaryFolder();
+    git(folder, "init", "--quiet");
+    expect(await hypersdk(folder, ["init"])).toMatchObject({ code: 0 });
+    mkdirSync(join(folder, "machines"));
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    expect(git(folder, "status", "--porcelain", "--untracked-files=all")).not.toContain("state");
+    const plain = workTree(`version: v2\nschedules: [{name: a, cron: "0 0 * * *", vms: ["/x/y"], destination: file:./out}]\n`);
+    writeFileSync(join(plain, ".gitignore"), "");
+    expect(await hypersdk(plain, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    expect(git(plain, "status", "--porcelain", "--untracked-files=all")).not.toContain(".hypersdk");
   });
 });
 

@@ -88,6 +88,47 @@ describe("a compaction that sleeps between its decision and its deed", () => {
   });
 });
 
+describe("a pack that another compaction moves", () => {
+  /** A pack of which a quarter is not used any longer, and a destination on which it is moved just before the given opening of it. */
+  async function halfUsed(opening: number): Promise<{ readonly destination: Destination; readonly path: string; readonly content: Buffer }> {
+    const { destination, path: first } = await exported();
+    const content = Buffer.concat([bytes(256 * KiB, 2), disk.subarray(256 * KiB)]);
+    const path = await exportDisk(destination, content, "repository");
+    const [pack] = (await destination.list("packs")).sort((a, b) => b.bytes - a.bytes);
+    await destination.remove(first);
+    let openings = 0;
+    const raced: Destination = {
+      ...destination,
+      async open(target) {
+        if (target === pack?.path && ++openings === opening) {
+          await compactNow(destination);
+          expect((await destination.list("packs")).map((each) => each.path)).not.toContain(target);
+        }
+        return destination.open(target);
+      },
+    };
+    return { destination: raced, path, content };
+  }
+
+  it.each([1, 2])("before check opens it for the %i. time is no damage", async (opening) => {
+    const { destination } = await halfUsed(opening);
+    expect(await checkRepository(await opened(destination), { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [], points: 1 });
+  });
+
+  it("before this one could is left to that one", async () => {
+    const { destination, path, content } = await halfUsed(1);
+    await compactNow(destination);
+    expect((await contentOf(destination, path)).equals(content)).toBe(true);
+    expect(await checkRepository(await opened(destination), { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [], unusedBytes: 0 });
+  });
+
+  it.each([1, 2])("before repair opens it for the %i. time costs nothing", async (opening) => {
+    const { destination, path, content } = await halfUsed(opening);
+    expect(await repairRepository(await opened(destination), { now: clock.now() })).toMatchObject({ brokenPoints: [] });
+    expect((await contentOf(destination, path)).equals(content)).toBe(true);
+  });
+});
+
 describe("a repository that somebody changed by hand", () => {
   it.each(["packs", "points"])("with a symbolic link in %s is refused by those who would delete past it", async (folder) => {
     const { root, destination, path } = await exported();

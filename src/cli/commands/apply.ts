@@ -4,18 +4,16 @@ import { HypersdkError } from "../../model/errors.ts";
 import { narrow } from "../../plan/narrow.ts";
 import { isEmpty, type Plan, unsafeReasons } from "../../plan/plan.ts";
 import { type PlanFile, planDigest, whatMoved } from "../../plan/plan-file.ts";
-import { State } from "../../state/state.ts";
+import type { State } from "../../state/state.ts";
 import { plural, renderPlan } from "../../ui/plan-view.ts";
-import { ProgressView } from "../../ui/progress.ts";
 import { formatTime } from "../../ui/times.ts";
-import { engineContext, random, toolVersion } from "../compose.ts";
+import { toolVersion } from "../compose.ts";
 import { loadDesired } from "../desired.ts";
-import { openEventLog } from "../event-log.ts";
 import { exitCodes } from "../exit-codes.ts";
-import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import type { SourceOptions } from "../load.ts";
 import { askForYes } from "../prompt.ts";
+import { inSession, progressOn } from "../session.ts";
 import { timezonesOf } from "../view.ts";
 import { checkTargets, refuseUnknownAddresses, tellGitHub } from "./plan.ts";
 import { readPlanFile } from "./show.ts";
@@ -35,20 +33,7 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
   const lockTimeoutMs = durationOption("--lock-timeout", options.lockTimeout);
   const saved = planFile === undefined ? undefined : readPlanFile(planFile);
   const loaded = await loadDesired(options, io);
-  const events = openEventLog(io.eventsTarget, io.logLevel);
-  const interrupts = listenForInterrupts(io.err);
-  const state = State.openForWriting(loaded.statePath, random);
-  const progress: ProgressView | undefined = io.quiet ? undefined : progressOn(io);
-  try {
-    const context = engineContext(state, {
-      signal: interrupts.signal,
-      revision: loaded.revision,
-      adopt: options.adopt ?? false,
-      emit: (event) => {
-        events.write(event);
-        progress?.handle(event);
-      },
-    });
+  return inSession(io, { ...loaded, adopt: options.adopt, progress: io.quiet ? undefined : progressOn(io) }, async ({ state, context, interrupts, settle }) => {
     const result = await reconcile(loaded.desired, context, {
       lockTimeoutMs,
       parallelism: options.parallelism,
@@ -63,25 +48,10 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
         return plan;
       },
     });
-    progress?.stop();
+    settle();
     report(result, state, interrupts.exitCode, timezonesOf(loaded.desired), io);
-    if (interrupts.exitCode !== undefined) return interrupts.exitCode;
     return result.failed.length + result.notRemoved > 0 ? exitCodes.partlyFailed : exitCodes.done;
-  } catch (error) {
-    // an interrupt while it waits for a lock or a prompt
-    if (interrupts.exitCode !== undefined && interrupts.signal.aborted) return interrupts.exitCode;
-    throw error;
-  } finally {
-    progress?.stop();
-    interrupts.dispose();
-    events.close();
-    state.close();
-  }
-}
-
-export function progressOn(io: Io): ProgressView {
-  const isTerminal = process.stderr.isTTY === true && !io.env["CI"];
-  return new ProgressView({ write: io.err, isTerminal, columns: process.stderr.columns ?? 0 }, io.errStyle, Date.now);
+  });
 }
 
 export function durationOption(flag: string, text: string | undefined): number {

@@ -4,17 +4,15 @@ import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
 import type { RestorePoint } from "../../model/recorded.ts";
 import { groupsOf, verdictsOf } from "../../plan/expiry.ts";
-import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
 import { renderTable } from "../../ui/table.ts";
-import { clock, engineContext, random } from "../compose.ts";
+import { clock, random } from "../compose.ts";
 import { loadDesired } from "../desired.ts";
 import { exitCodes } from "../exit-codes.ts";
-import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import type { SourceOptions } from "../load.ts";
 import { askForYes } from "../prompt.ts";
-import { progressOn } from "./apply.ts";
+import { inSession, progressOn } from "../session.ts";
 
 export interface ExpireOptions extends SourceOptions {
   readonly schedule?: string;
@@ -28,10 +26,8 @@ export interface ExpireOptions extends SourceOptions {
  */
 export async function expire(options: ExpireOptions, io: Io): Promise<number> {
   const { desired, statePath, revision } = await loadDesired(options, io);
-  const state = State.openForWriting(statePath, random);
-  const interrupts = listenForInterrupts(io.err);
-  const progress = io.json || io.quiet ? undefined : progressOn(io);
-  try {
+  const session = { statePath, revision, progress: io.json || io.quiet ? undefined : progressOn(io) };
+  return inSession(io, session, async ({ state, context, settle }) => {
     const now = clock.now();
     const points = state.artifacts.list();
     const rows = points.length === 0 ? [] : calendar(points, options.schedule);
@@ -49,7 +45,6 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
     if (!options.autoApprove) await ask(io);
     const lease = await state.take("reconcile", "expire", 0, clock, random);
     try {
-      const context = engineContext(state, { signal: interrupts.signal, revision, adopt: false, emit: (event) => progress?.handle(event) });
       const destinations = [
         ...desired.destinations,
         ...points.map(({ destination, destinationUrl }) => ({
@@ -58,10 +53,10 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
         })),
       ];
       const failed = await removePoints(leaving, destinations, lease, context);
-      progress?.stop();
+      settle();
       if (io.json) io.result("expire", { removed: leaving.length - failed.length, leaving: leaving.map(({ id }) => id) });
       else io.out(`${plural(leaving.length - failed.length, "restore point")} removed\n`);
-      return failed.length > 0 ? exitCodes.partlyFailed : (interrupts.exitCode ?? exitCodes.done);
+      return failed.length > 0 ? exitCodes.partlyFailed : exitCodes.done;
     } finally {
       state.writeUnlocked(() => state.leases.release(lease));
     }
@@ -88,11 +83,7 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
         return group.filter((point) => going.has(point.id) && point.expiresAt !== undefined && point.expiresAt <= now);
       });
     }
-  } finally {
-    progress?.stop();
-    interrupts.dispose();
-    state.close();
-  }
+  });
 
   function calendar(points: readonly RestorePoint[], only: string | undefined): string[][] {
     const nowMs = epochMsOf(clock.now());

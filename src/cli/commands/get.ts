@@ -1,8 +1,11 @@
 import { observe } from "../../engine/observe.ts";
 import { formatBytes } from "../../model/bytes.ts";
+import type { DesiredState } from "../../model/desired.ts";
 import { formatDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import { epochMsOf, instantOf } from "../../model/instant.ts";
+import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
+import type { Observed } from "../../model/observed.ts";
+import type { Recorded } from "../../model/recorded.ts";
 import { fireTimes } from "../../schedule/cron.ts";
 import { emptyRecorded, State } from "../../state/state.ts";
 import { printable } from "../../ui/style.ts";
@@ -12,9 +15,6 @@ import { adapters, clock } from "../compose.ts";
 import type { Io } from "../io.ts";
 import { type Loaded, loadIfPossible, type SourceOptions } from "../load.ts";
 import { timezonesOf } from "../view.ts";
-
-export const kinds = ["schedules", "policies", "protections", "runs", "artifacts", "vms", "destinations"] as const;
-export type GetKind = (typeof kinds)[number];
 
 export interface GetOptions extends SourceOptions {
   readonly output?: "wide";
@@ -30,14 +30,14 @@ interface Table {
 }
 
 export async function get(kind: string, options: GetOptions, io: Io): Promise<number> {
-  if (!(kinds as readonly string[]).includes(kind))
-    throw new HypersdkError("Usage", `there is no ${JSON.stringify(kind)} to get`, { hint: `one of: ${kinds.join(", ")}` });
+  const table = tables.get(kind);
+  if (!table) throw new HypersdkError("Usage", `there is no ${JSON.stringify(kind)} to get`, { hint: `one of: ${kinds.join(", ")}` });
   const loaded = await loadIfPossible(options, io.env, io.cwd, (reason) =>
     io.err(`${io.errStyle.yellow("warning")}: ${printable(reason)}; this is what the state knows\n`),
   );
   const state = State.openForReading(loaded.statePath);
   try {
-    const { items, headings, rows, wide, right = [] } = await tableOf(kind as GetKind, loaded, state, io);
+    const { items, headings, rows, wide, right = [] } = await table(queryOf(loaded, state, io));
     if (io.json) {
       io.result(`get-${kind}`, { items });
       return 0;
@@ -52,195 +52,262 @@ export async function get(kind: string, options: GetOptions, io: Io): Promise<nu
   }
 }
 
-async function tableOf(kind: GetKind, { desired, sourceOf, diagnostics }: Loaded, state: State | undefined, io: Io): Promise<Table> {
-  const now = clock.now();
-  const recorded = state?.recorded(now) ?? emptyRecorded;
-  const zones = timezonesOf(desired);
-  const needed = () => {
-    if (!desired)
-      throw new HypersdkError("ConfigInvalid", `the configuration has ${diagnostics.filter(({ severity }) => severity === "error").length} errors`, {
-        hint: "hypersdk validate shows them",
-      });
-    return desired;
-  };
-  switch (kind) {
-    case "schedules": {
-      const suspended = new Set(recorded.suspended);
-      const items = needed().schedules.map((each) => {
-        const isSuspended = each.suspend || suspended.has(each.name);
-        return {
-          name: each.name,
-          cron: each.cron,
-          timezone: each.timezone,
-          next: isSuspended ? null : instantOf(fireTimes(each.cron, each.timezone).next(epochMsOf(now))),
-          suspended: isSuspended,
-          destination: each.destination,
-          priority: each.priority,
-          protections: recorded.protections.filter(({ schedule }) => schedule === each.name).length,
-          file: `${each.origin.file}:${sourceOf(each.origin.file).at(each.origin.pointer, each.origin.document, { severity: "warning", code: "", message: "" }).line}`,
-        };
-      });
-      return {
-        items,
-        headings: ["name", "cron", "next", "VMs", "destination", "priority", "file"],
-        wide: [5, 6],
-        right: [3],
-        rows: items.map((each) => [
-          each.name,
-          each.cron,
-          each.next ? formatTime(each.next, each.timezone, now) : "suspended",
-          String(each.protections),
-          each.destination,
-          String(each.priority),
-          each.file,
-        ]),
-      };
-    }
-    case "policies": {
-      const items = needed().policies.map(({ name, match, schedule, priority, rpoMs }) => ({
-        name,
-        match,
-        schedule,
-        priority: priority ?? null,
-        rpo: rpoMs === undefined ? null : formatDuration(rpoMs),
-      }));
-      return {
-        items,
-        headings: ["name", "match", "schedule", "priority", "rpo"],
-        wide: [],
-        rows: items.map((each) => [each.name, each.match.join(", "), each.schedule, String(each.priority ?? "-"), each.rpo ?? "-"]),
-      };
-    }
-    case "protections": {
-      const items = recorded.protections.map(({ schedule, vmPath, provider, identity, state: condition, effectiveSince, handledUntil, lastSuccessAt }) => ({
-        schedule,
-        vm: vmPath,
-        provider,
-        identity,
-        state: condition,
-        since: effectiveSince,
-        handledUntil: handledUntil ?? null,
-        lastSuccess: lastSuccessAt ?? null,
-      }));
-      return {
-        items,
-        headings: ["schedule", "VM", "state", "last success", "provider", "identity"],
-        wide: [4, 5],
-        rows: items.map((each) => [
-          each.schedule,
-          each.vm,
-          each.state,
-          each.lastSuccess ? formatTime(each.lastSuccess, zones(each.schedule), now) : "never",
-          each.provider,
-          each.identity,
-        ]),
-      };
-    }
-    case "runs": {
-      const items = (state?.runs.list(1000) ?? []).map((run) => ({
-        id: run.id,
-        schedule: run.schedule,
-        vm: run.vmPath,
-        kind: run.kind,
-        fireTime: run.fireTime,
-        state: run.state,
-        attempts: run.attempts,
-        ended: run.endedAt ?? null,
-        errorCode: run.errorCode ?? null,
-        error: run.error ?? null,
-      }));
-      return {
-        items,
-        headings: ["id", "schedule", "VM", "kind", "fire time", "state", "attempts", "error"],
-        wide: [3, 6],
-        rows: items.map((each) => [
-          each.id.slice(0, 8),
-          each.schedule,
-          each.vm,
-          each.kind,
-          formatTime(each.fireTime, zones(each.schedule), now),
-          each.state,
-          String(each.attempts),
-          each.error ?? "",
-        ]),
-      };
-    }
-    case "artifacts": {
-      const items = recorded.points.map((point) => ({
-        id: point.id,
-        schedule: point.schedule,
-        vm: point.vmPath,
-        instant: point.instant,
-        storedBytes: point.storedBytes,
-        state: point.state,
-        held: point.held,
-        expiresAt: point.expiresAt ?? null,
-        destination: point.destination,
-        manifest: point.manifestPath,
-      }));
-      return {
-        items,
-        headings: ["id", "schedule", "VM", "instant", "size", "state", "destination", "manifest"],
-        wide: [7],
-        right: [4],
-        rows: items.map((each) => [
-          each.id.slice(0, 8),
-          each.schedule,
-          each.vm,
-          formatTime(each.instant, zones(each.schedule), now),
-          formatBytes(each.storedBytes),
-          each.held ? `${each.state}, held` : each.expiresAt ? "expires" : each.state,
-          each.destination,
-          each.manifest,
-        ]),
-      };
-    }
-    case "vms": {
-      const wanted = needed();
-      const observed = await observe({ ...wanted, destinations: [] }, adapters);
-      const unknown = observed.unknownProviders[0];
-      if (unknown && observed.vms.length === 0) throw new HypersdkError("ProviderUnreachable", `provider ${unknown.name}: ${unknown.reason}`);
-      for (const { identity, reason } of observed.unknownVms) io.err(`${io.errStyle.yellow("warning")}: nothing is known of ${identity} now: ${reason}\n`);
-      const items = observed.vms.map((vm) => ({
-        path: vm.path,
-        name: vm.name,
-        provider: vm.provider,
-        identity: vm.identity,
-        guestType: vm.guestType ?? null,
-        firmware: vm.firmware ?? null,
-        disks: vm.disks,
-      }));
-      return {
-        items,
-        headings: ["VM", "disks", "virtual", "data", "formats", "guest", "firmware"],
-        wide: [5, 6],
-        right: [1, 2, 3],
-        rows: observed.vms.map((vm) => [
-          vm.path,
-          String(vm.disks.length),
-          formatBytes(sum(vm.disks.map((disk) => disk.virtualBytes))),
-          formatBytes(sum(vm.disks.map((disk) => disk.dataBytes))),
-          [...new Set(vm.disks.map((disk) => disk.format))].join(", "),
-          vm.guestType ?? "-",
-          vm.firmware ?? "-",
-        ]),
-      };
-    }
-    case "destinations": {
-      const items = needed().destinations.map((each) => {
-        const points = recorded.points.filter((point) => point.destinationUrl === each.url);
-        return { name: each.name, url: each.url, layout: each.layout, points: points.length, storedBytes: sum(points.map((point) => point.storedBytes)) };
-      });
-      return {
-        items,
-        headings: ["name", "points", "stored", "layout", "url"],
-        wide: [],
-        right: [1, 2],
-        rows: items.map((each) => [each.name, String(each.points), formatBytes(each.storedBytes), each.layout, each.url]),
-      };
-    }
-  }
+/** What a table is made of. */
+interface Query {
+  /** @throws ConfigInvalid when the files are not valid */
+  readonly needed: () => DesiredState;
+  readonly state: State | undefined;
+  readonly recorded: Recorded;
+  readonly zones: (schedule: string) => string;
+  readonly sourceOf: Loaded["sourceOf"];
+  readonly now: Instant;
+  readonly warn: (message: string) => void;
 }
+
+function queryOf({ desired, sourceOf, diagnostics }: Loaded, state: State | undefined, io: Io): Query {
+  const now = clock.now();
+  return {
+    needed: () => {
+      if (!desired)
+        throw new HypersdkError("ConfigInvalid", `the configuration has ${diagnostics.filter(({ severity }) => severity === "error").length} errors`, {
+          hint: "hypersdk validate shows them",
+        });
+      return desired;
+    },
+    state,
+    recorded: state?.recorded(now) ?? emptyRecorded,
+    zones: timezonesOf(desired),
+    sourceOf,
+    now,
+    warn: (message) => io.err(`${io.errStyle.yellow("warning")}: ${printable(message)}\n`),
+  };
+}
+
+/** What the providers show, and warnings of what they do not. */
+async function observedBy({ needed, warn }: Query): Promise<Observed> {
+  const observed = await observe({ ...needed(), destinations: [] }, adapters);
+  for (const { name, reason } of observed.unknownProviders) warn(`provider ${name}: ${reason}`);
+  for (const { identity, reason } of observed.unknownVms) warn(`nothing is known of ${identity} now: ${reason}`);
+  for (const { provider, message } of observed.problems) warn(`provider ${provider}: ${message}`);
+  return observed;
+}
+
+function schedules({ needed, recorded, sourceOf, now }: Query): Table {
+  const suspended = new Set(recorded.suspended);
+  const items = needed().schedules.map((each) => {
+    const isSuspended = each.suspend || suspended.has(each.name);
+    return {
+      name: each.name,
+      cron: each.cron,
+      timezone: each.timezone,
+      next: isSuspended ? null : instantOf(fireTimes(each.cron, each.timezone).next(epochMsOf(now))),
+      suspended: isSuspended,
+      destination: each.destination,
+      priority: each.priority,
+      protections: recorded.protections.filter(({ schedule }) => schedule === each.name).length,
+      file: `${each.origin.file}:${sourceOf(each.origin.file).at(each.origin.pointer, each.origin.document, { severity: "warning", code: "", message: "" }).line}`,
+    };
+  });
+  return {
+    items,
+    headings: ["name", "cron", "next", "VMs", "destination", "priority", "file"],
+    wide: [5, 6],
+    right: [3],
+    rows: items.map((each) => [
+      each.name,
+      each.cron,
+      each.next ? formatTime(each.next, each.timezone, now) : "suspended",
+      String(each.protections),
+      each.destination,
+      String(each.priority),
+      each.file,
+    ]),
+  };
+}
+
+function policies({ needed }: Query): Table {
+  const items = needed().policies.map(({ name, match, schedule, priority, rpoMs }) => ({
+    name,
+    match,
+    schedule,
+    priority: priority ?? null,
+    rpo: rpoMs === undefined ? null : formatDuration(rpoMs),
+  }));
+  return {
+    items,
+    headings: ["name", "match", "schedule", "priority", "rpo"],
+    wide: [],
+    rows: items.map((each) => [each.name, each.match.join(", "), each.schedule, String(each.priority ?? "-"), each.rpo ?? "-"]),
+  };
+}
+
+function protections({ recorded, zones, now }: Query): Table {
+  const items = recorded.protections.map(({ schedule, vmPath, provider, identity, state: condition, effectiveSince, handledUntil, lastSuccessAt }) => ({
+    schedule,
+    vm: vmPath,
+    provider,
+    identity,
+    state: condition,
+    since: effectiveSince,
+    handledUntil: handledUntil ?? null,
+    lastSuccess: lastSuccessAt ?? null,
+  }));
+  return {
+    items,
+    headings: ["schedule", "VM", "state", "last success", "provider", "identity"],
+    wide: [4, 5],
+    rows: items.map((each) => [
+      each.schedule,
+      each.vm,
+      each.state,
+      each.lastSuccess ? formatTime(each.lastSuccess, zones(each.schedule), now) : "never",
+      each.provider,
+      each.identity,
+    ]),
+  };
+}
+
+function runs({ state, zones, now }: Query): Table {
+  const items = (state?.runs.list(1000) ?? []).map((run) => ({
+    id: run.id,
+    schedule: run.schedule,
+    vm: run.vmPath,
+    kind: run.kind,
+    fireTime: run.fireTime,
+    state: run.state,
+    attempts: run.attempts,
+    ended: run.endedAt ?? null,
+    errorCode: run.errorCode ?? null,
+    error: run.error ?? null,
+  }));
+  return {
+    items,
+    headings: ["id", "schedule", "VM", "kind", "fire time", "state", "attempts", "error"],
+    wide: [3, 6],
+    rows: items.map((each) => [
+      each.id.slice(0, 8),
+      each.schedule,
+      each.vm,
+      each.kind,
+      formatTime(each.fireTime, zones(each.schedule), now),
+      each.state,
+      String(each.attempts),
+      each.error ?? "",
+    ]),
+  };
+}
+
+function artifacts({ recorded, zones, now }: Query): Table {
+  const items = recorded.points.map((point) => ({
+    id: point.id,
+    schedule: point.schedule,
+    vm: point.vmPath,
+    instant: point.instant,
+    storedBytes: point.storedBytes,
+    state: point.state,
+    held: point.held,
+    expiresAt: point.expiresAt ?? null,
+    destination: point.destination,
+    manifest: point.manifestPath,
+  }));
+  return {
+    items,
+    headings: ["id", "schedule", "VM", "instant", "size", "state", "destination", "manifest"],
+    wide: [7],
+    right: [4],
+    rows: items.map((each) => [
+      each.id.slice(0, 8),
+      each.schedule,
+      each.vm,
+      formatTime(each.instant, zones(each.schedule), now),
+      formatBytes(each.storedBytes),
+      each.held ? `${each.state}, held` : each.expiresAt ? "expires" : each.state,
+      each.destination,
+      each.manifest,
+    ]),
+  };
+}
+
+async function vms(query: Query): Promise<Table> {
+  const { vms, unknownProviders } = await observedBy(query);
+  const unknown = unknownProviders[0];
+  if (unknown && vms.length === 0) throw new HypersdkError("ProviderUnreachable", `provider ${unknown.name}: ${unknown.reason}`);
+  const items = vms.map((vm) => ({
+    path: vm.path,
+    name: vm.name,
+    provider: vm.provider,
+    identity: vm.identity,
+    isRunning: vm.isRunning ?? null,
+    guestType: vm.guestType ?? null,
+    firmware: vm.firmware ?? null,
+    disks: vm.disks.map(({ name, format, virtualBytes, dataBytes }) => ({ name, format, virtualBytes, dataBytes })),
+  }));
+  return {
+    items,
+    headings: ["VM", "state", "disks", "virtual", "data", "formats", "guest", "firmware"],
+    wide: [6, 7],
+    right: [2, 3, 4],
+    rows: items.map((vm) => [
+      vm.path,
+      vm.isRunning === null ? "-" : vm.isRunning ? "running" : "off",
+      String(vm.disks.length),
+      formatBytes(sum(vm.disks.map((disk) => disk.virtualBytes))),
+      formatBytes(sum(vm.disks.map((disk) => disk.dataBytes))),
+      [...new Set(vm.disks.map((disk) => disk.format))].join(", "),
+      vm.guestType ?? "-",
+      vm.firmware ?? "-",
+    ]),
+  };
+}
+
+async function providers(query: Query): Promise<Table> {
+  const { vms, unknownProviders, problems } = await observedBy(query);
+  const items = query.needed().providers.map(({ name, type, root, writtenPath }) => ({
+    name,
+    type,
+    root,
+    path: writtenPath,
+    vms: vms.filter(({ provider }) => provider === name).length,
+    /** Why it could not be asked. */
+    unreachable: unknownProviders.find((each) => each.name === name)?.reason ?? null,
+    problems: problems.filter(({ provider }) => provider === name).map(({ message }) => message),
+  }));
+  return {
+    items,
+    headings: ["name", "type", "VMs", "problems", "root", "path", "state"],
+    wide: [4, 5],
+    right: [2, 3],
+    rows: items.map((each) => [
+      each.name,
+      each.type,
+      each.unreachable === null ? String(each.vms) : "?",
+      String(each.problems.length),
+      each.root,
+      each.path,
+      each.unreachable ?? "reachable",
+    ]),
+  };
+}
+
+function destinations({ needed, recorded }: Query): Table {
+  const items = needed().destinations.map((each) => {
+    const points = recorded.points.filter((point) => point.destinationUrl === each.url);
+    return { name: each.name, url: each.url, layout: each.layout, points: points.length, storedBytes: sum(points.map((point) => point.storedBytes)) };
+  });
+  return {
+    items,
+    headings: ["name", "points", "stored", "layout", "url"],
+    wide: [],
+    right: [1, 2],
+    rows: items.map((each) => [each.name, String(each.points), formatBytes(each.storedBytes), each.layout, each.url]),
+  };
+}
+
+const tables: ReadonlyMap<string, (query: Query) => Table | Promise<Table>> = new Map(
+  Object.entries({ schedules, policies, protections, runs, artifacts, vms, providers, destinations }),
+);
+
+export const kinds: readonly string[] = [...tables.keys()];
 
 function sum(values: readonly number[]): number {
   return values.reduce((total, value) => total + value, 0);

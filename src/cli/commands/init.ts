@@ -1,5 +1,5 @@
 import { appendFileSync, copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { dirname, join, resolve } from "node:path";
+import { dirname, join, relative, resolve, sep } from "node:path";
 import { HypersdkError } from "../../model/errors.ts";
 import type { Io } from "../io.ts";
 
@@ -37,7 +37,10 @@ schedules:
     retention: {daily: 7, weekly: 4}
 `;
 
-const github = `name: hypersdk
+const ciFiles = {
+  github: {
+    name: ".github/workflows/hypersdk.yaml",
+    text: (path: string) => `name: hypersdk
 on:
   pull_request:
   schedule: [{cron: "5 * * * *"}]
@@ -49,59 +52,86 @@ jobs:
     steps:
       - uses: actions/checkout@v4
         with: {clean: false}
-      - run: npx --no-install hypersdk validate
+      - run: npx --no-install hypersdk validate${path}
       - if: github.event_name == 'pull_request'
-        run: npx --no-install hypersdk plan --offline
+        run: npx --no-install hypersdk plan --offline${path}
       - if: github.event_name != 'pull_request'
-        run: npx --no-install hypersdk apply --auto-approve=safe
-`;
-
-const gitlab = `stages: [plan, apply]
+        run: npx --no-install hypersdk apply --auto-approve=safe${path}
+`,
+  },
+  gitlab: {
+    name: ".gitlab-ci.yml",
+    text: (path: string) => `stages: [plan, apply]
 plan:
   stage: plan
   rules: [{if: $CI_PIPELINE_SOURCE == "merge_request_event"}]
-  script: [npx --no-install hypersdk validate, npx --no-install hypersdk plan --offline]
+  script:
+    - npx --no-install hypersdk validate${path}
+    - npx --no-install hypersdk plan --offline${path}
 apply:
   stage: apply
   # the runner must see the disks and keep .hypersdk/state.db between runs
   variables: {GIT_CLEAN_FLAGS: none}
   resource_group: hypersdk
   rules: [{if: $CI_PIPELINE_SOURCE == "schedule"}]
-  script: [npx --no-install hypersdk apply --auto-approve=safe]
-`;
+  script:
+    - npx --no-install hypersdk apply --auto-approve=safe${path}
+`,
+  },
+} as const;
 
-/** Writes a first configuration. Never over a file that is there. */
+/** Writes a first configuration, and with `--ci` the pipeline for it, also where the configuration is there already. Never over a file that is there. */
 export async function init(folder: string | undefined, options: InitOptions, io: Io): Promise<number> {
-  const top = resolve(io.cwd, folder ?? ".");
+  const home = resolve(io.cwd, folder ?? ".");
+  const top = workTreeOf(home);
+  const ci = options.ci && ciFiles[options.ci];
+  // a pipeline is read from the top of the repository alone
+  const ciPath = ci && join(top ?? home, ci.name);
+  const config = join(home, "infrastructure.yaml");
+  for (const path of ci && ciPath ? [ciPath] : [config])
+    if (existsSync(path)) throw new HypersdkError("AlreadyExists", `${relative(io.cwd, path)} exists already`, { hint: "nothing was written" });
   const written: string[] = [];
-  if (existsSync(join(top, "infrastructure.yaml")))
-    throw new HypersdkError("AlreadyExists", `${join(folder ?? ".", "infrastructure.yaml")} exists already`, { hint: "nothing was written" });
-  const write = (name: string, text: string): void => {
-    const path = join(top, name);
-    if (existsSync(path)) return;
-    mkdirSync(join(path, ".."), { recursive: true });
+  const write = (path: string, text: string): void => {
+    mkdirSync(dirname(path), { recursive: true });
     writeFileSync(path, text, { flag: "wx" });
-    written.push(name);
+    written.push(relative(home, path));
   };
-  write("infrastructure.yaml", starter);
-  mkdirSync(join(top, ".hypersdk"), { recursive: true });
-  copyFileSync(new URL("../../../schemas/infrastructure.schema.json", import.meta.url), join(top, schemaPath));
-  written.push(schemaPath);
-  if (options.ci === "github") write(".github/workflows/hypersdk.yaml", github);
-  if (options.ci === "gitlab") write(".gitlab-ci.yml", gitlab);
-  ignore(join(top, ".gitignore"), written);
-  if (io.json) io.result("init", { folder: top, written });
-  else
-    io.out(
-      `${written.map((name) => `wrote ${name}\n`).join("")}Next: put disk images under ${join(folder ?? ".", "machines")}, a folder for each machine (git ignores them)${isInGit(top) ? "" : ", git init"}, git add and commit, and look: hypersdk plan\n`,
-    );
+  const isNew = !existsSync(config);
+  if (isNew) {
+    write(config, starter);
+    mkdirSync(join(home, ".hypersdk"), { recursive: true });
+    copyFileSync(new URL("../../../schemas/infrastructure.schema.json", import.meta.url), join(home, schemaPath));
+    written.push(schemaPath);
+    ignore(join(home, ".gitignore"), written);
+  }
+  if (ci && ciPath) write(ciPath, ci.text(pathOption(top ?? home, home)));
+  if (io.json) io.result("init", { folder: home, written });
+  else {
+    const machines = join(folder ?? ".", "machines");
+    const next = isNew
+      ? `Next: put disk images under ${machines}, a folder for each machine (git ignores them)${top === undefined ? ", git init" : ""}, git add and commit, and look: hypersdk plan`
+      : "Next: git add and commit it";
+    io.out(`${written.map((name) => `wrote ${name}\n`).join("")}${next}\n`);
+  }
   return 0;
 }
 
-function isInGit(folder: string): boolean {
+/** What commands of a pipeline need to find a configuration below the top; the name quoted for a shell and for YAML. */
+function pathOption(top: string, home: string): string {
+  const path = relative(top, home).split(sep).join("/");
+  if (path === "") return "";
+  if (!/^[\w./-]+$/.test(path) || path.startsWith("-"))
+    throw new HypersdkError("Usage", `a pipeline cannot name the folder ${JSON.stringify(path)}`, {
+      hint: "letters, digits, dots and dashes are safe in every shell",
+    });
+  return ` --path ${path}`;
+}
+
+/** The top of the work tree that a folder, which need not be there yet, is in. */
+function workTreeOf(folder: string): string | undefined {
   for (let at = folder; ; at = dirname(at)) {
-    if (existsSync(join(at, ".git"))) return true;
-    if (at === dirname(at)) return false;
+    if (existsSync(join(at, ".git"))) return at;
+    if (at === dirname(at)) return undefined;
   }
 }
 

@@ -10,16 +10,13 @@ import { parsePattern } from "../../model/pattern.ts";
 import { modeOf } from "../../plan/due.ts";
 import { membership } from "../../plan/membership.ts";
 import { withRenames } from "../../plan/planner.ts";
-import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
-import { clock, engineContext, random } from "../compose.ts";
+import { clock, random } from "../compose.ts";
 import { loadDesired } from "../desired.ts";
-import { openEventLog } from "../event-log.ts";
 import { exitCodes } from "../exit-codes.ts";
-import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import type { SourceOptions } from "../load.ts";
-import { progressOn } from "./apply.ts";
+import { inSession, progressOn } from "../session.ts";
 
 export interface RunOptions extends SourceOptions {
   readonly vm?: readonly string[];
@@ -44,23 +41,11 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     if (typeof pattern === "string") throw new HypersdkError("Usage", `--vm ${JSON.stringify(text)}: ${pattern}`);
     return pattern;
   });
-  const events = openEventLog(io.eventsTarget, io.logLevel);
-  const interrupts = listenForInterrupts(io.err);
-  const state = State.openForWriting(statePath, random);
   const progress = io.quiet || io.json ? undefined : progressOn(io);
-  try {
+  return inSession(io, { statePath, revision, adopt: options.adopt, progress }, async ({ state, context, settle }) => {
     if (!state.configuration.resources().some(({ address }) => address === `schedule.${name}`)) {
       throw new HypersdkError("Failed", `schedule "${name}" is in the files, but was never applied`, { hint: "hypersdk apply comes first" });
     }
-    const context = engineContext(state, {
-      signal: interrupts.signal,
-      revision,
-      adopt: options.adopt ?? false,
-      emit: (event) => {
-        events.write(event);
-        progress?.handle(event);
-      },
-    });
     const observed = await observe(desired, context);
     const unknown = observed.unknownProviders[0];
     if (unknown && observed.vms.length === 0) throw new HypersdkError("ProviderUnreachable", `provider ${unknown.name}: ${unknown.reason}`);
@@ -109,10 +94,10 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
         expected: { readBytes: member.vm?.disks.reduce((sum, disk) => sum + disk.dataBytes, 0) ?? 0, storedBytes: null, durationMs: null },
       }),
     );
-    const result = await runQueue(work, options.parallelism ?? desired.concurrency, interrupts.signal, (item, place) => runExport(item, place, context));
+    const result = await runQueue(work, options.parallelism ?? desired.concurrency, context.signal, (item, place) => runExport(item, place, context));
     for (const { run: left } of result.notStarted)
       state.writeUnlocked(() => state.runs.end(left.id, "cancelled", clock.now(), { code: "NotStarted", message: "not started" }));
-    progress?.stop();
+    settle();
     const names = (works: readonly RunWork[]): object[] => works.map((each) => ({ schedule: each.run.schedule, vmPath: each.run.vmPath, run: each.run.id }));
     if (io.json)
       io.result("run", {
@@ -122,13 +107,7 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
         notStarted: names(result.notStarted),
       });
     else io.out(`${io.style.bold(`${plural(result.completed, "export")} completed, ${result.failed.length} failed.`)}\n`);
-    if (interrupts.exitCode !== undefined) return interrupts.exitCode;
     if (result.failed.length > 0) return exitCodes.partlyFailed;
     return result.notStarted.length > 0 ? exitCodes.locked : exitCodes.done;
-  } finally {
-    progress?.stop();
-    interrupts.dispose();
-    events.close();
-    state.close();
-  }
+  });
 }

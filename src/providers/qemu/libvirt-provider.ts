@@ -127,7 +127,7 @@ async function observed(provider: string, uri: string, path: ObservedVm["path"],
       ...(found ? { marks: found.map(({ name, changedBytes }) => ({ name: checkpointMark(name, disk.file), changedBytes })) } : {}),
     });
   }
-  return { provider, path, identity: uuid, name: hardware.name, disks: list, ...(hardware.firmware ? { firmware: hardware.firmware } : {}) };
+  return { provider, path, identity: uuid, name: hardware.name, isRunning, disks: list, ...(hardware.firmware ? { firmware: hardware.firmware } : {}) };
 }
 
 /** Our checkpoints of a running machine, with what has changed since each, by the disk's target. */

@@ -65,7 +65,7 @@ export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
       for (const vm of off.vms) {
         const path = vmPathUnder(spec.root, vm.names);
         if (!path || live.has(vm.identity) || unknown.some(({ identity }) => identity === vm.identity)) continue;
-        vms.push(await withMarks(observedVm(spec.name, path, vm), vm));
+        vms.push({ ...(await withMarks(observedVm(spec.name, path, vm), vm)), isRunning: false });
       }
       return { vms: vms.sort((a, b) => (a.path < b.path ? -1 : 1)), problems: problems.sort(), unknown };
     },
@@ -124,6 +124,7 @@ function observedLive(provider: string, path: ObservedVm["path"], identity: stri
     path,
     identity,
     name: hardware.name,
+    isRunning: true,
     disks: disks.map(({ name, format, virtualBytes, dataBytes, bitmaps }) => ({
       name,
       format,

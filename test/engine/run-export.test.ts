@@ -1,0 +1,136 @@
+import { randomUUID } from "node:crypto";
+import { join } from "node:path";
+import { describe, expect, it, onTestFinished } from "vitest";
+import type { Destination } from "../../src/destinations/destination.ts";
+import type { EngineContext } from "../../src/engine/context.ts";
+import type { EngineEvent } from "../../src/engine/events.ts";
+import { type Reconciled, reconcile } from "../../src/engine/reconcile.ts";
+import { HypersdkError } from "../../src/model/errors.ts";
+import { type Instant, instantOf } from "../../src/model/instant.ts";
+import type { VmPath } from "../../src/model/vm-path.ts";
+import { State } from "../../src/state/state.ts";
+import { memoryDestination } from "../fakes/memory-destination.ts";
+import { memoryProvider } from "../fakes/memory-provider.ts";
+import { temporaryFolder } from "../support/cli.ts";
+import { desiredOf } from "../support/desired.ts";
+import { bytes } from "../support/disks.ts";
+
+const desired = desiredOf(
+  `version: v2\nschedules:\n  - {name: nightly, cron: "0 * * * *", vms: ["/datacenter/vm/*"], destination: "file:///srv/backups", verify: checksum, initialExport: immediate}\n`,
+);
+const disks = new Map([["a", bytes(64 * 1024, 1)]]);
+
+/** A state, a store in memory, and one pass over them after the other, each in a process of its own. */
+function installation() {
+  const random = { uuid: randomUUID, fraction: () => 0.5 };
+  const state = State.openForWriting(join(temporaryFolder(), "state.db"), random);
+  onTestFinished(() => state.close());
+  const files = new Map<string, Buffer>();
+  let nowMs = Date.parse("2026-03-27T12:00:00Z");
+  const now = (): Instant => instantOf(nowMs);
+  const provider = memoryProvider(disks);
+  const pass = async (on: (event: EngineEvent, stop: () => void) => void, broken: (destination: Destination) => Destination): Promise<Pass> => {
+    const interrupt = new AbortController();
+    const events: EngineEvent[] = [];
+    const context: EngineContext = {
+      state,
+      clock: {
+        now,
+        async sleep(ms) {
+          nowMs += ms;
+        },
+      },
+      random,
+      toolVersion: "0",
+      openProvider: async () => ({
+        ...provider,
+        name: "local",
+        async inventory() {
+          const { vms, problems } = await provider.inventory();
+          return { problems, vms: vms.map((vm) => ({ ...vm, provider: "local", path: `/datacenter/vm/${vm.identity}` as VmPath })) };
+        },
+        snapshot: async (identity) => ({ ...(await provider.snapshot(identity)), instant: now() }),
+      }),
+      openDestination: async (spec) => broken(memoryDestination(spec, files)),
+      emit(event) {
+        events.push(event);
+        on(event, () => interrupt.abort(new Error("interrupted")));
+      },
+      signal: interrupt.signal,
+      revision: null,
+      adopt: false,
+    };
+    const done = await reconcile(desired, context, { lockTimeoutMs: 0, parallelism: undefined, exports: true, approve: async (plan) => plan });
+    return { done, types: events.map(({ type }) => type).filter((type) => type.startsWith("export_") && type !== "export_progress"), events };
+  };
+  return { state, pass };
+}
+
+interface Pass {
+  readonly done: Reconciled;
+  readonly types: readonly string[];
+  readonly events: readonly EngineEvent[];
+}
+
+describe("a point that is published and not yet proved", () => {
+  it("is not exported again when the store is away for a moment: it is proved at the next attempt", async () => {
+    const { state, pass } = installation();
+    let verified = 0;
+    const { done, types } = await pass(
+      ({ type }) => {
+        if (type === "export_verifying") verified++;
+      },
+      (destination) => ({
+        ...destination,
+        async open(path) {
+          if (verified === 1) throw new HypersdkError("DestinationUnreachable", "the store is away");
+          return destination.open(path);
+        },
+      }),
+    );
+    expect(types).toEqual(["export_started", "export_verifying", "export_retried", "export_verifying", "export_completed"]);
+    expect(done).toMatchObject({ completed: 1, failed: [] });
+    expect(state.artifacts.list()).toHaveLength(1);
+    expect(state.runs.list(10)).toMatchObject([{ state: "completed", attempts: 2 }]);
+  });
+
+  it("stays open when it is interrupted, and the next apply proves it", async () => {
+    const { state, pass } = installation();
+    const first = await pass(
+      ({ type }, stop) => {
+        if (type === "export_verifying") stop();
+      },
+      (destination) => destination,
+    );
+    expect(first.types).toEqual(["export_started", "export_verifying", "export_interrupted"]);
+    expect(first.done.interrupted).toHaveLength(1);
+    expect(state.runs.list(10)).toMatchObject([{ state: "verifying" }]);
+    const second = await pass(
+      () => {},
+      (destination) => destination,
+    );
+    expect(second.types).toEqual(["export_verifying", "export_completed"]);
+    expect(second.events).toContainEqual(expect.objectContaining({ type: "run_recovered", outcome: "completed" }));
+    expect(state.artifacts.list()).toHaveLength(1);
+    expect(state.runs.list(10)).toMatchObject([{ state: "completed" }]);
+  });
+
+  it("is bad when it is found damaged, and its run has failed", async () => {
+    const { state, pass } = installation();
+    let isStored = false;
+    const { types } = await pass(
+      ({ type }) => {
+        isStored ||= type === "export_verifying";
+      },
+      (destination) => ({
+        ...destination,
+        async open(path) {
+          const file = await destination.open(path);
+          return isStored ? { ...file, sizeBytes: file.sizeBytes - 1 } : file;
+        },
+      }),
+    );
+    expect(types).toEqual(["export_started", "export_verifying", "export_failed"]);
+    expect(state.artifacts.list()).toMatchObject([{ state: "bad" }]);
+  });
+});
