@@ -408,6 +408,7 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     .option("--from <time>", "now otherwise; from then on, as the state is now")
     .option("--to <time>", "a week later otherwise")
     .option("--provider-speed <speed...>", "200MiB/s, or lab=200MiB/s for one provider; otherwise the last run of each VM, or 100MiB/s")
+    .option("--schedule <name...>", "tell of these alone; all are simulated, as they share what there is")
     .option("--all", "the whole timeline, not only its first 200 runs");
   const state = group("state", "look at the state file and care for it", ["hypersdk state list", "hypersdk state backup state-copy.db"]);
   source(

@@ -54,12 +54,13 @@ describe("answers as JSON", () => {
       ["state", "backup", "copy.db"],
       ["lock", "show"],
       ["schedule", "preview", "nightly"],
+      ["simulate"],
       ["doctor"],
       ["verify"],
       ["expire", "--dry-run"],
       ["suspend", "nightly"],
       ["resume", "nightly"],
-      ...["schedules", "policies", "protections", "runs", "artifacts", "vms", "destinations"].map((kind) => ["get", kind]),
+      ...["schedules", "policies", "protections", "runs", "artifacts", "vms", "providers", "destinations"].map((kind) => ["get", kind]),
     ];
     for (const args of reading) {
       const ran = await hypersdk(folder, [...args, "--json"]);

@@ -2,6 +2,7 @@ import { observe } from "../../engine/observe.ts";
 import { formatDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
+import { nearestName } from "../../model/nearest.ts";
 import { type Member, membership, protectionKey } from "../../plan/membership.ts";
 import { withRenames } from "../../plan/planner.ts";
 import { type SimulatedRun, type Simulation, simulate as simulateRuns, type Timeline } from "../../plan/simulate.ts";
@@ -21,6 +22,7 @@ export interface SimulateOptions extends SourceOptions {
   readonly from?: string;
   readonly to?: string;
   readonly providerSpeed?: readonly string[];
+  readonly schedule?: readonly string[];
   readonly all?: boolean;
 }
 
@@ -36,6 +38,10 @@ export async function simulate(options: SimulateOptions, io: Io): Promise<number
   if (to <= from) throw new HypersdkError("Usage", "--to is not behind --from");
   const speeds = speedsOf(options.providerSpeed ?? []);
   const { desired, statePath } = await loadDesired(options, io);
+  const shown = namedSchedules(
+    options.schedule ?? [],
+    desired.schedules.map(({ name }) => name),
+  );
   const state = State.openForReading(statePath);
   try {
     const recorded = state?.recorded(now) ?? emptyRecorded;
@@ -64,7 +70,7 @@ export async function simulate(options: SimulateOptions, io: Io): Promise<number
         return last ?? (bytes / (speed ?? usualBytesPerSecond)) * 1000;
       },
     });
-    report(timeline, from, to, members.size, options.all ?? false, timezonesOf(desired), io);
+    report(timeline, { from, to, protections: members.size, shown, all: options.all ?? false, zones: timezonesOf(desired) }, io);
     return 0;
   } finally {
     state?.close();
@@ -87,29 +93,52 @@ function vmOf({ provider, identity, vmPath }: Member): NonNullable<Member["vm"]>
   return { provider, identity, name: identity, path: vmPath, disks: [] };
 }
 
-function report(
-  { runs, peak, peakWaiting }: Timeline,
-  from: Instant,
-  to: Instant,
-  vms: number,
-  all: boolean,
-  zones: (schedule: string) => string,
-  io: Io,
-): void {
+/** The schedules that are told of; all where none was named. */
+function namedSchedules(wanted: readonly string[], names: readonly string[]): ReadonlySet<string> {
+  for (const name of wanted) {
+    if (names.includes(name)) continue;
+    const near = nearestName(name, names);
+    throw new HypersdkError("NotFound", `no schedule is named "${name}"`, near ? { hint: `did you mean "${near}"?` } : {});
+  }
+  return new Set(wanted.length > 0 ? wanted : names);
+}
+
+interface Asked {
+  readonly from: Instant;
+  readonly to: Instant;
+  readonly protections: number;
+  readonly shown: ReadonlySet<string>;
+  readonly all: boolean;
+  readonly zones: (schedule: string) => string;
+}
+
+/** What became of the runs of one schedule, or of all. */
+function tally(runs: readonly SimulatedRun[]) {
   const count = (outcome: SimulatedRun["outcome"]): number => runs.filter((run) => run.outcome === outcome).length;
-  const missed = count("skipped") + count("superseded");
-  const summary = {
-    from,
-    to,
-    protections: vms,
+  return {
     runs: runs.length,
     completed: count("completed"),
     skipped: count("skipped"),
     superseded: count("superseded"),
     unfinished: count("unfinished"),
+    longestWaitMs: runs.reduce((longest, { startedMs, fireTimeMs }) => Math.max(longest, (startedMs ?? fireTimeMs) - fireTimeMs), 0),
+  };
+}
+
+/** Everything is simulated, as all schedules share the places; of those that were asked for, the runs are told. */
+function report({ runs: all, peak, peakWaiting }: Timeline, asked: Asked, io: Io): void {
+  const { from, to, protections, zones } = asked;
+  const runs = all.filter(({ schedule }) => asked.shown.has(schedule));
+  const bySchedule = Map.groupBy(runs, ({ schedule }) => schedule);
+  const schedules = [...asked.shown].map((schedule) => ({ schedule, ...tally(bySchedule.get(schedule) ?? []) }));
+  const summary = {
+    from,
+    to,
+    protections,
+    ...tally(runs),
     peakRunning: { count: peak.running, at: instantOf(peak.atMs) },
     peakWaiting: { count: peakWaiting.waiting, at: instantOf(peakWaiting.atMs) },
-    longestWaitMs: runs.reduce((longest, { startedMs, fireTimeMs }) => Math.max(longest, (startedMs ?? fireTimeMs) - fireTimeMs), 0),
+    schedules,
   };
   const at = (ms: number | undefined): Instant | null => (ms === undefined ? null : instantOf(ms));
   if (io.json) {
@@ -129,7 +158,7 @@ function report(
     return;
   }
   const { style } = io;
-  const shown = all ? runs : runs.slice(0, shownRuns);
+  const shown = asked.all ? runs : runs.slice(0, shownRuns);
   if (runs.length > 0)
     io.out(
       renderTable(
@@ -146,9 +175,25 @@ function report(
       ),
     );
   if (shown.length < runs.length) io.out(`${style.dim(`and ${runs.length - shown.length} more: --all, or --json`)}\n`);
+  const missed = ({ skipped, superseded }: { readonly skipped: number; readonly superseded: number }): number => skipped + superseded;
+  if (schedules.length > 1)
+    io.out(
+      `\n${renderTable(
+        ["schedule", "runs", "completed", "missed", "not ended", "longest wait"],
+        schedules.map((each) => [
+          each.schedule,
+          String(each.runs),
+          String(each.completed),
+          String(missed(each)),
+          String(each.unfinished),
+          formatDuration(each.longestWaitMs),
+        ]),
+        [1, 2, 3, 4, 5],
+      )}`,
+    );
   io.out(
-    `\n${style.bold(`${plural(runs.length, "run")} of ${plural(vms, "protection")}: ${summary.completed} completed, ${missed} missed, ${summary.unfinished} not ended by then.`)}\n` +
-      `At most ${summary.peakRunning.count} at once (${formatTime(summary.peakRunning.at, "UTC", from)}), at most ${summary.peakWaiting.count} waiting for a place; the longest wait was ${formatDuration(summary.longestWaitMs)}.\n`,
+    `\n${style.bold(`${plural(runs.length, "run")}: ${summary.completed} completed, ${missed(summary)} missed, ${summary.unfinished} not ended by then.`)} The longest wait was ${formatDuration(summary.longestWaitMs)}.\n` +
+      `In all, ${plural(protections, "protection")}: at most ${plural(summary.peakRunning.count, "export")} at once (${formatTime(summary.peakRunning.at, "UTC", from)}), at most ${summary.peakWaiting.count} waiting for a place.\n`,
   );
 }
 

@@ -1,0 +1,107 @@
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { hypersdk, workTree } from "../support/cli.ts";
+import { KiB } from "../support/disks.ts";
+import { result } from "../support/schemas.ts";
+
+/** A night of two schedules, over the autumn's change of the clock; the second waits for the first and for its window. */
+function night(): string {
+  const folder = workTree(`version: v2
+providers: [{name: lab, type: local, path: ./machines, root: /lab}]
+defaults: {timezone: Europe/Berlin}
+schedules:
+  - {name: databases, cron: "30 2 * * *", vms: [/lab/db-*], destination: "file:./exports", concurrency: 1}
+  - name: web
+    cron: "45 2 * * *"
+    vms: [/lab/web]
+    destination: file:./exports
+    dependsOn: [{schedule: databases}]
+    windows: [{start: "03:00", end: "05:00"}]
+  - {name: later, cron: "0 0 1 1 *", vms: [/lab/web], destination: "file:./exports"}
+`);
+  for (const vm of ["db-1", "db-2", "web"]) {
+    mkdirSync(join(folder, "machines", vm), { recursive: true });
+    writeFileSync(join(folder, "machines", vm, "disk.raw"), Buffer.alloc(600 * KiB, 1));
+  }
+  return folder;
+}
+
+const span = ["--from", "2026-10-24T12:00:00Z", "--to", "2026-10-25T12:00:00Z", "--provider-speed", "1KiB/s"];
+
+interface Simulated {
+  readonly timeline: readonly { schedule: string; vmPath: string; fireTime: string; started: string; outcome: string; reasons: string[] }[];
+  readonly schedules: readonly { schedule: string; runs: number }[];
+}
+
+describe("simulate", () => {
+  it("tells when each run starts, for what it waits, and what comes of each schedule", async () => {
+    const folder = night();
+    const { timeline, schedules } = result<Simulated>((await hypersdk(folder, ["simulate", ...span, "--json"])).stdout);
+    // 02:30 is there twice: the first counts. A disk takes ten minutes, and one at a time may run.
+    expect(
+      timeline.map(({ schedule, vmPath, fireTime, started, reasons }) => [schedule, vmPath, fireTime.slice(11, 16), started.slice(11, 16), ...reasons]),
+    ).toMatchInlineSnapshot(`
+      [
+        [
+          "databases",
+          "/lab/db-1",
+          "00:30",
+          "00:30",
+        ],
+        [
+          "databases",
+          "/lab/db-2",
+          "00:30",
+          "00:40",
+          "waited for a place",
+        ],
+        [
+          "web",
+          "/lab/web",
+          "00:45",
+          "02:00",
+          "waits for databases to be completed: 1 of 2 runs have not ended",
+          "waits for its window",
+        ],
+      ]
+    `);
+    expect(schedules).toMatchObject([
+      { schedule: "databases", runs: 2, completed: 2 },
+      { schedule: "later", runs: 0 },
+      { schedule: "web", runs: 1, completed: 1 },
+    ]);
+  });
+
+  it("tells of one schedule alone, with what the others do to it", async () => {
+    const folder = night();
+    const { timeline } = result<Simulated>((await hypersdk(folder, ["simulate", ...span, "--schedule", "web", "--json"])).stdout);
+    expect(timeline).toMatchObject([{ schedule: "web", started: expect.stringContaining("T02:00") as string }]);
+    const { stdout } = await hypersdk(folder, ["simulate", ...span, "--schedule", "web"]);
+    expect(stdout).toMatchInlineSnapshot(`
+      "fires                  starts   ends     schedule  VM
+      Sun 25 Oct 02:45 CEST  +1h 15m  +1h 25m  web       /lab/web  completed  waits for databases to be completed: 1 of 2 runs have not ended; waits for its window
+
+      1 run: 1 completed, 0 missed, 0 not ended by then. The longest wait was 1h 15m.
+      In all, 4 protections: at most 1 export at once (Sun 25 Oct 00:30 UTC), at most 1 waiting for a place.
+      "
+    `);
+    expect(await hypersdk(folder, ["simulate", "--schedule", "databasse"])).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('did you mean "databases"?') as string,
+    });
+  });
+});
+
+describe("schedule preview", () => {
+  it("says when it fires, when it starts and why then", async () => {
+    const { stdout } = await hypersdk(night(), ["schedule", "preview", "web", "--from", "2026-10-24T12:00:00Z", "--count", "3"]);
+    expect(stdout).toMatchInlineSnapshot(`
+      "fires                  starts                because                                                                             after
+      Sun 25 Oct 02:45 CEST  Sun 25 Oct 03:00 CET  the clock goes back over its time: the first of two; its window opens 1h 15m later  databases of Sun 25 Oct 02:30 CEST completed
+      Mon 26 Oct 02:45 CET   Mon 26 Oct 03:00 CET  its window opens 15m later                                                          databases of Mon 26 Oct 02:30 CET completed
+      Tue 27 Oct 02:45 CET   Tue 27 Oct 03:00 CET  its window opens 15m later                                                          databases of Tue 27 Oct 02:30 CET completed
+      "
+    `);
+  });
+});
