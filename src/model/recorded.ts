@@ -64,6 +64,8 @@ export interface RestorePoint {
   readonly storedBytes: number;
   readonly state: PointState;
   readonly held: boolean;
+  /** Why somebody holds it. */
+  readonly heldReason?: string;
   /** Set while retention has let it go: it may be deleted from then on. */
   readonly expiresAt?: Instant;
   readonly expiryRule?: string;

@@ -3,7 +3,7 @@ import type { RestorePoint } from "../model/recorded.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import type { Db } from "./database.ts";
 
-export type NewArtifact = Omit<RestorePoint, "held" | "expiresAt" | "expiryRule" | "state"> & { readonly runId: string };
+export type NewArtifact = Omit<RestorePoint, "held" | "heldReason" | "expiresAt" | "expiryRule" | "state"> & { readonly runId: string };
 
 /** Restore points: what completed exports left at destinations. */
 export class Artifacts {
@@ -101,6 +101,7 @@ function pointOf(row: RawArtifact): RestorePoint {
     storedBytes: row.stored_bytes,
     state: row.state,
     held: row.held_reason !== null,
+    ...(row.held_reason === null ? {} : { heldReason: row.held_reason }),
     ...(row.expires_at === null ? {} : { expiresAt: row.expires_at as Instant }),
     ...(row.expiry_rule === null ? {} : { expiryRule: row.expiry_rule }),
   };

@@ -187,21 +187,27 @@ it("a destination keeps its layout, and an image destination takes no increments
 
 it.each(["repository", "image"] as const)(
   "with the state file gone, everything is found again in a destination of layout %s, and restored",
-  { timeout: 60_000 },
+  { timeout: 120_000 },
   async (layout) => {
     const { folder, disk } = fleet();
     if (layout === "image") writeFileSync(join(folder, "infrastructure.yaml"), yaml().replace("incremental: true, ", ""));
     await ok(folder, ["apply", "--auto-approve"]);
     copyFileSync(disk("web"), join(folder, "web-0.raw"));
     const before = (JSON.parse(await ok(folder, ["get", "artifacts", "--json"])) as { items: { id: string }[] }).items.map(({ id }) => id).sort();
+    const [kept = "", free = ""] = before;
+    for (const id of before) await ok(folder, ["hold", id, "--reason", "before the audit"]);
+    await ok(folder, ["unhold", free]);
     rmSync(join(folder, ".hypersdk"), { recursive: true });
     // nothing goes on by itself: a second history would expire what the first one keeps
     expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 6 });
     rmSync(join(folder, ".hypersdk"), { recursive: true, force: true });
     expect(await ok(folder, ["state", "rebuild", "--from", "file:./backups"])).toContain("2 restore points found");
     expect(await ok(folder, ["state", "rebuild", "--from", "file:./backups"])).toContain("0 restore points found at file:./backups, 2 known before");
-    const after = (JSON.parse(await ok(folder, ["get", "artifacts", "--json"])) as { items: { id: string }[] }).items.map(({ id }) => id).sort();
-    expect(after).toEqual(before);
+    const after = (JSON.parse(await ok(folder, ["get", "artifacts", "--json"])) as { items: { id: string; heldReason: string | null }[] }).items;
+    expect(after.map(({ id }) => id).sort()).toEqual(before);
+    // what somebody held is held
+    expect(after.find(({ id }) => id === kept)?.heldReason).toBe("before the audit");
+    expect(after.find(({ id }) => id === free)?.heldReason).toBe(null);
     await ok(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"]);
     expect(readFileSync(join(folder, "web.raw")).equals(readFileSync(join(folder, "web-0.raw")))).toBe(true);
     writeFileSync(join(folder, "infrastructure.yaml"), readFileSync(join(folder, "infrastructure.yaml"), "utf8").replace("initialExport: immediate, ", ""));

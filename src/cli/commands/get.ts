@@ -206,14 +206,15 @@ function artifacts({ recorded, zones, now }: Query): Table {
     storedBytes: point.storedBytes,
     state: point.state,
     held: point.held,
+    heldReason: point.heldReason ?? null,
     expiresAt: point.expiresAt ?? null,
     destination: point.destination,
     manifest: point.manifestPath,
   }));
   return {
     items,
-    headings: ["id", "schedule", "VM", "instant", "size", "state", "destination", "manifest"],
-    wide: [7],
+    headings: ["id", "schedule", "VM", "instant", "size", "state", "destination", "manifest", "held because"],
+    wide: [7, 8],
     right: [4],
     rows: items.map((each) => [
       each.id.slice(0, 8),
@@ -224,6 +225,7 @@ function artifacts({ recorded, zones, now }: Query): Table {
       each.held ? `${each.state}, held` : each.expiresAt ? "expires" : each.state,
       each.destination,
       each.manifest,
+      printable(each.heldReason ?? ""),
     ]),
   };
 }

@@ -1,6 +1,8 @@
+import { putHold, removeHold } from "../../exports/holds.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { State } from "../../state/state.ts";
-import { clock, random } from "../compose.ts";
+import { printable } from "../../ui/style.ts";
+import { adapters, clock, random } from "../compose.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
 
@@ -8,7 +10,7 @@ interface HoldOptions extends SourceOptions {
   readonly reason: string;
 }
 
-/** Keeps a restore point, whatever retention says, until it is let go again. */
+/** Keeps a restore point, whatever retention says, until it is let go again. The destination learns of it too. */
 export async function hold(id: string, options: HoldOptions, io: Io): Promise<number> {
   return setHeld(id, options.reason, options, io);
 }
@@ -18,7 +20,7 @@ export async function unhold(id: string, options: SourceOptions, io: Io): Promis
 }
 
 async function setHeld(id: string, reason: string | undefined, options: SourceOptions, io: Io): Promise<number> {
-  const { statePath, revision } = await load(options, io.env, io.cwd);
+  const { statePath, revision, desired } = await load(options, io.env, io.cwd);
   const state = State.openForWriting(statePath, random);
   try {
     const found = state.artifacts.list().filter((point) => point.id.startsWith(id));
@@ -44,6 +46,14 @@ async function setHeld(id: string, reason: string | undefined, options: SourceOp
         author: null,
       });
     });
+    const address = desired?.destinations.find(({ url }) => url === point.destinationUrl) ?? { name: point.destination, url: point.destinationUrl };
+    try {
+      const destination = await adapters.openDestination(address);
+      await (reason === undefined ? removeHold(destination, point.id) : putHold(destination, point.id, clock.now(), reason));
+    } catch (error) {
+      if (!(error instanceof HypersdkError)) throw error;
+      io.err(`${io.errStyle.yellow("warning")}: this is known to the state alone, not at ${point.destination}: ${printable(error.message)}\n`);
+    }
     if (io.json) io.result("hold", { point: point.id, held: reason !== undefined, reason: reason ?? null });
     else io.out(`${point.id.slice(0, 8)} of ${point.vmPath}, ${point.instant}, is ${reason === undefined ? "no longer held" : "held"}\n`);
     return 0;

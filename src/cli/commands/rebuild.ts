@@ -1,4 +1,5 @@
 import type { Destination } from "../../destinations/destination.ts";
+import { listHolds } from "../../exports/holds.ts";
 import { readMarker } from "../../exports/lineage.ts";
 import { type Manifest, manifestName } from "../../exports/manifest.ts";
 import { readManifest } from "../../exports/restore.ts";
@@ -24,6 +25,7 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
   const marker = await readMarker(destination);
   if (!marker) throw new HypersdkError("NotFound", `no hypersdk has written to ${address.url}`);
   const { manifests, damaged, foreign } = await manifestsAt(destination, marker);
+  const holds = await listHolds(destination);
   const state = State.openForWriting(statePath, random);
   try {
     const lease = await state.take("reconcile", "state rebuild", 0, clock, random);
@@ -33,6 +35,10 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
         state.continueLineage(marker.lineage);
         const known = new Set(state.artifacts.list().map(({ id }) => id));
         for (const { path, manifest } of manifests) state.artifacts.add(pointOf(path, manifest, address), clock.now());
+        for (const { manifest } of manifests) {
+          const reason = holds.get(manifest.id);
+          if (reason !== undefined && !known.has(manifest.id)) state.artifacts.setHeld(manifest.id, reason);
+        }
         const added = manifests.filter(({ manifest }) => !known.has(manifest.id)).length;
         state.audit.append({
           at: clock.now(),
