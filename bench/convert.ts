@@ -42,7 +42,12 @@ try {
   const hole = join(top, "hole.raw");
   closeSync(openSync(hole, "w"));
   truncateSync(hole, 16 * 2 ** 30);
-  compare("a hole of 16 GiB, raw -> qcow2", ours(hole, "raw", "qcow2", []), qemu(hole, "raw", "qcow2", []), 0);
+  const overHole = Array.from({ length: rounds }, () => {
+    const measured = measure(ours(hole, "raw", "qcow2", []), top);
+    rmSync(join(top, "o.out"));
+    return measured.wallS;
+  });
+  say(`a hole of 16 GiB, raw -> qcow2: wall ${median(overHole).toFixed(2)} s, goal 0.2 s`);
   const large = join(top, "large.raw");
   closeSync(openSync(large, "w"));
   truncateSync(large, 2 ** 40);
@@ -70,7 +75,7 @@ function compare(name: string, own: readonly string[], theirs: readonly (readonl
   const cpu = (list: readonly Measured[]): number => median(list.map(({ cpuS }) => cpuS));
   const best = [...others].sort((a, b) => wall(a) - wall(b))[0] as Measured[];
   say(
-    `${name}: wall ${wall(mine).toFixed(2)} s against ${wall(best).toFixed(2)} s, ratio ${(wall(mine) / wall(best)).toFixed(2)}${goal > 0 ? ` (goal ${goal})` : " (goal 0.2 s)"}; CPU ratio ${(cpu(mine) / cpu(best)).toFixed(2)}; peak ${Math.round(median(mine.map(({ peakMiB }) => peakMiB)))} MiB`,
+    `${name}: wall ${wall(mine).toFixed(2)} s against ${wall(best).toFixed(2)} s, ratio ${(wall(mine) / wall(best)).toFixed(2)} (goal ${goal}); CPU ratio ${(cpu(mine) / cpu(best)).toFixed(2)}; peak ${Math.round(median(mine.map(({ peakMiB }) => peakMiB)))} MiB`,
   );
 }
 
