@@ -2,6 +2,7 @@ import { claim } from "../exports/lineage.ts";
 import type { DesiredState, DestinationSpec, ProviderSpec, ScheduleSpec } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { ObservedDestination } from "../model/observed.ts";
+import { movedPoints, movesOf } from "../plan/moved.ts";
 import { type DueExport, type Plan, turnOf } from "../plan/plan.ts";
 import { plan as makePlan } from "../plan/planner.ts";
 import type { Lease } from "../state/leases.ts";
@@ -77,6 +78,7 @@ export async function applyConfiguration(
     const observed = await observe(desired, context);
     refuseForeign(observed.destinations, state.lineage, context.adopt);
     await adopt(desired, observed.destinations, context);
+    noteMoves(desired, observed.destinations, lease, context);
     const now = clock.now();
     const made = makePlan({ desired, recorded: state.recorded(now), observed, revision, now });
     const approved = await options.approve(made);
@@ -119,6 +121,28 @@ async function adopt(desired: DesiredState, destinations: readonly ObservedDesti
       text: `destination ${name} belongs to this state now; ${points.length} restore points of the other one stay there and are not managed`,
     });
   }
+}
+
+/** Destinations that moved with what is in them: their restore points are recorded where they are now. */
+function noteMoves(desired: DesiredState, destinations: readonly ObservedDestination[], lease: Lease, context: EngineContext): void {
+  const { state, clock, emit, revision } = context;
+  const at = clock.now();
+  const moved = movedPoints(desired, state.recorded(at), destinations);
+  if (moved.length === 0) return;
+  state.write(lease, () => {
+    for (const { point, url } of moved) state.artifacts.move(point.id, url);
+    for (const { destination, url, points } of movesOf(moved))
+      state.audit.append({
+        at,
+        type: "destination.moved",
+        subject: destination,
+        detail: { url, points },
+        commit: revision?.commit ?? null,
+        author: revision?.author ?? null,
+      });
+  });
+  for (const { destination, url, points } of movesOf(moved))
+    emit({ type: "warning", code: "Moved", text: `destination ${destination} has moved: ${points} restore points are at ${url} now` });
 }
 
 /** The journaled run of each due export, with what it needs. */

@@ -11,6 +11,7 @@ import { changesOf } from "./changes.ts";
 import { type Decision, type DueContext, decide } from "./due.ts";
 import { expiryOf } from "./expiry.ts";
 import { type Member, type Membership, membership, protectionKey } from "./membership.ts";
+import { type MovedPoint, movedPoints, movesOf, withMoves } from "./moved.ts";
 import { type Consequences, type Drift, type Plan, type PlannedExport, type PlanWarning, type ProtectionChange, type Revision, turnOf } from "./plan.ts";
 import { type DesiredResource, resourcesOf } from "./resources.ts";
 
@@ -23,7 +24,9 @@ export interface PlanInput {
 }
 
 /** The planner: a pure function of its input. No clock, no chance, no environment, no order of files. */
-export function plan({ desired, recorded, observed, revision, now }: PlanInput): Plan {
+export function plan({ desired, recorded: noted, observed, revision, now }: PlanInput): Plan {
+  const moved = movedPoints(desired, noted, observed.destinations);
+  const recorded = withMoves(noted, moved);
   const vms = withRenames(desired, observed.vms);
   const joined = membership(desired, vms, recorded.protections);
   const protections = new Map(
@@ -46,7 +49,9 @@ export function plan({ desired, recorded, observed, revision, now }: PlanInput):
     if (decision) decisions.push(decision);
   }
   const overdue = overdueOf(joined, protections, newestGoodOf(recorded.points), context, now);
+  const urls = new Set(desired.destinations.map(({ url }) => url));
   const blocked = (point: RestorePoint): string | undefined => {
+    if (!urls.has(point.destinationUrl)) return `no destination of the files has the URL ${point.destinationUrl}`;
     const key = protectionKey(point.schedule, point.provider, point.identity);
     if (overdue.has(key)) return "the protection is overdue";
     return lastRunIsBad(recorded.points, point) ? "the last restore point failed its verification" : undefined;
@@ -70,7 +75,7 @@ export function plan({ desired, recorded, observed, revision, now }: PlanInput):
     drift: driftOf(recorded, observed, protectionChanges, overdue, protections),
     expiry,
     suspended,
-    warnings: warningsOf(desired, observed, joined),
+    warnings: warningsOf(desired, observed, joined, moved),
   };
 }
 
@@ -343,8 +348,12 @@ function driftOf(
   return drift.sort((a, b) => order(a.kind, b.kind) || order(JSON.stringify(a), JSON.stringify(b)));
 }
 
-function warningsOf(desired: DesiredState, observed: Observed, joined: Membership): PlanWarning[] {
-  const warnings: PlanWarning[] = [];
+function warningsOf(desired: DesiredState, observed: Observed, joined: Membership, moved: readonly MovedPoint[]): PlanWarning[] {
+  const warnings: PlanWarning[] = movesOf(moved).map(({ destination, url, points }) => ({
+    code: "HSW019",
+    message: `${destination} has moved: ${points} restore ${points === 1 ? "point is" : "points are"} at ${url} now`,
+    address: `destination.${destination}`,
+  }));
   if (observed.unknownProviders.length + observed.unknownVms.length === 0) {
     for (const { address, pattern } of joined.unmatched) warnings.push({ code: "HSW008", message: `the pattern ${pattern} matches no VM`, address });
     const protectedSchedules = new Set([...joined.members.values()].map(({ schedule }) => schedule.name));

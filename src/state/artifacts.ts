@@ -55,6 +55,11 @@ export class Artifacts {
     return row && pointOf(row);
   }
 
+  /** Its destination is elsewhere now, with all that is in it. */
+  move(id: string, destinationUrl: string): void {
+    this.#db.prepare("UPDATE artifacts SET destination_url = ? WHERE id = ?").run(destinationUrl, id);
+  }
+
   /** @param reason undefined lets go of it */
   setHeld(id: string, reason: string | undefined): void {
     this.#db.prepare("UPDATE artifacts SET held_reason = ? WHERE id = ?").run(reason ?? null, id);

@@ -33,6 +33,41 @@ describe("a file of ours with a misspelt version", () => {
   });
 });
 
+describe("a work tree that was moved, with its exports", () => {
+  it("goes on: its restore points are where they are now, expire there, and a missing one is missed", async () => {
+    const named = yaml
+      .replace("schedules:", "destinations: [{name: backups, url: file:./exports, expiryGrace: 0s}]\nschedules:")
+      .replace("destination: file:./exports", "destination: backups\n    retention: {keepLast: 1}");
+    const old = tree(named);
+    expect(await hypersdk(old, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    expect(await hypersdk(old, ["run", "nightly"])).toMatchObject({ code: 0 });
+    const folder = join(temporaryFolder(), "moved");
+    renameSync(old, folder);
+    const manifests = (): string[] =>
+      readdirSync(join(folder, "exports"), { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith("manifest.json"));
+    expect((await hypersdk(folder, ["plan"])).stdout).toMatch(/HSW019.*2 restore points are at file:.*moved\/exports now/);
+    expect(manifests()).toHaveLength(2);
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    expect(manifests()).toHaveLength(1);
+    expect((await hypersdk(folder, ["plan"])).stdout).not.toMatch(/HSW019|drift/);
+    rmSync(join(folder, "exports", manifests()[0] as string));
+    expect((await hypersdk(folder, ["drift"])).stdout).toContain("is gone");
+  });
+
+  it("does not follow a destination that is only named anew: what is at the old place stays, and is nobody's error", async () => {
+    const named = yaml
+      .replace("schedules:", "destinations: [{name: backups, url: file:./exports, expiryGrace: 0s}]\nschedules:")
+      .replace("destination: file:./exports", "destination: backups\n    retention: {keepLast: 1}");
+    const folder = tree(named);
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    await hypersdk(folder, ["run", "nightly"]);
+    writeFileSync(join(folder, "infrastructure.yaml"), named.replace("file:./exports", "file:./elsewhere"));
+    const { code, stdout } = await hypersdk(folder, ["apply", "--auto-approve"]);
+    expect({ code, stdout }).toEqual({ code: 0, stdout: expect.stringMatching(/no destination of the files has the URL file:.*exports/) as string });
+    expect(readdirSync(join(folder, "exports"), { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith("manifest.json"))).toHaveLength(2);
+  });
+});
+
 describe("verify", () => {
   it("goes on after a missing disk, names it as damage and records it", async () => {
     const folder = tree();
