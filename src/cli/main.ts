@@ -13,9 +13,18 @@ const optionalValues: Readonly<Record<string, { readonly values: readonly string
   "convert --compress": { values: ["zlib", "zstd"], alone: "zlib", refusesOthers: true },
 };
 
-// a reader that has seen enough (`| head`) ends the output, not the program's work
-for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
-process.exitCode = await main(process.argv.slice(2));
+let outputError: string | undefined;
+// a reader that has seen enough (`| head`), or a terminal that has gone, ends the output and not the program's work
+process.stderr.on("error", () => {});
+process.stdout.on("error", (error) => {
+  if (["EPIPE", "EIO"].includes(errnoOf(error) ?? "") || outputError !== undefined) return;
+  // an answer that nobody can have is no success
+  outputError = errnoOf(error) ?? error.message;
+  process.stderr.write(`error: the output cannot be written: ${outputError}\n`);
+  process.exitCode = exitCodes.failed;
+});
+const exitCode = await main(process.argv.slice(2));
+process.exitCode = outputError === undefined || exitCode !== exitCodes.done ? exitCode : exitCodes.failed;
 
 async function main(argv: string[]): Promise<number> {
   const ran = { exitCode: 0 as number };

@@ -1,5 +1,6 @@
 import type { EngineContext } from "../engine/context.ts";
 import type { Emit } from "../engine/events.ts";
+import { HypersdkError } from "../model/errors.ts";
 import type { Revision } from "../plan/plan.ts";
 import { State } from "../state/state.ts";
 import { ProgressView } from "../ui/progress.ts";
@@ -52,8 +53,8 @@ export async function inSession(io: Io, options: SessionOptions, work: (session:
     const code = await work({ state, context, interrupts, listen: (handler) => void handlers.push(handler), settle: () => progress?.stop() });
     return interrupts.exitCode ?? code;
   } catch (error) {
-    // while it waited for a lock or an answer
-    if (interrupts.exitCode !== undefined) return interrupts.exitCode;
+    // it stopped since it was told to; anything else is to be heard of
+    if (interrupts.exitCode !== undefined && isInterrupt(error, interrupts.signal)) return interrupts.exitCode;
     throw error;
   } finally {
     progress?.stop();
@@ -61,6 +62,14 @@ export async function inSession(io: Io, options: SessionOptions, work: (session:
     events.close();
     state?.close();
   }
+}
+
+function isInterrupt(error: unknown, { reason }: AbortSignal): boolean {
+  return (
+    error === reason ||
+    (error instanceof Error && (error.name === "AbortError" || error.cause === reason)) ||
+    (error instanceof HypersdkError && error.code === "Interrupted")
+  );
 }
 
 /** @param lines what stands under the bars */

@@ -9,16 +9,17 @@ import type { EngineContext } from "./context.ts";
 /**
  * Removes restore points, oldest first. The manifest goes first: a point without it does not exist, so that a crash leaves
  * files that nobody lists and that the next removal clears. Never touches a destination of another state.
- * @returns the points that could not be removed, with the reason
+ * @returns how many are gone, and those that could not be removed, with the reason; after an interrupt the rest stays
  */
 export async function removePoints(
   points: readonly RestorePoint[],
   destinations: readonly DestinationAddress[],
   lease: Lease,
   context: EngineContext,
-): Promise<{ readonly point: RestorePoint; readonly error: HypersdkError }[]> {
+): Promise<{ readonly removed: number; readonly failed: readonly { readonly point: RestorePoint; readonly error: HypersdkError }[] }> {
   const { state, clock, emit, signal, revision } = context;
   const failed: { point: RestorePoint; error: HypersdkError }[] = [];
+  let removed = 0;
   for (const point of points) {
     if (signal.aborted) break;
     // somebody may have held it, or removed it, since it was chosen
@@ -47,6 +48,7 @@ export async function removePoints(
           author: revision?.author ?? null,
         });
       });
+      removed++;
       emit({ type: "point_removed", point: point.id, vmPath: point.vmPath, schedule: point.schedule, storedBytes: point.storedBytes });
     } catch (error) {
       if (!(error instanceof HypersdkError) || error.code === "LeaseLost") throw error;
@@ -54,5 +56,5 @@ export async function removePoints(
       emit({ type: "warning", code: error.code, text: `the restore point ${point.id} of ${point.vmPath} was not removed: ${error.message}` });
     }
   }
-  return failed;
+  return { removed, failed };
 }

@@ -6,6 +6,7 @@ import { movedPoints, movesOf } from "../plan/moved.ts";
 import { type DueExport, type Plan, turnOf } from "../plan/plan.ts";
 import { plan as makePlan } from "../plan/planner.ts";
 import type { Lease } from "../state/leases.ts";
+import type { RunRow } from "../state/runs.ts";
 import { commitPlan } from "./commit-plan.ts";
 import type { EngineContext } from "./context.ts";
 import { removePoints } from "./expire.ts";
@@ -25,7 +26,8 @@ export interface ReconcileOptions {
 export interface Reconciled {
   readonly plan: Plan;
   readonly completed: number;
-  readonly failed: readonly RunWork[];
+  /** With those that were cut off earlier and turned out to have failed. */
+  readonly failed: readonly { readonly run: RunRow }[];
   readonly interrupted: readonly RunWork[];
   readonly notStarted: readonly RunWork[];
   readonly removed: number;
@@ -34,10 +36,10 @@ export interface Reconciled {
 
 /** One pass: recover, observe, plan, approve, commit, expire, export; again while an export has unblocked another. */
 export async function reconcile(desired: DesiredState, context: EngineContext, options: ReconcileOptions): Promise<Reconciled> {
-  let { plan, removed, notRemoved } = await applyConfiguration(desired, context, options);
+  let { plan, removed, notRemoved, failed: recovered } = await applyConfiguration(desired, context, options);
   const first = plan;
   let completed = 0;
-  const failed: RunWork[] = [];
+  const failed: { run: RunRow }[] = recovered.map((run) => ({ run }));
   const interrupted: RunWork[] = [];
   const notStarted: RunWork[] = [];
   while (options.exports && plan.exports.length > 0) {
@@ -70,11 +72,11 @@ export async function applyConfiguration(
   desired: DesiredState,
   context: EngineContext,
   options: Pick<ReconcileOptions, "lockTimeoutMs" | "approve">,
-): Promise<{ readonly plan: Plan; readonly removed: number; readonly notRemoved: number }> {
+): Promise<{ readonly plan: Plan; readonly removed: number; readonly notRemoved: number; readonly failed: readonly RunRow[] }> {
   const { state, clock, random, revision } = context;
   const lease: Lease = await state.take("reconcile", "apply", options.lockTimeoutMs, clock, random, context.signal);
   try {
-    await recover(desired, context);
+    const failed = await recover(desired, context);
     const observed = await observe(desired, context);
     refuseForeign(observed.destinations, state.lineage, context.adopt);
     await adopt(desired, observed.destinations, context);
@@ -87,8 +89,8 @@ export async function applyConfiguration(
     commitPlan(plan, desired, lease, context);
     const byId = new Map(state.artifacts.list().map((point) => [point.id, point]));
     const points = plan.expiry.remove.flatMap(({ point }) => byId.get(point) ?? []);
-    const notRemoved = (await removePoints(points, desired.destinations, lease, context)).length;
-    return { plan, removed: points.length - notRemoved, notRemoved };
+    const removal = await removePoints(points, desired.destinations, lease, context);
+    return { plan, removed: removal.removed, notRemoved: removal.failed.length, failed };
   } finally {
     state.writeUnlocked(() => state.leases.release(lease));
   }

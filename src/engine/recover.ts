@@ -1,4 +1,5 @@
 import type { Destination } from "../destinations/destination.ts";
+import { emptied, readMarker } from "../exports/lineage.ts";
 import { manifestName } from "../exports/manifest.ts";
 import { readManifest } from "../exports/restore.ts";
 import type { DesiredState } from "../model/desired.ts";
@@ -10,15 +11,18 @@ import type { Lease } from "../state/leases.ts";
 import type { RunRow } from "../state/runs.ts";
 import type { EngineContext } from "./context.ts";
 import type { RunName } from "./events.ts";
-import { exportScope, proveAndComplete, recordPoint } from "./run-export.ts";
+import { exportScope, fail, isOfThePoint, proveAndComplete, recordPoint } from "./run-export.ts";
 
 /**
- * Finds runs that a process left behind when it died. One whose manifest was published is finished; of any other the leftovers
- * are removed and the run goes back into the queue. Runs of living processes are left alone.
+ * Finds runs that a process left behind when it died. One whose manifest was published is proved and finished; of any other the leftovers
+ * are removed and the run goes back into the queue. Runs of living processes are left alone, and what cannot be reached is left for the
+ * next time.
+ * @returns the runs that have failed now
  */
-export async function recover(desired: DesiredState, context: EngineContext): Promise<void> {
+export async function recover(desired: DesiredState, context: EngineContext): Promise<RunRow[]> {
   const { state, clock, random, emit } = context;
   const swept = new Set<string>();
+  const failed: RunRow[] = [];
   for (const run of state.runs.open()) {
     if (run.state === "queued") continue;
     let lease: Lease;
@@ -30,58 +34,76 @@ export async function recover(desired: DesiredState, context: EngineContext): Pr
     }
     try {
       const name: RunName = { id: run.id, schedule: run.schedule, vmPath: run.vmPath, fireTime: run.fireTime };
-      emit({ type: "run_recovered", run: name, outcome: await recoverRun(run, name, lease, desired, context) });
+      const { outcome, failure } = await recoverRun(run, name, lease, desired, context);
+      emit({ type: "run_recovered", run: name, outcome });
+      if (failure) {
+        emit({ type: "export_failed", run: name, code: failure.code, reason: failure.message, hint: failure.hint ?? null });
+        failed.push(run);
+      }
       if (!swept.has(run.destinationUrl)) await sweep(await context.openDestination({ name: run.destination, url: run.destinationUrl }));
       swept.add(run.destinationUrl);
     } catch (error) {
-      if (context.signal.aborted) return;
-      // an unreachable destination leaves the run as it is, for the next time
+      context.signal.throwIfAborted();
       if (!(error instanceof HypersdkError)) throw error;
       emit({ type: "warning", code: error.code, text: `the interrupted run of ${run.schedule} for ${run.vmPath} could not be cleared: ${error.message}` });
     } finally {
       state.writeUnlocked(() => state.leases.release(lease));
     }
   }
+  return failed;
 }
 
-async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: DesiredState, context: EngineContext): Promise<"completed" | "queued" | "failed"> {
+interface Recovery {
+  readonly outcome: "completed" | "queued" | "failed";
+  /** What its proof has found; undefined where nothing is known but that its process ended. */
+  readonly failure?: HypersdkError;
+}
+
+async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: DesiredState, context: EngineContext): Promise<Recovery> {
   const { state, clock } = context;
   const schedule = desired.schedules.find((each) => each.name === run.schedule);
-  if (run.folder !== undefined) {
-    const spec = desired.destinations.find((each) => each.url === run.destinationUrl) ?? {
-      name: run.destination,
-      url: run.destinationUrl,
-    };
-    const destination = await context.openDestination(spec);
-    const isChunked = isRepositoryPoint(run.folder);
-    const manifestPath = isChunked ? run.folder : `${run.folder}/${manifestName}`;
-    const leftovers = isChunked ? [pendingPath(manifestPath), lockPath(run.id)] : (await destination.list(run.folder)).map(({ path }) => path);
-    if (await isThere(destination, manifestPath)) {
-      const manifest = await readManifest(destination, manifestPath);
-      const exported = { manifest, manifestPath, storedBytes: manifest.actuals.storedBytes };
-      recordPoint({ run }, exported, lease, context);
-      if (isChunked) for (const path of leftovers) await destination.remove(path);
-      try {
-        await proveAndComplete({ run, verify: "stored", ...schedule }, destination, exported, name, lease, context);
-        return "completed";
-      } catch (error) {
-        if (!(error instanceof HypersdkError && error.code === "ArtifactDamaged")) throw error;
-        // kept as bad; the run is made anew
-        state.write(lease, () => requeue(run, context));
-        return "queued";
-      }
-    }
+  const failFor = (why: HypersdkError, attempt: "interrupted" | "failed"): void => {
+    state.write(lease, () => state.runs.endAttempt(run.id, clock.now(), attempt, why.message));
+    fail({ run }, why, lease, context);
+  };
+  /** Made anew, unless it is a manual run, which belongs to who asked for it, or one of no schedule. */
+  const putBack = (): boolean => {
+    const isQueued = run.kind === "scheduled" && schedule !== undefined;
+    if (isQueued) state.write(lease, () => requeue(run, context));
+    else failFor(new HypersdkError("Interrupted", "the process that ran it ended"), "interrupted");
+    return isQueued;
+  };
+  if (run.folder === undefined) return { outcome: putBack() ? "queued" : "failed" };
+  const spec = desired.destinations.find((each) => each.url === run.destinationUrl) ?? {
+    name: run.destination,
+    url: run.destinationUrl,
+  };
+  const destination = await context.openDestination(spec);
+  // one that is not mounted looks as if nothing had ever been published
+  if (!(await readMarker(destination)) && !context.adopt) throw emptied(destination);
+  const isChunked = isRepositoryPoint(run.folder);
+  const manifestPath = isChunked ? run.folder : `${run.folder}/${manifestName}`;
+  const leftovers = isChunked ? [pendingPath(manifestPath), lockPath(run.id)] : (await destination.list(run.folder)).map(({ path }) => path);
+  if (!(await isThere(destination, manifestPath))) {
     for (const path of leftovers) await destination.remove(path);
+    return { outcome: putBack() ? "queued" : "failed" };
   }
-  if (run.kind === "manual" || !schedule) {
-    state.write(lease, () => {
-      state.runs.endAttempt(run.id, clock.now(), "interrupted", undefined);
-      state.runs.end(run.id, "failed", clock.now(), { code: "Interrupted", message: "the process that ran it ended" });
-    });
-    return "failed";
+  try {
+    const manifest = await readManifest(destination, manifestPath);
+    const exported = { manifest, manifestPath, storedBytes: manifest.actuals.storedBytes };
+    recordPoint({ run }, exported, lease, context);
+    if (isChunked) for (const path of leftovers) await destination.remove(path);
+    await proveAndComplete({ run, verify: "stored", ...schedule }, destination, exported, name, lease, context);
+    return { outcome: "completed" };
+  } catch (error) {
+    if (!isOfThePoint(error)) throw error;
+    state.write(lease, () => state.artifacts.setBadAt(run.destinationUrl, manifestPath));
+    // what is damaged is made anew; what does not boot would not boot then
+    const isWorthIt = error.code !== "NotBooted" && run.kind === "scheduled" && schedule !== undefined;
+    if (isWorthIt) return { outcome: putBack() ? "queued" : "failed" };
+    failFor(error, "failed");
+    return { outcome: "failed", failure: error };
   }
-  state.write(lease, () => requeue(run, context));
-  return "queued";
 }
 
 /**

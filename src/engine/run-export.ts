@@ -226,9 +226,15 @@ export function recordPoint(
         storedBytes,
       },
       clock.now(),
+      "unproved",
     );
     state.runs.setState(run.id, "verifying");
   });
+}
+
+/** Whether the point itself is to blame, and not the way to it, or a key that is not here. */
+export function isOfThePoint(error: unknown): error is HypersdkError {
+  return error instanceof HypersdkError && ["ArtifactDamaged", "ImageDamaged", "ImageUnsupported", "NotBooted"].includes(error.code);
 }
 
 /** Verifies a published point at the schedule's level and ends its run. Also the last step of a recovery. */
@@ -245,13 +251,14 @@ export async function proveAndComplete(
   try {
     await verifyPoint(destination, manifestPath, manifest, verify, { signal, ...(boot ? { boot } : {}) });
   } catch (error) {
-    if (error instanceof HypersdkError && error.code === "ArtifactDamaged") state.write(lease, () => state.artifacts.setState(manifest.id, "bad"));
+    if (isOfThePoint(error)) state.write(lease, () => state.artifacts.setState(manifest.id, "bad"));
     throw error;
   }
   const at = clock.now();
   state.write(lease, () => {
     state.runs.endAttempt(run.id, at, "completed", undefined);
     state.runs.end(run.id, "completed", at);
+    state.artifacts.setState(manifest.id, "good");
     state.configuration.recordSuccess(
       run,
       manifest.source.instant,
@@ -298,7 +305,8 @@ function interrupt({ run }: RunWork, isPublished: boolean, lease: Lease, context
   });
 }
 
-function fail({ run }: RunWork, failure: HypersdkError, lease: Lease, context: EngineContext): void {
+/** Ends a run that is not tried again. */
+export function fail({ run }: Pick<RunWork, "run">, failure: HypersdkError, lease: Lease, context: EngineContext): void {
   const { state, clock } = context;
   state.write(lease, () => {
     state.runs.end(run.id, "failed", clock.now(), { code: failure.code, message: failure.message });

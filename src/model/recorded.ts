@@ -48,7 +48,8 @@ export interface RecordedDisk {
   readonly wholeReadAt?: Instant;
 }
 
-type PointState = "good" | "bad";
+/** Good: proved as its schedule asks. Bad: found damaged, or not starting. Unproved: published, and its proof has not ended. */
+type PointState = "good" | "bad" | "unproved";
 
 export interface RestorePoint {
   readonly id: string;

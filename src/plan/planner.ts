@@ -54,7 +54,8 @@ export function plan({ desired, recorded: noted, observed, revision, now }: Plan
     if (!urls.has(point.destinationUrl)) return `no destination of the files has the URL ${point.destinationUrl}`;
     const key = protectionKey(point.schedule, point.provider, point.identity);
     if (overdue.has(key)) return "the protection is overdue";
-    return lastRunIsBad(recorded.points, point) ? "the last restore point failed its verification" : undefined;
+    const last = lastOf(recorded.points, point).state;
+    return last === "good" ? undefined : `the last restore point ${last === "bad" ? "failed its verification" : "is not proved yet"}`;
   };
   const expiry = expiryOf(desired, recorded.points, now, blocked);
   const changes = changesOf(resources, recorded.resources, consequencesOf(desired, recorded, protectionChanges, expiry.mark, now));
@@ -269,13 +270,14 @@ function isFresh(member: Member, sinceMs: number, nowMs: number): boolean {
   return nowMs - sinceMs <= 60_000 || sinceMs >= fireTimes(member.schedule.cron, member.schedule.timezone).latest(nowMs);
 }
 
-function lastRunIsBad(points: readonly RestorePoint[], of: RestorePoint): boolean {
-  let newest: RestorePoint | undefined;
+/** The newest restore point of the same protection. */
+function lastOf(points: readonly RestorePoint[], of: RestorePoint): RestorePoint {
+  let newest = of;
   for (const point of points) {
     if (point.schedule !== of.schedule || point.provider !== of.provider || point.identity !== of.identity) continue;
-    if (!newest || point.instant > newest.instant) newest = point;
+    if (point.instant > newest.instant) newest = point;
   }
-  return newest?.state === "bad";
+  return newest;
 }
 
 function consequencesOf(

@@ -13,11 +13,15 @@ export class Artifacts {
     this.#db = db;
   }
 
-  /** A point counts as good until its verification says otherwise. Recording it twice is fine. */
-  add(point: NewArtifact, now: Instant): void {
+  /** Recording a point twice is fine: the first record stays. */
+  add(point: NewArtifact, now: Instant, state: "good" | "unproved" = "good"): void {
+    // an export that was made anew within the second has written over what was there
     this.#db
-      .prepare(`INSERT INTO artifacts (id, run_id, schedule, provider, identity, vm_path, destination, destination_url, manifest_path, instant, stored_bytes, state, created_at)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'good', ?) ON CONFLICT DO NOTHING`)
+      .prepare("DELETE FROM artifacts WHERE destination_url = ? AND manifest_path = ? AND id <> ?")
+      .run(point.destinationUrl, point.manifestPath, point.id);
+    this.#db
+      .prepare(`INSERT INTO artifacts (id, run_id, schedule, provider, identity, vm_path, destination, destination_url, manifest_path, instant, stored_bytes, state, created_at, proved)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'good', ?, ?) ON CONFLICT DO NOTHING`)
       .run(
         point.id,
         point.runId,
@@ -31,11 +35,18 @@ export class Artifacts {
         point.instant,
         point.storedBytes,
         now,
+        state === "good" ? 1 : 0,
       );
   }
 
-  setState(id: string, state: RestorePoint["state"]): void {
-    this.#db.prepare("UPDATE artifacts SET state = ? WHERE id = ?").run(state, id);
+  /** What a proof has found. */
+  setState(id: string, state: "good" | "bad"): void {
+    this.#db.prepare("UPDATE artifacts SET state = ?, proved = 1 WHERE id = ?").run(state, id);
+  }
+
+  /** The point whose manifest this is, where one is recorded, is bad. */
+  setBadAt(destinationUrl: string, manifestPath: string): void {
+    this.#db.prepare("UPDATE artifacts SET state = 'bad', proved = 1 WHERE destination_url = ? AND manifest_path = ?").run(destinationUrl, manifestPath);
   }
 
   mark(id: string, expiresAt: Instant, rule: string): void {
@@ -87,6 +98,7 @@ interface RawArtifact {
   instant: string;
   stored_bytes: number;
   state: "good" | "bad";
+  proved: 0 | 1;
   held_reason: string | null;
   expires_at: string | null;
   expiry_rule: string | null;
@@ -104,7 +116,7 @@ function pointOf(row: RawArtifact): RestorePoint {
     manifestPath: row.manifest_path,
     instant: row.instant as Instant,
     storedBytes: row.stored_bytes,
-    state: row.state,
+    state: row.state === "good" && row.proved === 0 ? "unproved" : row.state,
     held: row.held_reason !== null,
     ...(row.held_reason === null ? {} : { heldReason: row.held_reason }),
     ...(row.expires_at === null ? {} : { expiresAt: row.expires_at as Instant }),

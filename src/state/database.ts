@@ -6,11 +6,12 @@ import { errnoOf, HypersdkError } from "../model/errors.ts";
 import { makeStateFolder } from "./folder.ts";
 import { initial } from "./migrations/001-initial.ts";
 import { lastDisks } from "./migrations/002-last-disks.ts";
+import { proved } from "./migrations/003-proved.ts";
 
 export type Db = Database.Database;
 
 /** Numbered from 1; each runs in a transaction of its own and is never changed once released. */
-const migrations: readonly string[] = [initial, lastDisks];
+const migrations: readonly string[] = [initial, lastDisks, proved];
 
 /** `PRAGMA application_id` of a state file: "HYPS". */
 const applicationId = 0x48595053;

@@ -7,8 +7,12 @@ import { basename, dirname, join, resolve } from "node:path";
  */
 export function makeStateFolder(folder: string): void {
   make(resolve(folder));
-  const ignored = join(folder, ".gitignore");
-  if (basename(folder) === ".hypersdk" && !existsSync(ignored)) writeFileSync(ignored, "*\n!infrastructure.schema.json\n", { flag: "wx" });
+  if (basename(folder) !== ".hypersdk") return;
+  try {
+    writeFileSync(join(folder, ".gitignore"), "*\n!infrastructure.schema.json\n", { flag: "wx" });
+  } catch {
+    // it is there already, or cannot be: a courtesy, on which nothing depends
+  }
 }
 
 /** Not by `recursive`, which never ends where a file system says ENOENT to every new name, as /proc does. */

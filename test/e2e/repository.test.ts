@@ -3,6 +3,7 @@ import {
   closeSync,
   copyFileSync,
   cpSync,
+  existsSync,
   mkdirSync,
   openSync,
   readdirSync,
@@ -197,6 +198,14 @@ it.each(["repository", "image"] as const)(
     const [kept = "", free = ""] = before;
     for (const id of before) await ok(folder, ["hold", id, "--reason", "before the audit"]);
     await ok(folder, ["unhold", free]);
+    // a destination that is not there learns of nothing, and is not made
+    renameSync(join(folder, "backups"), join(folder, "away"));
+    expect(await hypersdk(folder, ["hold", free, "--reason", "not told"])).toMatchObject({
+      code: 0,
+      stderr: expect.stringContaining("known to the state alone") as string,
+    });
+    expect(existsSync(join(folder, "backups"))).toBe(false);
+    renameSync(join(folder, "away"), join(folder, "backups"));
     rmSync(join(folder, ".hypersdk"), { recursive: true });
     // nothing goes on by itself: a second history would expire what the first one keeps
     expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 6 });

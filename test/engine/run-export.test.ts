@@ -15,9 +15,7 @@ import { temporaryFolder } from "../support/cli.ts";
 import { desiredOf } from "../support/desired.ts";
 import { bytes } from "../support/disks.ts";
 
-const desired = desiredOf(
-  `version: v2\nschedules:\n  - {name: nightly, cron: "0 * * * *", vms: ["/datacenter/vm/*"], destination: "file:///srv/backups", verify: checksum, initialExport: immediate}\n`,
-);
+const yaml = `version: v2\nschedules:\n  - {name: nightly, cron: "0 * * * *", vms: ["/datacenter/vm/*"], destination: "file:///srv/backups", verify: checksum, initialExport: immediate}\n`;
 const disks = new Map([["a", bytes(64 * 1024, 1)]]);
 
 /** A state, a store in memory, and one pass over them after the other, each in a process of its own. */
@@ -29,7 +27,11 @@ function installation() {
   let nowMs = Date.parse("2026-03-27T12:00:00Z");
   const now = (): Instant => instantOf(nowMs);
   const provider = memoryProvider(disks);
-  const pass = async (on: (event: EngineEvent, stop: () => void) => void, broken: (destination: Destination) => Destination): Promise<Pass> => {
+  const pass = async (
+    on: (event: EngineEvent, stop: () => void) => void,
+    broken: (destination: Destination) => Destination,
+    desired = desiredOf(yaml),
+  ): Promise<Pass> => {
     const interrupt = new AbortController();
     const events: EngineEvent[] = [];
     const context: EngineContext = {
@@ -63,8 +65,23 @@ function installation() {
     const done = await reconcile(desired, context, { lockTimeoutMs: 0, parallelism: undefined, exports: true, approve: async (plan) => plan });
     return { done, types: events.map(({ type }) => type).filter((type) => type.startsWith("export_") && type !== "export_progress"), events };
   };
-  return { state, pass };
+  return { state, pass, files };
 }
+
+/** An installation whose first export was published, and interrupted in its proof. */
+async function interruptedInItsProof() {
+  const made = installation();
+  const first = await made.pass(
+    ({ type }, stop) => {
+      if (type === "export_verifying") stop();
+    },
+    (destination) => destination,
+  );
+  return { ...made, first };
+}
+
+const quietly = (): void => {};
+const asItIs = (destination: Destination): Destination => destination;
 
 interface Pass {
   readonly done: Reconciled;
@@ -95,24 +112,55 @@ describe("a point that is published and not yet proved", () => {
   });
 
   it("stays open when it is interrupted, and the next apply proves it", async () => {
-    const { state, pass } = installation();
-    const first = await pass(
-      ({ type }, stop) => {
-        if (type === "export_verifying") stop();
-      },
-      (destination) => destination,
-    );
+    const { state, pass, first } = await interruptedInItsProof();
     expect(first.types).toEqual(["export_started", "export_verifying", "export_interrupted"]);
     expect(first.done.interrupted).toHaveLength(1);
     expect(state.runs.list(10)).toMatchObject([{ state: "verifying" }]);
-    const second = await pass(
-      () => {},
-      (destination) => destination,
-    );
+    // nobody may count on it, least of all retention
+    expect(state.artifacts.list()).toMatchObject([{ state: "unproved" }]);
+    const second = await pass(quietly, asItIs);
     expect(second.types).toEqual(["export_verifying", "export_completed"]);
     expect(second.events).toContainEqual(expect.objectContaining({ type: "run_recovered", outcome: "completed" }));
-    expect(state.artifacts.list()).toHaveLength(1);
+    expect(state.artifacts.list()).toMatchObject([{ state: "good" }]);
     expect(state.runs.list(10)).toMatchObject([{ state: "completed" }]);
+  });
+
+  it("is left for later while its destination is not mounted", async () => {
+    const { state, pass } = await interruptedInItsProof();
+    const empty = new Map<string, Buffer>();
+    const { done, events } = await pass(quietly, ({ spec }) => memoryDestination(spec, empty));
+    expect(done).toMatchObject({ completed: 0, failed: [] });
+    expect(events).toContainEqual(expect.objectContaining({ type: "warning", code: "DestinationUnreachable" }));
+    expect(state.runs.list(10)).toMatchObject([{ state: "verifying" }]);
+    expect(empty.size).toBe(0);
+    expect((await pass(quietly, asItIs)).types).toEqual(["export_verifying", "export_completed"]);
+  });
+
+  it("is bad when its manifest is found damaged, and its run is made anew", async () => {
+    const { state, pass, files } = await interruptedInItsProof();
+    const manifest = [...files.keys()].find((path) => path.endsWith("manifest.json")) as string;
+    files.set(manifest, Buffer.from("garbage"));
+    const { done, types } = await pass(quietly, asItIs);
+    expect(types).toEqual(["export_started", "export_verifying", "export_completed"]);
+    expect(done).toMatchObject({ completed: 1, failed: [] });
+    // made within the same second, it lies where the damaged one lay
+    expect(state.artifacts.list()).toMatchObject([{ state: "good" }]);
+  });
+
+  it("stops an apply that is told to stop while it proves: nothing else of the plan is done", async () => {
+    const { state, pass } = await interruptedInItsProof();
+    const serial = state.serial;
+    await expect(
+      pass(
+        ({ type }, stop) => {
+          if (type === "export_verifying") stop();
+        },
+        asItIs,
+        desiredOf(yaml.replace("0 * * * *", "30 * * * *")),
+      ),
+    ).rejects.toThrow("interrupted");
+    expect(state.serial).toBe(serial);
+    expect(state.runs.list(10)).toMatchObject([{ state: "verifying" }]);
   });
 
   it("is bad when it is found damaged, and its run has failed", async () => {

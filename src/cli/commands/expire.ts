@@ -52,10 +52,10 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
           url: destinationUrl,
         })),
       ];
-      const failed = await removePoints(leaving, destinations, lease, context);
+      const { removed, failed } = await removePoints(leaving, destinations, lease, context);
       settle();
-      if (io.json) io.result("expire", { removed: leaving.length - failed.length, leaving: leaving.map(({ id }) => id) });
-      else io.out(`${plural(leaving.length - failed.length, "restore point")} removed\n`);
+      if (io.json) io.result("expire", { removed, leaving: leaving.map(({ id }) => id) });
+      else io.out(`${plural(removed, "restore point")} removed\n`);
       return failed.length > 0 ? exitCodes.partlyFailed : exitCodes.done;
     } finally {
       state.writeUnlocked(() => state.leases.release(lease));

@@ -222,7 +222,7 @@ function artifacts({ recorded, zones, now }: Query): Table {
       each.vm,
       formatTime(each.instant, zones(each.schedule), now),
       formatBytes(each.storedBytes),
-      each.held ? `${each.state}, held` : each.expiresAt ? "expires" : each.state,
+      each.held ? `${each.state}, held` : each.expiresAt && each.state === "good" ? "expires" : each.state,
       each.destination,
       each.manifest,
       printable(each.heldReason ?? ""),

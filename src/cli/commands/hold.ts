@@ -1,5 +1,5 @@
-import { putHold, removeHold } from "../../exports/holds.ts";
-import { HypersdkError } from "../../model/errors.ts";
+import { noteHold } from "../../exports/holds.ts";
+import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import { State } from "../../state/state.ts";
 import { printable } from "../../ui/style.ts";
 import { adapters, clock, random } from "../compose.ts";
@@ -48,11 +48,10 @@ async function setHeld(id: string, reason: string | undefined, options: SourceOp
     });
     const address = desired?.destinations.find(({ url }) => url === point.destinationUrl) ?? { name: point.destination, url: point.destinationUrl };
     try {
-      const destination = await adapters.openDestination(address);
-      await (reason === undefined ? removeHold(destination, point.id) : putHold(destination, point.id, clock.now(), reason));
+      await noteHold(await adapters.openDestination(address), state.lineage, point.id, clock.now(), reason);
     } catch (error) {
-      if (!(error instanceof HypersdkError)) throw error;
-      io.err(`${io.errStyle.yellow("warning")}: this is known to the state alone, not at ${point.destination}: ${printable(error.message)}\n`);
+      if (!(error instanceof HypersdkError || errnoOf(error))) throw error;
+      io.err(`${io.errStyle.yellow("warning")}: this is known to the state alone, not at ${point.destination}: ${printable((error as Error).message)}\n`);
     }
     if (io.json) io.result("hold", { point: point.id, held: reason !== undefined, reason: reason ?? null });
     else io.out(`${point.id.slice(0, 8)} of ${point.vmPath}, ${point.instant}, is ${reason === undefined ? "no longer held" : "held"}\n`);

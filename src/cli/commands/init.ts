@@ -1,5 +1,5 @@
-import { appendFileSync, copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { dirname, join, relative, resolve, sep } from "node:path";
+import { appendFileSync, copyFileSync, existsSync, lstatSync, mkdirSync, readFileSync, realpathSync, writeFileSync } from "node:fs";
+import { basename, dirname, join, relative, resolve, sep } from "node:path";
 import { HypersdkError } from "../../model/errors.ts";
 import type { Io } from "../io.ts";
 
@@ -82,14 +82,16 @@ apply:
 
 /** Writes a first configuration, and with `--ci` the pipeline for it, also where the configuration is there already. Never over a file that is there. */
 export async function init(folder: string | undefined, options: InitOptions, io: Io): Promise<number> {
-  const home = resolve(io.cwd, folder ?? ".");
+  const home = realPathOf(resolve(io.cwd, folder ?? "."));
   const top = workTreeOf(home);
   const ci = options.ci && ciFiles[options.ci];
   // a pipeline is read from the top of the repository alone
   const ciPath = ci && join(top ?? home, ci.name);
+  const path = ci ? pathOption(top ?? home, home) : "";
   const config = join(home, "infrastructure.yaml");
   for (const path of ci && ciPath ? [ciPath] : [config])
-    if (existsSync(path)) throw new HypersdkError("AlreadyExists", `${relative(io.cwd, path)} exists already`, { hint: "nothing was written" });
+    if (lstatSync(path, { throwIfNoEntry: false }))
+      throw new HypersdkError("AlreadyExists", `${relative(io.cwd, path)} exists already`, { hint: "nothing was written" });
   const written: string[] = [];
   const write = (path: string, text: string): void => {
     mkdirSync(dirname(path), { recursive: true });
@@ -104,7 +106,7 @@ export async function init(folder: string | undefined, options: InitOptions, io:
     written.push(schemaPath);
     ignore(join(home, ".gitignore"), written);
   }
-  if (ci && ciPath) write(ciPath, ci.text(pathOption(top ?? home, home)));
+  if (ci && ciPath) write(ciPath, ci.text(path));
   if (io.json) io.result("init", { folder: home, written });
   else {
     const machines = join(folder ?? ".", "machines");
@@ -125,6 +127,11 @@ function pathOption(top: string, home: string): string {
       hint: "letters, digits, dots and dashes are safe in every shell",
     });
   return ` --path ${path}`;
+}
+
+/** Without links, of a folder that need not be there yet. */
+function realPathOf(folder: string): string {
+  return existsSync(folder) ? realpathSync(folder) : join(realPathOf(dirname(folder)), basename(folder));
 }
 
 /** The top of the work tree that a folder, which need not be there yet, is in. */

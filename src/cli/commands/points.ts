@@ -103,9 +103,10 @@ function choose(
   if (vm === undefined) throw new HypersdkError("Usage", "which restore point?", { hint: "give its id, the folder that holds its manifest, or --vm PATH" });
   const before = timeOption("--at", at);
   const found = points.filter(
-    (point) => point.vmPath === vm && point.state === "good" && (schedule === undefined || point.schedule === schedule) && (!before || point.instant <= before),
+    (point) => point.vmPath === vm && point.state !== "bad" && (schedule === undefined || point.schedule === schedule) && (!before || point.instant <= before),
   );
-  const newest = found.at(-1);
+  // one that is not proved is better than none
+  const newest = found.findLast(({ state }) => state === "good") ?? found.at(-1);
   // of one instant, what the schedule has stored comes before copies of it
   if (newest) return found.find((point) => point.instant === newest.instant && point.schedule === newest.schedule && !isCopy(point)) ?? newest;
   const near = nearestName(vm, new Set(points.map((point) => point.vmPath)));

@@ -37,7 +37,7 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
         for (const { path, manifest } of manifests) state.artifacts.add(pointOf(path, manifest, address), clock.now());
         for (const { manifest } of manifests) {
           const reason = holds.get(manifest.id);
-          if (reason !== undefined && !known.has(manifest.id)) state.artifacts.setHeld(manifest.id, reason);
+          if (reason !== undefined && !state.artifacts.get(manifest.id)?.held) state.artifacts.setHeld(manifest.id, reason);
         }
         const added = manifests.filter(({ manifest }) => !known.has(manifest.id)).length;
         state.audit.append({
