@@ -136,7 +136,7 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
       (await import("./commands/get.ts")).get(kind as string, options, io),
     ),
   )
-    .addArgument(new Argument("<kind>", "schedules, policies, protections, runs, artifacts, vms or destinations"))
+    .addArgument(new Argument("<kind>", "schedules, policies, protections, runs, artifacts, vms, providers or destinations"))
     .addOption(new Option("--output <form>", "wide has more columns").choices(["wide"]));
   narrowing(
     source(

@@ -49,8 +49,12 @@ async function fetchWithin(folder: string, env: NodeJS.ProcessEnv, url: string, 
     reason ??= why;
     stop.abort();
   };
+  let [bytes, heardMs] = [0, performance.now()];
   const looking = setInterval(() => {
-    if (bytesBelow(objects) > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`);
+    const now = bytesBelow(objects);
+    if (now > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`);
+    if (now !== bytes) [bytes, heardMs] = [now, performance.now()];
+    else if (performance.now() - heardMs > maxAskMs) end(`it said nothing for ${maxAskMs / 1000} s`);
   }, 500);
   const timer = setTimeout(() => end(`it was not fetched within ${maxFetchMs / 60_000} minutes`), maxFetchMs);
   try {

@@ -41,6 +41,8 @@ function openingOf(window: Window, epochMs: number): number | undefined {
     const end = instantOfWall(window.timezone, day + length * minuteMs);
     if (end <= epochMs) continue;
     const start = instantOfWall(window.timezone, day + window.startMinute * minuteMs);
+    // one that lies wholly in an hour that the clock leaves out is not there on that day
+    if (start >= end) continue;
     return Math.max(start, epochMs);
   }
   return undefined;

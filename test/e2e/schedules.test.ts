@@ -30,7 +30,7 @@ schedules:
 const span = ["--from", "2026-10-24T12:00:00Z", "--to", "2026-10-25T12:00:00Z", "--provider-speed", "1KiB/s"];
 
 interface Simulated {
-  readonly timeline: readonly { schedule: string; vmPath: string; fireTime: string; started: string; outcome: string; reasons: string[] }[];
+  readonly timeline: readonly { schedule: string; vmPath: string; fireTime: string; started: string | null; outcome: string; reasons: string[] }[];
   readonly schedules: readonly { schedule: string; runs: number }[];
 }
 
@@ -40,7 +40,7 @@ describe("simulate", () => {
     const { timeline, schedules } = result<Simulated>((await hypersdk(folder, ["simulate", ...span, "--json"])).stdout);
     // 02:30 is there twice: the first counts. A disk takes ten minutes, and one at a time may run.
     expect(
-      timeline.map(({ schedule, vmPath, fireTime, started, reasons }) => [schedule, vmPath, fireTime.slice(11, 16), started.slice(11, 16), ...reasons]),
+      timeline.map(({ schedule, vmPath, fireTime, started, reasons }) => [schedule, vmPath, fireTime.slice(11, 16), started?.slice(11, 16), ...reasons]),
     ).toMatchInlineSnapshot(`
       [
         [
@@ -93,7 +93,37 @@ describe("simulate", () => {
   });
 });
 
+/** A night that never comes to its end: schedules that wait for what cannot be. */
+const futile = `version: v2
+providers: [{name: lab, type: local, path: ./machines, root: /lab}]
+schedules:
+  - {name: gap, vms: [/lab/web], destination: "file:./exports", cron: "0 1 * * *", timezone: Europe/Berlin, windows: [{start: "02:15", end: "02:45"}]}
+  - {name: off, vms: [/lab/web], destination: "file:./exports", cron: "0 1 * * *", suspend: true}
+  - {name: after-off, vms: [/lab/web], destination: "file:./exports", cron: "0 2 * * *", dependsOn: [{schedule: off}]}
+  - {name: late, vms: [/lab/web], destination: "file:./exports", cron: "0 1 * * *", windows: [{start: "06:00", end: "07:00"}]}
+  - {name: after-late, vms: [/lab/web], destination: "file:./exports", cron: "30 5 * * *", dependsOn: [{schedule: late, timeout: 10m}]}
+  - {name: then, vms: [/lab/web], destination: "file:./exports", cron: "30 5 * * *", dependsOn: [{schedule: late, timeout: 1h}]}
+`;
+
 describe("schedule preview", () => {
+  it("promises no start that the simulator does not make", async () => {
+    const folder = workTree(futile);
+    mkdirSync(join(folder, "machines", "web"), { recursive: true });
+    writeFileSync(join(folder, "machines", "web", "disk.raw"), "data");
+    const [from, to] = ["2027-03-27T00:00:00Z", "2027-03-30T00:00:00Z"];
+    const simulated = result<Simulated>((await hypersdk(folder, ["simulate", "--from", from, "--to", to, "--json"])).stdout).timeline;
+    for (const name of ["gap", "after-off", "late", "after-late", "then"]) {
+      const { stdout } = await hypersdk(folder, ["schedule", "preview", name, "--from", from, "--count", "2", "--json"]);
+      const items = result<{ items: { fireTime: string; starts: string | null }[] }>(stdout).items;
+      for (const { fireTime, starts } of items)
+        expect([name, fireTime, starts]).toEqual([
+          name,
+          fireTime,
+          simulated.find((run) => run.schedule === name && run.fireTime === fireTime)?.started ?? null,
+        ]);
+    }
+  });
+
   it("says when it fires, when it starts and why then", async () => {
     const { stdout } = await hypersdk(night(), ["schedule", "preview", "web", "--from", "2026-10-24T12:00:00Z", "--count", "3"]);
     expect(stdout).toMatchInlineSnapshot(`

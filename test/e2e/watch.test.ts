@@ -193,7 +193,10 @@ describe("watch on a work tree", { timeout: 120_000 }, () => {
     machines(folder, "a");
     expect(await hypersdk(folder, ["watch", "--once", "--json"])).toMatchObject({ code: 0, stdout: expect.stringContaining('"completed": 1') as string });
     writeFileSync(join(folder, "infrastructure.yaml"), yaml("", "x"));
-    expect(await hypersdk(folder, ["watch", "--once"])).toMatchObject({ code: 3 });
+    expect(await hypersdk(folder, ["watch", "--once", "--events", "events"])).toMatchObject({ code: 3 });
+    // the one that looks in the morning sees what became of it
+    expect(readFileSync(join(folder, "events"), "utf8")).toContain('"type":"revision_rejected"');
+    expect((await hypersdk(folder, ["status"])).stdout).toContain("rejected");
     writeFileSync(
       join(folder, "infrastructure.yaml"),
       `${yaml().replace("nightly", "other").replace("./exports", "./elsewhere").replace("verify: none", "verify: none, retry: {attempts: 0}")}`,

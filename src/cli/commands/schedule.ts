@@ -5,6 +5,7 @@ import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
 import { fireTimes } from "../../schedule/cron.ts";
 import { nextOpening } from "../../schedule/windows.ts";
+import { State } from "../../state/state.ts";
 import { renderTable } from "../../ui/table.ts";
 import { formatTime } from "../../ui/times.ts";
 import { clock } from "../compose.ts";
@@ -19,7 +20,7 @@ export interface PreviewOptions extends SourceOptions {
 
 /** The next fire times of a schedule: when each may start, what it waits for, and why it is not when its cron expression says. */
 export async function preview(name: string, options: PreviewOptions, io: Io): Promise<number> {
-  const { desired } = await load(options, io.env, io.cwd);
+  const { desired, statePath } = await load(options, io.env, io.cwd);
   const schedules = desired?.schedules ?? [];
   const schedule = schedules.find((each) => each.name === name);
   if (!schedule) {
@@ -30,15 +31,17 @@ export async function preview(name: string, options: PreviewOptions, io: Io): Pr
     throw new HypersdkError("NotFound", `no schedule is named "${name}"`, near ? { hint: `did you mean "${near}"?` } : {});
   }
   const from = timeOption("--from", options.from) ?? clock.now();
+  const overridden = suspensionsIn(statePath);
+  const isSuspended = (each: ScheduleSpec): boolean => each.suspend || overridden.has(each.name);
   const times = fireTimes(schedule.cron, schedule.timezone);
   const items: Item[] = [];
   for (let at = epochMsOf(from); items.length < (options.count ?? 10); ) {
     at = times.next(at);
-    items.push(itemOf(schedule, schedules, at));
+    items.push(itemOf(schedule, schedules, isSuspended, at));
   }
-  if (io.json) io.result("schedule-preview", { schedule: name, timezone: schedule.timezone, suspended: schedule.suspend, items });
+  if (io.json) io.result("schedule-preview", { schedule: name, timezone: schedule.timezone, suspended: isSuspended(schedule), items });
   else {
-    if (schedule.suspend) io.err(`${io.errStyle.yellow("warning")}: the schedule is suspended: none of these fires\n`);
+    if (isSuspended(schedule)) io.err(`${io.errStyle.yellow("warning")}: the schedule is suspended: none of these fires\n`);
     const shown = (instant: Instant): string => formatTime(instant, schedule.timezone, from);
     io.out(
       renderTable(
@@ -57,7 +60,7 @@ export async function preview(name: string, options: PreviewOptions, io: Io): Pr
 
 interface Item {
   readonly fireTime: Instant;
-  /** When the first window lets it start; null when none ever opens. */
+  /** The soonest that its windows and what it depends on let it start; null when it never does. */
   readonly starts: Instant | null;
   /** Why it starts later, or fires at another time than its cron expression says. */
   readonly reason: string | null;
@@ -65,20 +68,56 @@ interface Item {
   readonly dependsOn: readonly { readonly schedule: string; readonly firing: Instant; readonly state: string; readonly until: Instant }[];
 }
 
-function itemOf(schedule: ScheduleSpec, schedules: readonly ScheduleSpec[], at: number): Item {
+/** What `hypersdk suspend` holds back. */
+function suspensionsIn(statePath: string): ReadonlySet<string> {
+  const state = State.openForReading(statePath);
+  try {
+    return new Set(state?.configuration.suspensions());
+  } finally {
+    state?.close();
+  }
+}
+
+/** The soonest that a firing can start: its own window's opening, and not before what it depends on can; undefined when it never does. */
+function soonestOf(
+  schedule: ScheduleSpec,
+  schedules: readonly ScheduleSpec[],
+  isSuspended: (schedule: ScheduleSpec) => boolean,
+  at: number,
+): number | undefined {
+  if (isSuspended(schedule)) return undefined;
+  const nextMs = fireTimes(schedule.cron, schedule.timezone).next(at);
+  let soonest = at;
+  for (const { schedule: name, timeoutMs } of schedule.dependsOn) {
+    const other = schedules.find((each) => each.name === name);
+    const firing = other && fireTimes(other.cron, other.timezone).latest(at);
+    const began = other && firing !== undefined ? soonestOf(other, schedules, isSuspended, firing) : undefined;
+    if (began === undefined || began > at + (timeoutMs ?? Number.POSITIVE_INFINITY)) return undefined;
+    soonest = Math.max(soonest, began);
+  }
+  const opening = nextOpening(schedule.windows, soonest);
+  return opening !== undefined && opening < nextMs ? opening : undefined;
+}
+
+function itemOf(schedule: ScheduleSpec, schedules: readonly ScheduleSpec[], isSuspended: (schedule: ScheduleSpec) => boolean, at: number): Item {
   const times = fireTimes(schedule.cron, schedule.timezone);
   const opening = nextOpening(schedule.windows, at);
   const nextMs = times.next(at);
   const shift = times.shiftOf(at);
+  // what it depends on is told of beside it; it may start later still, when that has ended
+  const soonest = soonestOf({ ...schedule, suspend: false }, schedules, (each) => each.name !== schedule.name && isSuspended(each), at);
+  const waitsFor = schedule.dependsOn.map((each) => each.schedule).join(", ");
   const reasons = [
     ...(shift === "gap" ? ["the clock goes forward over its time: the first instant after"] : []),
     ...(shift === "first of two" ? ["the clock goes back over its time: the first of two"] : []),
     ...(opening === undefined ? ["its windows never open"] : opening > at ? [`its window opens ${formatDuration(opening - at)} later`] : []),
     ...(opening !== undefined && opening >= nextMs ? ["its next fire time comes first: it never starts"] : []),
+    ...(opening !== undefined && opening < nextMs && soonest === undefined ? [`${waitsFor} cannot have ended in time: it never starts`] : []),
+    ...(opening !== undefined && soonest !== undefined && soonest > opening ? [`${waitsFor} cannot begin before`] : []),
   ];
   return {
     fireTime: instantOf(at),
-    starts: opening === undefined || opening >= nextMs ? null : instantOf(opening),
+    starts: soonest === undefined ? null : instantOf(soonest),
     reason: reasons.length > 0 ? reasons.join("; ") : null,
     dependsOn: schedule.dependsOn.flatMap(({ schedule: name, state, timeoutMs }) => {
       const other = schedules.find((each) => each.name === name);

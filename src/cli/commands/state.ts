@@ -162,7 +162,7 @@ export async function setSuspended(name: string, suspended: boolean, options: So
     });
     const word = suspended ? "suspended" : "resumed";
     if (io.json) io.result(suspended ? "suspend" : "resume", { schedule: name, changed });
-    else io.out(changed ? `${name} is ${word}\n` : `${name} was ${suspended ? "suspended" : "not suspended"} already\n`);
+    else io.out(changed ? `${name} is ${word}\n` : suspended ? `${name} was suspended already\n` : `${name} was not suspended by command\n`);
     return 0;
   } finally {
     state.close();

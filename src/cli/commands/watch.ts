@@ -1,12 +1,10 @@
 import { setFlagsFromString } from "node:v8";
-import { type Reconciled, reconcile } from "../../engine/reconcile.ts";
-import { tellDrift, type WatchStatus, watch as watchSourceOf } from "../../engine/watch.ts";
+import { type WatchStatus, watchOnce, watch as watchSourceOf } from "../../engine/watch.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
 import { WatchMetrics } from "../../ui/metrics.ts";
 import { WatchView } from "../../ui/watch-view.ts";
-import { clock, random, toolVersion } from "../compose.ts";
-import { loadDesired } from "../desired.ts";
+import { clock, toolVersion } from "../compose.ts";
 import { exitCodes } from "../exit-codes.ts";
 import { type HealthServer, serveHealth } from "../health-server.ts";
 import type { Io } from "../io.ts";
@@ -39,24 +37,11 @@ export async function watch(options: WatchOptions, io: Io): Promise<number> {
 
 /** One reading, one pass, its exports: what a timer outside would start. */
 async function once(options: WatchOptions, lockTimeoutMs: number, io: Io): Promise<number> {
-  const { desired, revision, statePath } = await loadDesired(options, io);
-  const session = { statePath, revision, adopt: options.adopt, progress: io.quiet ? undefined : progressOn(io) };
-  return inSession(io, session, async ({ state, context, settle }) => {
-    const watcher = await state.take("watcher", "watch --once", lockTimeoutMs, clock, random, context.signal);
-    let result: Reconciled;
-    try {
-      result = await reconcile(desired, context, {
-        lockTimeoutMs,
-        parallelism: options.parallelism,
-        exports: true,
-        approve: async (plan) => {
-          tellDrift(plan, new Map(), context.emit);
-          return plan;
-        },
-      });
-    } finally {
-      state.writeUnlocked(() => state.leases.release(watcher));
-    }
+  const source = await watchSource(options, io.env, io.cwd);
+  const statePath = await statePathFor(options, io.env, io.cwd);
+  const session = { statePath, revision: null, adopt: options.adopt, progress: io.quiet ? undefined : progressOn(io) };
+  return inSession(io, session, async ({ context, settle }) => {
+    const { revision, result } = await watchOnce(source, context, { lockTimeoutMs, parallelism: options.parallelism });
     settle();
     const { plan, completed, failed, notStarted, removed } = result;
     if (io.json)
