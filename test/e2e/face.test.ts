@@ -1,5 +1,5 @@
 import { execFileSync, spawnSync } from "node:child_process";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { git, hypersdk, program, temporaryFolder, workTree } from "../support/cli.ts";
@@ -127,6 +127,13 @@ describe("completion", () => {
   });
 });
 
+describe("an answer that nobody can have", () => {
+  it("is no success", () => {
+    const { status, stderr } = spawnSync("sh", ["-c", `${process.execPath} ${program} version > /dev/full`], { encoding: "utf8" });
+    expect({ status, stderr }).toEqual({ status: 1, stderr: "error: the output cannot be written: ENOSPC\n" });
+  });
+});
+
 describe("init", () => {
   it("writes a configuration that is valid and already in canonical form, and never over another", async () => {
     const folder = workTree("# nothing\n");
@@ -147,6 +154,8 @@ describe("init", () => {
     const refusal = { code: 1, stderr: expect.stringContaining("exists already") as string };
     expect(await hypersdk(folder, ["init", "infra"])).toMatchObject(refusal);
     expect(await hypersdk(folder, ["init", "infra", "--ci", "github"])).toMatchObject(refusal);
+    expect(await hypersdk(folder, ["init", "not for a shell", "--ci", "github"])).toMatchObject({ code: 64 });
+    expect(existsSync(join(folder, "not for a shell"))).toBe(false);
     // a pipeline may come later
     expect(await hypersdk(folder, ["init", "infra", "--ci", "gitlab"])).toMatchObject({
       code: 0,

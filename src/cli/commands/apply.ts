@@ -4,6 +4,8 @@ import { HypersdkError } from "../../model/errors.ts";
 import { narrow } from "../../plan/narrow.ts";
 import { isEmpty, type Plan, unsafeReasons } from "../../plan/plan.ts";
 import { type PlanFile, planDigest, whatMoved } from "../../plan/plan-file.ts";
+import { isRepositoryPoint } from "../../repository/points.ts";
+import type { RunRow } from "../../state/runs.ts";
 import type { State } from "../../state/state.ts";
 import { plural, renderPlan } from "../../ui/plan-view.ts";
 import { formatTime } from "../../ui/times.ts";
@@ -128,8 +130,7 @@ function report(result: Reconciled, state: State, interruptedWith: number | unde
     `\n${style.bold(`Applied: ${plural(plan.changes.length, "change")}. ${plural(completed, "export")} completed, ${failed.length} failed. ${plural(plan.expiry.mark.length, "restore point")} marked to expire, ${removed} removed.`)}\n`,
   );
   if (interruptedWith !== undefined) io.out(`${plural(notStarted.length, "export")} not started, ${interrupted.length} can be resumed: hypersdk apply\n`);
-  for (const { run } of failed)
-    io.out(`  ${style.red("✗")} ${run.schedule}  ${run.vmPath}: try again with \`hypersdk run ${run.schedule} --vm ${quoted(run.vmPath)}\`\n`);
+  for (const { run } of failed) io.out(`  ${style.red("✗")} ${run.schedule}  ${run.vmPath}: ${wayOn(run, state)}\n`);
   const first = plan.changes.find((change) => change.kind === "create" && change.resource === "schedule");
   if (first?.consequences.nextRunAfter && completed + failed.length === 0 && interruptedWith === undefined) {
     const name = first.address.slice("schedule.".length);
@@ -137,6 +138,14 @@ function report(result: Reconciled, state: State, interruptedWith: number | unde
   }
   if (completed > 0 && failed.length === 0 && interruptedWith === undefined)
     io.out(`To see what there is: hypersdk get artifacts. To restore: hypersdk restore --vm PATH --to FILE\n`);
+}
+
+/** What helps after a failure: what is damaged at a repository is found there again by whatever is exported next. */
+function wayOn({ id, schedule, vmPath, destination, folder }: RunRow, state: State): string {
+  const isDamaged = state.runs.get(id)?.errorCode === "ArtifactDamaged" && folder !== undefined && isRepositoryPoint(folder);
+  return isDamaged
+    ? `\`hypersdk check --read-data --destination ${quoted(destination)}\` says what is damaged, \`hypersdk repair\` drops it`
+    : `try again with \`hypersdk run ${schedule} --vm ${quoted(vmPath)}\``;
 }
 
 export function quoted(text: string): string {
