@@ -25,6 +25,10 @@ process.stdout.on("error", (error) => {
 });
 const exitCode = await main(process.argv.slice(2));
 process.exitCode = outputError === undefined || exitCode !== exitCodes.done ? exitCode : exitCodes.failed;
+// a helper of a git that was ended holds a pipe for as long as its server says nothing: it is left behind
+setTimeout(() => {
+  if (process.stdout.writableLength === 0) process.exit();
+}, 1000).unref();
 
 async function main(argv: string[]): Promise<number> {
   const ran = { exitCode: 0 as number };

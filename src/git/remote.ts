@@ -45,21 +45,24 @@ async function fetchWithin(folder: string, env: NodeJS.ProcessEnv, url: string, 
   const objects = join(folder, ".git", "objects");
   const stop = new AbortController();
   let reason: string | undefined;
-  const end = (why: string): void => {
+  let hint: string | undefined;
+  const tooLarge = "a repository of configuration is small: keep images and archives elsewhere";
+  const end = (why: string, what?: string): void => {
+    hint ??= what;
     reason ??= why;
     stop.abort();
   };
   let [bytes, heardMs] = [0, performance.now()];
   const looking = setInterval(() => {
     const now = bytesBelow(objects);
-    if (now > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`);
+    if (now > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`, tooLarge);
     if (now !== bytes) [bytes, heardMs] = [now, performance.now()];
     else if (performance.now() - heardMs > maxAskMs) end(`it said nothing for ${maxAskMs / 1000} s`);
   }, 500);
-  const timer = setTimeout(() => end(`it was not fetched within ${maxFetchMs / 60_000} minutes`), maxFetchMs);
+  const timer = setTimeout(() => end(`it was not fetched within ${maxFetchMs / 60_000} minutes`, tooLarge), maxFetchMs);
   try {
     await gitIn(folder, env, { signal: signal ? AbortSignal.any([stop.signal, signal]) : stop.signal }).raw(["fetch", "--quiet", ...args]);
-    if (bytesBelow(objects) > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`);
+    if (bytesBelow(objects) > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`, tooLarge);
   } catch (error) {
     if (reason === undefined) throw error;
   } finally {
@@ -68,9 +71,7 @@ async function fetchWithin(folder: string, env: NodeJS.ProcessEnv, url: string, 
   }
   if (reason === undefined) return;
   rmSync(join(folder, ".git"), { recursive: true, force: true });
-  throw new HypersdkError("SourceUnavailable", `${shown(url)}: ${reason}`, {
-    hint: "a repository of configuration is small: keep images and archives elsewhere",
-  });
+  throw new HypersdkError("SourceUnavailable", `${shown(url)}: ${reason}`, hint === undefined ? {} : { hint });
 }
 
 function bytesBelow(folder: string): number {

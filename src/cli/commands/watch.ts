@@ -23,8 +23,6 @@ export interface WatchOptions extends SourceOptions {
 }
 
 const shortestIntervalMs = 1000;
-/** What still holds the process after it has ended everything is left behind. */
-const leftBehindMs = 1000;
 
 /** Follows a branch or a work tree: applies each revision, exports when it is due, until it is told to stop. */
 export async function watch(options: WatchOptions, io: Io): Promise<number> {
@@ -73,7 +71,7 @@ async function forever(options: WatchOptions, intervalMs: number, lockTimeoutMs:
     progress: io.quiet ? undefined : progressOn(io, () => view.lines(clock.now())),
     onHangUp: () => refresh(),
   };
-  const code = await inSession(io, session, async ({ state, context, interrupts, listen }) => {
+  const code = await inSession(io, session, async ({ state, context, listen }) => {
     const metrics = new WatchMetrics(toolVersion(), () =>
       state.configuration
         .protections()
@@ -102,8 +100,6 @@ async function forever(options: WatchOptions, intervalMs: number, lockTimeoutMs:
       return exitCodes.done;
     } finally {
       await server?.close();
-      // a helper of a git that was ended holds a pipe for as long as its server says nothing
-      if (interrupts.signal.aborted) setTimeout(() => process.exit(), leftBehindMs).unref();
     }
   });
   // to be told to end is how a daemon ends
