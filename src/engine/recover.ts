@@ -97,10 +97,10 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
     return { outcome: "completed" };
   } catch (error) {
     if (!isOfThePoint(error)) throw error;
-    state.write(lease, () => state.artifacts.setBadAt(run.destinationUrl, manifestPath));
+    const isDamaged = error.code !== "NotBooted";
+    if (isDamaged) state.write(lease, () => state.artifacts.setBadAt(run.destinationUrl, manifestPath));
     // what is damaged is made anew; what does not boot would not boot then
-    const isWorthIt = error.code !== "NotBooted" && run.kind === "scheduled" && schedule !== undefined;
-    if (isWorthIt) return { outcome: putBack() ? "queued" : "failed" };
+    if (isDamaged && run.kind === "scheduled" && schedule) return { outcome: putBack() ? "queued" : "failed" };
     failFor(error, "failed");
     return { outcome: "failed", failure: error };
   }

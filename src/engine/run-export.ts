@@ -251,7 +251,8 @@ export async function proveAndComplete(
   try {
     await verifyPoint(destination, manifestPath, manifest, verify, { signal, ...(boot ? { boot } : {}) });
   } catch (error) {
-    if (isOfThePoint(error)) state.write(lease, () => state.artifacts.setState(manifest.id, "bad"));
+    // one that does not boot may lack a driver: it stays unproved
+    if (isOfThePoint(error) && error.code !== "NotBooted") state.write(lease, () => state.artifacts.setState(manifest.id, "bad"));
     throw error;
   }
   const at = clock.now();
