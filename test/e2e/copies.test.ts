@@ -96,7 +96,7 @@ describe.skipIf(!has("qemu-system-x86_64"))("verify: boot", () => {
     // web says its own name: its point is stored and its run fails
     expect([applied.code, applied.stdout + applied.stderr]).toEqual([7, expect.stringMatching(/web.*has not said "HYPERSDK-BOOT db"/) as string]);
     const points = JSON.parse(await ok(folder, ["get", "artifacts", "--json"])) as { items: { vm: string; state: string }[] };
-    expect(points.items.map(({ vm, state }) => `${vm} ${state}`).sort()).toEqual(["/datacenter/vm/db good", "/datacenter/vm/web good"]);
+    expect(points.items.map(({ vm, state }) => `${vm} ${state}`).sort()).toEqual(["/datacenter/vm/db good", "/datacenter/vm/web unproved"]);
     expect(await ok(folder, ["verify", "--vm", "/datacenter/vm/web", "--level", "boot", "--marker", "HYPERSDK-BOOT web"])).toContain(
       "1 restore point verified (boot), 0 not started",
     );
