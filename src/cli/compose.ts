@@ -1,5 +1,4 @@
 import { randomUUID } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { openDestination } from "../destinations/registry.ts";
 import type { EngineContext } from "../engine/context.ts";
@@ -10,6 +9,7 @@ import type { Clock, Random } from "../model/ports.ts";
 import type { Revision } from "../plan/plan.ts";
 import { openProvider } from "../providers/registry.ts";
 import type { State } from "../state/state.ts";
+import { toolVersion } from "./tool-version.ts";
 
 /** The only place where adapters meet the engine, and where time and chance are real. */
 export const clock: Clock = {
@@ -20,10 +20,6 @@ export const clock: Clock = {
 };
 
 export const random: Random = { uuid: randomUUID, fraction: Math.random };
-
-export function toolVersion(): string {
-  return (JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as { version: string }).version;
-}
 
 /** Providers and destinations, for those who only look. */
 export const adapters: Pick<EngineContext, "openProvider" | "openDestination"> = {

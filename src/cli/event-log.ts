@@ -3,7 +3,8 @@ import { pino } from "pino";
 import type { EngineEvent } from "../engine/events.ts";
 import { unreachable } from "../model/brand.ts";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
-import { clock, toolVersion } from "./compose.ts";
+import { clock } from "./compose.ts";
+import { toolVersion } from "./tool-version.ts";
 
 /** `--events`: one JSON object a line, the first of type `version`. `-` is stderr. */
 export interface EventLog {

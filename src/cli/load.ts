@@ -13,7 +13,7 @@ import { blobsOf, findTop, notFollowed, readWorkTree, revisionOf } from "../git/
 import { errnoOf, HypersdkError } from "../model/errors.ts";
 import type { Revision } from "../plan/plan.ts";
 import { ProcessLock } from "../state/process-lock.ts";
-import { toolVersion } from "./compose.ts";
+import { toolVersion } from "./tool-version.ts";
 
 /** Options that say where the desired state is. */
 export interface SourceOptions {

@@ -1,6 +1,5 @@
 import { Argument, Command, InvalidArgumentError, Option } from "commander";
-import { subformats } from "../converters/write-image.ts";
-import { exportFormats, imageFormats } from "../model/image-formats.ts";
+import { exportFormats, imageFormats, subformats } from "../model/image-formats.ts";
 import { exitCodeHelp } from "./exit-codes.ts";
 import type { GlobalOptions, Io } from "./io.ts";
 

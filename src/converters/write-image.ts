@@ -1,6 +1,6 @@
 import type { ByteSink } from "../model/byte-sink.ts";
 import { HypersdkError } from "../model/errors.ts";
-import { compressionsOf, type ImageCompression, type ImageFormat } from "../model/image-formats.ts";
+import { compressionsOf, type ImageCompression, type ImageFormat, subformats } from "../model/image-formats.ts";
 import type { DiskSink } from "./disk-sink.ts";
 import { qcow2Sink } from "./qcow2/qcow2-sink.ts";
 import { rawSink } from "./raw/raw-sink.ts";
@@ -9,16 +9,6 @@ import { dynamicVhdSink, fixedVhdSink, vhdSize } from "./vhd/vhd-sink.ts";
 import { vhdxSink, vhdxSize } from "./vhdx/vhdx-sink.ts";
 import { monolithicSparseSink } from "./vmdk/sparse-sink.ts";
 import { streamOptimizedSink } from "./vmdk/stream-sink.ts";
-
-/** The kinds of each format that are written, the usual one first. */
-export const subformats: Readonly<Record<ImageFormat, readonly string[]>> = {
-  qcow2: ["v3"],
-  raw: ["sparse"],
-  vmdk: ["monolithicSparse", "streamOptimized"],
-  vhd: ["dynamic", "fixed"],
-  vhdx: ["dynamic", "fixed"],
-  vdi: ["dynamic"],
-};
 
 /** Both grain directories are in the head of the file, which holds 8 MiB. */
 const maxMonolithicBytes = 30 * 2 ** 40;

@@ -6,6 +6,16 @@ export type ImageFormat = (typeof imageFormats)[number];
 export const exportFormats: readonly ["qcow2", "raw", "vmdk", "vhd", "vhdx", "vdi", "ova"] = [...imageFormats, "ova"];
 export type ExportFormat = (typeof exportFormats)[number];
 
+/** The kinds of each format that are written, the usual one first. */
+export const subformats: Readonly<Record<ImageFormat, readonly string[]>> = {
+  qcow2: ["v3"],
+  raw: ["sparse"],
+  vmdk: ["monolithicSparse", "streamOptimized"],
+  vhd: ["dynamic", "fixed"],
+  vhdx: ["dynamic", "fixed"],
+  vdi: ["dynamic"],
+};
+
 export type ImageCompression = "none" | "zlib" | "zstd";
 
 /** Which compressions a format has of its own, the usual one first. The disks of an OVA are stream-optimized VMDKs. */

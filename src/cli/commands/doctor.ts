@@ -5,10 +5,10 @@ import { loadHoleFinder } from "../../converters/raw/hole-finder.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
-import { toolVersion } from "../compose.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import { type Loaded, load, type SourceOptions } from "../load.ts";
+import { toolVersion } from "../tool-version.ts";
 
 interface Finding {
   readonly what: string;

@@ -13,12 +13,13 @@ import { resourcesOf } from "../../plan/resources.ts";
 import { emptyRecorded, State } from "../../state/state.ts";
 import { planMarkdown } from "../../ui/plan-markdown.ts";
 import { driftSection, plural, renderPlan } from "../../ui/plan-view.ts";
-import { adapters, clock, toolVersion } from "../compose.ts";
+import { adapters, clock } from "../compose.ts";
 import { loadDesired } from "../desired.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import type { Loaded, SourceOptions } from "../load.ts";
 import { timeOption } from "../time-option.ts";
+import { toolVersion } from "../tool-version.ts";
 import { timezonesOf } from "../view.ts";
 
 export interface PlanOptions extends SourceOptions {

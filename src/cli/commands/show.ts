@@ -2,8 +2,8 @@ import { readFileSync, statSync } from "node:fs";
 import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import { decodePlanFile, type PlanFile } from "../../plan/plan-file.ts";
 import { renderPlan } from "../../ui/plan-view.ts";
-import { toolVersion } from "../compose.ts";
 import type { Io } from "../io.ts";
+import { toolVersion } from "../tool-version.ts";
 import { timezonesOf } from "../view.ts";
 
 /** Prints a saved plan; says when another version made it, and never refuses for that. */

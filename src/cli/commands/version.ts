@@ -1,5 +1,5 @@
-import { toolVersion } from "../compose.ts";
 import type { Io } from "../io.ts";
+import { toolVersion } from "../tool-version.ts";
 
 export async function version(io: Io): Promise<number> {
   if (io.json) io.result("version", { version: toolVersion(), node: process.versions.node, platform: `${process.platform} ${process.arch}` });

@@ -4,12 +4,13 @@ import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
 import { WatchMetrics } from "../../ui/metrics.ts";
 import { WatchView } from "../../ui/watch-view.ts";
-import { clock, toolVersion } from "../compose.ts";
+import { clock } from "../compose.ts";
 import { exitCodes } from "../exit-codes.ts";
 import { type HealthServer, serveHealth } from "../health-server.ts";
 import type { Io } from "../io.ts";
 import { type SourceOptions, statePathFor } from "../load.ts";
 import { inSession, progressOn } from "../session.ts";
+import { toolVersion } from "../tool-version.ts";
 import { watchSource } from "../watch-source.ts";
 import { durationOption } from "./apply.ts";
 
