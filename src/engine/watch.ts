@@ -367,7 +367,11 @@ export async function watchOnce(
   const { lockTimeoutMs, parallelism } = options;
   const lease = await state.take("watcher", "watch --once", lockTimeoutMs, clock, random, signal);
   try {
-    const reading = await source.read(signal);
+    const reading = await source.read(signal).catch((error: unknown) => {
+      // what an interrupt cut off is no failure of the source
+      signal.throwIfAborted();
+      throw error;
+    });
     if (!reading) throw new HypersdkError("SourceUnavailable", `${source.name} gave nothing`);
     const { revision, content } = reading;
     const problem = "problem" in content ? content.problem : undefined;
