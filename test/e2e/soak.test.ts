@@ -40,7 +40,11 @@ schedules:
   - {name: minutely, cron: "* * * * *", vms: ["/datacenter/vm/*"], destination: "file://${cwd}/exports", verify: none, retention: {keepLast: 500}}
 ${n % 5 === 0 ? "" : `  - {name: other, cron: "${n % 60} 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/a"], destination: "file://${cwd}/exports", verify: none, priority: ${n % 100}}\n`}`;
   // a text without a mark of ours would be somebody else's, and leave an empty configuration, which is a valid one
-  const invalid = ["version: v2\nschedules: [{name: x}]\n", "version: v2\na: [", "version: v2\nschedules:\n  - {name: y, cron: nonsense, vms: [], destination: d}\n"];
+  const invalid = [
+    "version: v2\nschedules: [{name: x}]\n",
+    "version: v2\na: [",
+    "version: v2\nschedules:\n  - {name: y, cron: nonsense, vms: [], destination: d}\n",
+  ];
   git(cwd, "init", "--quiet", "--bare", bare);
   git(cwd, "init", "--quiet", clone);
   let pushed = 0;
