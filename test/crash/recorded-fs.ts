@@ -33,17 +33,9 @@ export function recording(real: Fs): Fs {
       if (!isFolder) note({ kind: "create", path, file });
       return noting(handle, (operation) => note(operation(file)), path, isFolder);
     },
-    async mkdir(path: string, options: { recursive?: boolean }) {
-      const first = await real.mkdir(path, options);
-      if (first !== undefined) {
-        const made: string[] = [];
-        for (let folder = path; ; folder = dirname(folder)) {
-          made.unshift(folder);
-          if (folder === first) break;
-        }
-        for (const each of made) note({ kind: "makeFolder", path: each });
-      }
-      return first;
+    async mkdir(path: string) {
+      await real.mkdir(path);
+      note({ kind: "makeFolder", path });
     },
     async rename(from: string, to: string) {
       await real.rename(from, to);
