@@ -123,6 +123,25 @@ describe("schedule preview", () => {
     }
   });
 
+  it("answers at once, however many ways lead to what it depends on", async () => {
+    const layers = Array.from({ length: 40 }, (_, i) =>
+      ["a", "b"].map(
+        (side) =>
+          `  - {name: s${i}${side}, cron: "0 0 * * *", vms: [/lab/web], destination: "file:./exports"${i === 0 ? "" : `, dependsOn: [{schedule: s${i - 1}a}, {schedule: s${i - 1}b}]`}}\n`,
+      ),
+    );
+    const folder = workTree(`version: v2\nschedules:\n${layers.flat().join("")}`);
+    expect(await hypersdk(folder, ["schedule", "preview", "s39a", "--count", "1"])).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining("s38b of") as string,
+    });
+  });
+
+  it("of files that are not valid says that they are not", async () => {
+    const folder = workTree('version: v2\nschedules: [{name: x, cron: "0 25 * * *", vms: [/lab/web], destination: "file:./exports"}]\n');
+    expect(await hypersdk(folder, ["schedule", "preview", "x"])).toMatchObject({ code: 3, stderr: expect.stringContaining("hypersdk validate") as string });
+  });
+
   it("says when it fires, when it starts and why then", async () => {
     const { stdout } = await hypersdk(night(), ["schedule", "preview", "web", "--from", "2026-10-24T12:00:00Z", "--count", "3"]);
     expect(stdout).toMatchInlineSnapshot(`

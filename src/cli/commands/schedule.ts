@@ -3,6 +3,7 @@ import { formatDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
+import { soonestStarts } from "../../plan/soonest.ts";
 import { fireTimes } from "../../schedule/cron.ts";
 import { nextOpening } from "../../schedule/windows.ts";
 import { State } from "../../state/state.ts";
@@ -21,7 +22,8 @@ export interface PreviewOptions extends SourceOptions {
 /** The next fire times of a schedule: when each may start, what it waits for, and why it is not when its cron expression says. */
 export async function preview(name: string, options: PreviewOptions, io: Io): Promise<number> {
   const { desired, statePath } = await load(options, io.env, io.cwd);
-  const schedules = desired?.schedules ?? [];
+  if (!desired) throw new HypersdkError("ConfigInvalid", "the configuration has errors", { hint: "hypersdk validate shows them" });
+  const { schedules } = desired;
   const schedule = schedules.find((each) => each.name === name);
   if (!schedule) {
     const near = nearestName(
@@ -34,10 +36,12 @@ export async function preview(name: string, options: PreviewOptions, io: Io): Pr
   const overridden = suspensionsIn(statePath);
   const isSuspended = (each: ScheduleSpec): boolean => each.suspend || overridden.has(each.name);
   const times = fireTimes(schedule.cron, schedule.timezone);
+  // that it is suspended itself is told once for all of its firings
+  const soonestOf = soonestStarts(schedules, (each) => each !== schedule && isSuspended(each));
   const items: Item[] = [];
   for (let at = epochMsOf(from); items.length < (options.count ?? 10); ) {
     at = times.next(at);
-    items.push(itemOf(schedule, schedules, isSuspended, at));
+    items.push(itemOf(schedule, schedules, soonestOf, at));
   }
   if (io.json) io.result("schedule-preview", { schedule: name, timezone: schedule.timezone, suspended: isSuspended(schedule), items });
   else {
@@ -78,34 +82,12 @@ function suspensionsIn(statePath: string): ReadonlySet<string> {
   }
 }
 
-/** The soonest that a firing can start: its own window's opening, and not before what it depends on can; undefined when it never does. */
-function soonestOf(
-  schedule: ScheduleSpec,
-  schedules: readonly ScheduleSpec[],
-  isSuspended: (schedule: ScheduleSpec) => boolean,
-  at: number,
-): number | undefined {
-  if (isSuspended(schedule)) return undefined;
-  const nextMs = fireTimes(schedule.cron, schedule.timezone).next(at);
-  let soonest = at;
-  for (const { schedule: name, timeoutMs } of schedule.dependsOn) {
-    const other = schedules.find((each) => each.name === name);
-    const firing = other && fireTimes(other.cron, other.timezone).latest(at);
-    const began = other && firing !== undefined ? soonestOf(other, schedules, isSuspended, firing) : undefined;
-    if (began === undefined || began > at + (timeoutMs ?? Number.POSITIVE_INFINITY)) return undefined;
-    soonest = Math.max(soonest, began);
-  }
-  const opening = nextOpening(schedule.windows, soonest);
-  return opening !== undefined && opening < nextMs ? opening : undefined;
-}
-
-function itemOf(schedule: ScheduleSpec, schedules: readonly ScheduleSpec[], isSuspended: (schedule: ScheduleSpec) => boolean, at: number): Item {
+function itemOf(schedule: ScheduleSpec, schedules: readonly ScheduleSpec[], soonestOf: ReturnType<typeof soonestStarts>, at: number): Item {
   const times = fireTimes(schedule.cron, schedule.timezone);
   const opening = nextOpening(schedule.windows, at);
   const nextMs = times.next(at);
   const shift = times.shiftOf(at);
-  // what it depends on is told of beside it; it may start later still, when that has ended
-  const soonest = soonestOf({ ...schedule, suspend: false }, schedules, (each) => each.name !== schedule.name && isSuspended(each), at);
+  const soonest = soonestOf(schedule, at);
   const waitsFor = schedule.dependsOn.map((each) => each.schedule).join(", ");
   const reasons = [
     ...(shift === "gap" ? ["the clock goes forward over its time: the first instant after"] : []),
