@@ -1,6 +1,7 @@
 import type { Diagnostic } from "../config/diagnostic.ts";
-import type { DesiredState } from "../model/desired.ts";
+import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
+import { nearestName } from "../model/nearest.ts";
 import { renderDiagnostics } from "../ui/diagnostics-view.ts";
 import type { Io } from "./io.ts";
 import { type Loaded, load, type SourceOptions } from "./load.ts";
@@ -53,4 +54,15 @@ export function carriedOut(loaded: Loaded): DesiredState {
     );
   }
   return desired;
+}
+
+/** @throws NotFound, with the name that was probably meant */
+export function scheduleNamed(name: string, { schedules }: DesiredState): ScheduleSpec {
+  const schedule = schedules.find((each) => each.name === name);
+  if (schedule) return schedule;
+  const near = nearestName(
+    name,
+    schedules.map((each) => each.name),
+  );
+  throw new HypersdkError("NotFound", `no schedule is named "${name}"`, near ? { hint: `did you mean "${near}"?` } : {});
 }

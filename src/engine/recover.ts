@@ -67,13 +67,13 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
     fail({ run }, why, lease, context);
   };
   /** Made anew, unless it is a manual run, which belongs to who asked for it, or one of no schedule. */
-  const putBack = (): boolean => {
-    const isQueued = run.kind === "scheduled" && schedule !== undefined;
-    if (isQueued) state.write(lease, () => requeue(run, context));
+  const mayStartAnew = run.kind === "scheduled" && schedule !== undefined;
+  const putBack = (): Recovery => {
+    if (mayStartAnew) state.write(lease, () => requeue(run, context));
     else failFor(new HypersdkError("Interrupted", "the process that ran it ended"), "interrupted");
-    return isQueued;
+    return { outcome: mayStartAnew ? "queued" : "failed" };
   };
-  if (run.folder === undefined) return { outcome: putBack() ? "queued" : "failed" };
+  if (run.folder === undefined) return putBack();
   const spec = desired.destinations.find((each) => each.url === run.destinationUrl) ?? {
     name: run.destination,
     url: run.destinationUrl,
@@ -86,7 +86,7 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
   const leftovers = isChunked ? [pendingPath(manifestPath), lockPath(run.id)] : (await destination.list(run.folder)).map(({ path }) => path);
   if (!(await isThere(destination, manifestPath))) {
     for (const path of leftovers) await destination.remove(path);
-    return { outcome: putBack() ? "queued" : "failed" };
+    return putBack();
   }
   try {
     const manifest = await readManifest(destination, manifestPath);
@@ -100,7 +100,7 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
     const isDamaged = error.code !== "NotBooted";
     if (isDamaged) state.write(lease, () => state.artifacts.setBadAt(run.destinationUrl, manifestPath));
     // what is damaged is made anew; what does not boot would not boot then
-    if (isDamaged && run.kind === "scheduled" && schedule) return { outcome: putBack() ? "queued" : "failed" };
+    if (isDamaged && mayStartAnew) return putBack();
     failFor(error, "failed");
     return { outcome: "failed", failure: error };
   }

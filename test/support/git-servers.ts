@@ -15,7 +15,9 @@ export interface GitServer {
 }
 
 const sshd = "/usr/sbin/sshd";
+/** Suites that need it say so when they skip; CI installs it. */
 export const hasSshd: boolean = existsSync(sshd);
+if (!hasSshd && process.env["CI"]) throw new Error("sshd must be there in CI");
 
 /**
  * OpenSSH's own server on a free port, which lets in `clientKey` alone.

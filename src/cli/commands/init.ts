@@ -87,7 +87,7 @@ export async function init(folder: string | undefined, options: InitOptions, io:
   const ci = options.ci && ciFiles[options.ci];
   // a pipeline is read from the top of the repository alone
   const ciPath = ci && join(top ?? home, ci.name);
-  const path = ci ? pathOption(top ?? home, home) : "";
+  const option = ci ? pathOption(top ?? home, home) : "";
   const config = join(home, "infrastructure.yaml");
   for (const path of ci && ciPath ? [ciPath] : [config])
     if (lstatSync(path, { throwIfNoEntry: false }))
@@ -106,7 +106,7 @@ export async function init(folder: string | undefined, options: InitOptions, io:
     written.push(schemaPath);
     ignore(join(home, ".gitignore"), written);
   }
-  if (ci && ciPath) write(ciPath, ci.text(path));
+  if (ci && ciPath) write(ciPath, ci.text(option));
   if (io.json) io.result("init", { folder: home, written });
   else {
     const machines = join(folder ?? ".", "machines");
@@ -118,7 +118,7 @@ export async function init(folder: string | undefined, options: InitOptions, io:
   return 0;
 }
 
-/** What commands of a pipeline need to find a configuration below the top; the name quoted for a shell and for YAML. */
+/** What commands of a pipeline need to find a configuration below the top. @throws Usage for a name that a shell or YAML would take apart */
 function pathOption(top: string, home: string): string {
   const path = relative(top, home).split(sep).join("/");
   if (path === "") return "";

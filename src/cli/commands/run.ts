@@ -5,14 +5,13 @@ import { type RunWork, runExport } from "../../engine/run-export.ts";
 import type { DestinationSpec, ProviderSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
-import { nearestName } from "../../model/nearest.ts";
 import { parsePattern } from "../../model/pattern.ts";
 import { modeOf } from "../../plan/due.ts";
 import { membership } from "../../plan/membership.ts";
 import { withRenames } from "../../plan/planner.ts";
 import { plural } from "../../ui/plan-view.ts";
 import { clock, random } from "../compose.ts";
-import { loadDesired } from "../desired.ts";
+import { loadDesired, scheduleNamed } from "../desired.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import type { SourceOptions } from "../load.ts";
@@ -28,14 +27,7 @@ export interface RunOptions extends SourceOptions {
 /** Exports a schedule's VMs now, whatever its fire time, windows or suspension say; handles no fire time. */
 export async function run(name: string, options: RunOptions, io: Io): Promise<number> {
   const { desired, revision, statePath } = await loadDesired(options, io);
-  const schedule = desired.schedules.find((each) => each.name === name);
-  if (!schedule) {
-    const near = nearestName(
-      name,
-      desired.schedules.map((each) => each.name),
-    );
-    throw new HypersdkError("NotFound", `no schedule is named "${name}"`, near ? { hint: `did you mean "${near}"?` } : {});
-  }
+  const schedule = scheduleNamed(name, desired);
   const patterns = (options.vm ?? []).map((text) => {
     const pattern = parsePattern(text);
     if (typeof pattern === "string") throw new HypersdkError("Usage", `--vm ${JSON.stringify(text)}: ${pattern}`);

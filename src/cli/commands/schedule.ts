@@ -2,7 +2,6 @@ import type { ScheduleSpec } from "../../model/desired.ts";
 import { formatDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
-import { nearestName } from "../../model/nearest.ts";
 import { soonestStarts } from "../../plan/soonest.ts";
 import { fireTimes } from "../../schedule/cron.ts";
 import { nextOpening } from "../../schedule/windows.ts";
@@ -10,6 +9,7 @@ import { State } from "../../state/state.ts";
 import { renderTable } from "../../ui/table.ts";
 import { formatTime } from "../../ui/times.ts";
 import { clock } from "../compose.ts";
+import { scheduleNamed } from "../desired.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
 import { timeOption } from "../time-option.ts";
@@ -24,14 +24,7 @@ export async function preview(name: string, options: PreviewOptions, io: Io): Pr
   const { desired, statePath } = await load(options, io.env, io.cwd);
   if (!desired) throw new HypersdkError("ConfigInvalid", "the configuration has errors", { hint: "hypersdk validate shows them" });
   const { schedules } = desired;
-  const schedule = schedules.find((each) => each.name === name);
-  if (!schedule) {
-    const near = nearestName(
-      name,
-      schedules.map((each) => each.name),
-    );
-    throw new HypersdkError("NotFound", `no schedule is named "${name}"`, near ? { hint: `did you mean "${near}"?` } : {});
-  }
+  const schedule = scheduleNamed(name, desired);
   const from = timeOption("--from", options.from) ?? clock.now();
   const overridden = suspensionsIn(statePath);
   const isSuspended = (each: ScheduleSpec): boolean => each.suspend || overridden.has(each.name);

@@ -2,7 +2,6 @@ import { observe } from "../../engine/observe.ts";
 import { formatDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
-import { nearestName } from "../../model/nearest.ts";
 import { type Member, membership, protectionKey } from "../../plan/membership.ts";
 import { withRenames } from "../../plan/planner.ts";
 import { type SimulatedRun, type Simulation, simulate as simulateRuns, type Timeline } from "../../plan/simulate.ts";
@@ -12,7 +11,7 @@ import { printable } from "../../ui/style.ts";
 import { renderTable } from "../../ui/table.ts";
 import { formatTime } from "../../ui/times.ts";
 import { adapters, clock } from "../compose.ts";
-import { loadDesired } from "../desired.ts";
+import { loadDesired, scheduleNamed } from "../desired.ts";
 import type { Io } from "../io.ts";
 import type { SourceOptions } from "../load.ts";
 import { timeOption } from "../time-option.ts";
@@ -38,10 +37,8 @@ export async function simulate(options: SimulateOptions, io: Io): Promise<number
   if (to <= from) throw new HypersdkError("Usage", "--to is not behind --from");
   const speeds = speedsOf(options.providerSpeed ?? []);
   const { desired, statePath } = await loadDesired(options, io);
-  const shown = namedSchedules(
-    options.schedule ?? [],
-    desired.schedules.map(({ name }) => name),
-  );
+  const named = (options.schedule ?? []).map((name) => scheduleNamed(name, desired));
+  const shown = new Set((named.length > 0 ? named : desired.schedules).map(({ name }) => name));
   const state = State.openForReading(statePath);
   try {
     const recorded = state?.recorded(now) ?? emptyRecorded;
@@ -91,16 +88,6 @@ function bounded(simulation: Simulation): Timeline {
 /** A VM that its provider does not show now is taken to be there, without data that anybody knows of. */
 function vmOf({ provider, identity, vmPath }: Member): NonNullable<Member["vm"]> {
   return { provider, identity, name: identity, path: vmPath, disks: [] };
-}
-
-/** The schedules that are told of; all where none was named. */
-function namedSchedules(wanted: readonly string[], names: readonly string[]): ReadonlySet<string> {
-  for (const name of wanted) {
-    if (names.includes(name)) continue;
-    const near = nearestName(name, names);
-    throw new HypersdkError("NotFound", `no schedule is named "${name}"`, near ? { hint: `did you mean "${near}"?` } : {});
-  }
-  return new Set(wanted.length > 0 ? wanted : names);
 }
 
 interface Asked {
