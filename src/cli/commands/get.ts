@@ -21,12 +21,26 @@ export interface GetOptions extends SourceOptions {
 }
 
 interface Table {
+  /** As `--json` gives them. */
   readonly items: readonly object[];
-  readonly headings: readonly string[];
-  readonly rows: readonly (readonly string[])[];
-  /** Only with `--output wide`. */
-  readonly wide: readonly number[];
-  readonly right?: readonly number[];
+  readonly text: (isWide: boolean) => string;
+}
+
+/** A heading, the cell of an item, and what is special: shown only with `--output wide`, or aligned as numbers are. */
+type Column<T> = readonly [heading: string, cell: (item: T) => string, ...("wide" | "right")[]];
+
+function tableOf<T extends object>(items: readonly T[], columns: readonly Column<T>[]): Table {
+  return {
+    items,
+    text(isWide) {
+      const shown = columns.filter(([, , ...flags]) => isWide || !flags.includes("wide"));
+      return renderTable(
+        shown.map(([heading]) => heading),
+        items.map((item) => shown.map(([, cell]) => cell(item))),
+        shown.flatMap(([, , ...flags], column) => (flags.includes("right") ? [column] : [])),
+      );
+    },
+  };
 }
 
 export async function get(kind: string, options: GetOptions, io: Io): Promise<number> {
@@ -37,15 +51,9 @@ export async function get(kind: string, options: GetOptions, io: Io): Promise<nu
   );
   const state = State.openForReading(loaded.statePath);
   try {
-    const { items, headings, rows, wide, right = [] } = await table(queryOf(loaded, state, io));
-    if (io.json) {
-      io.result(`get-${kind}`, { items });
-      return 0;
-    }
-    const hidden = new Set(options.output === "wide" ? [] : wide);
-    const keep = <T>(row: readonly T[]): T[] => row.filter((_, column) => !hidden.has(column));
-    const shift = (column: number): number => column - [...hidden].filter((each) => each < column).length;
-    io.out(rows.length === 0 ? `no ${kind}\n` : renderTable(keep(headings), rows.map(keep), right.filter((column) => !hidden.has(column)).map(shift)));
+    const { items, text } = await table(queryOf(loaded, state, io));
+    if (io.json) io.result(`get-${kind}`, { items });
+    else io.out(items.length === 0 ? `no ${kind}\n` : text(options.output === "wide"));
     return 0;
   } finally {
     state?.close();
@@ -108,21 +116,15 @@ function schedules({ needed, recorded, sourceOf, now }: Query): Table {
       file: `${each.origin.file}:${sourceOf(each.origin.file).at(each.origin.pointer, each.origin.document, { severity: "warning", code: "", message: "" }).line}`,
     };
   });
-  return {
-    items,
-    headings: ["name", "cron", "next", "VMs", "destination", "priority", "file"],
-    wide: [5, 6],
-    right: [3],
-    rows: items.map((each) => [
-      each.name,
-      each.cron,
-      each.next ? formatTime(each.next, each.timezone, now) : "suspended",
-      String(each.protections),
-      each.destination,
-      String(each.priority),
-      each.file,
-    ]),
-  };
+  return tableOf(items, [
+    ["name", (each) => each.name],
+    ["cron", (each) => each.cron],
+    ["next", (each) => (each.next ? formatTime(each.next, each.timezone, now) : "suspended")],
+    ["VMs", (each) => String(each.protections), "right"],
+    ["destination", (each) => each.destination],
+    ["priority", (each) => String(each.priority), "wide"],
+    ["file", (each) => each.file, "wide"],
+  ]);
 }
 
 function policies({ needed }: Query): Table {
@@ -133,12 +135,13 @@ function policies({ needed }: Query): Table {
     priority: priority ?? null,
     rpo: rpoMs === undefined ? null : formatDuration(rpoMs),
   }));
-  return {
-    items,
-    headings: ["name", "match", "schedule", "priority", "rpo"],
-    wide: [],
-    rows: items.map((each) => [each.name, each.match.join(", "), each.schedule, String(each.priority ?? "-"), each.rpo ?? "-"]),
-  };
+  return tableOf(items, [
+    ["name", (each) => each.name],
+    ["match", (each) => each.match.join(", ")],
+    ["schedule", (each) => each.schedule],
+    ["priority", (each) => String(each.priority ?? "-")],
+    ["rpo", (each) => each.rpo ?? "-"],
+  ]);
 }
 
 function protections({ recorded, zones, now }: Query): Table {
@@ -152,19 +155,14 @@ function protections({ recorded, zones, now }: Query): Table {
     handledUntil: handledUntil ?? null,
     lastSuccess: lastSuccessAt ?? null,
   }));
-  return {
-    items,
-    headings: ["schedule", "VM", "state", "last success", "provider", "identity"],
-    wide: [4, 5],
-    rows: items.map((each) => [
-      each.schedule,
-      each.vm,
-      each.state,
-      each.lastSuccess ? formatTime(each.lastSuccess, zones(each.schedule), now) : "never",
-      each.provider,
-      each.identity,
-    ]),
-  };
+  return tableOf(items, [
+    ["schedule", (each) => each.schedule],
+    ["VM", (each) => each.vm],
+    ["state", (each) => each.state],
+    ["last success", (each) => (each.lastSuccess ? formatTime(each.lastSuccess, zones(each.schedule), now) : "never")],
+    ["provider", (each) => each.provider, "wide"],
+    ["identity", (each) => each.identity, "wide"],
+  ]);
 }
 
 function runs({ state, zones, now }: Query): Table {
@@ -180,21 +178,16 @@ function runs({ state, zones, now }: Query): Table {
     errorCode: run.errorCode ?? null,
     error: run.error ?? null,
   }));
-  return {
-    items,
-    headings: ["id", "schedule", "VM", "kind", "fire time", "state", "attempts", "error"],
-    wide: [3, 6],
-    rows: items.map((each) => [
-      each.id.slice(0, 8),
-      each.schedule,
-      each.vm,
-      each.kind,
-      formatTime(each.fireTime, zones(each.schedule), now),
-      each.state,
-      String(each.attempts),
-      each.error ?? "",
-    ]),
-  };
+  return tableOf(items, [
+    ["id", (each) => each.id.slice(0, 8)],
+    ["schedule", (each) => each.schedule],
+    ["VM", (each) => each.vm],
+    ["kind", (each) => each.kind, "wide"],
+    ["fire time", (each) => formatTime(each.fireTime, zones(each.schedule), now)],
+    ["state", (each) => each.state],
+    ["attempts", (each) => String(each.attempts), "wide"],
+    ["error", (each) => each.error ?? ""],
+  ]);
 }
 
 function artifacts({ recorded, zones, now }: Query): Table {
@@ -211,23 +204,17 @@ function artifacts({ recorded, zones, now }: Query): Table {
     destination: point.destination,
     manifest: point.manifestPath,
   }));
-  return {
-    items,
-    headings: ["id", "schedule", "VM", "instant", "size", "state", "destination", "manifest", "held because"],
-    wide: [7, 8],
-    right: [4],
-    rows: items.map((each) => [
-      each.id.slice(0, 8),
-      each.schedule,
-      each.vm,
-      formatTime(each.instant, zones(each.schedule), now),
-      formatBytes(each.storedBytes),
-      each.held ? `${each.state}, held` : each.expiresAt && each.state === "good" ? "expires" : each.state,
-      each.destination,
-      each.manifest,
-      printable(each.heldReason ?? ""),
-    ]),
-  };
+  return tableOf(items, [
+    ["id", (each) => each.id.slice(0, 8)],
+    ["schedule", (each) => each.schedule],
+    ["VM", (each) => each.vm],
+    ["instant", (each) => formatTime(each.instant, zones(each.schedule), now)],
+    ["size", (each) => formatBytes(each.storedBytes), "right"],
+    ["state", (each) => (each.held ? `${each.state}, held` : each.expiresAt && each.state === "good" ? "expires" : each.state)],
+    ["destination", (each) => each.destination],
+    ["manifest", (each) => each.manifest, "wide"],
+    ["held because", (each) => each.heldReason ?? "", "wide"],
+  ]);
 }
 
 async function vms(query: Query): Promise<Table> {
@@ -244,22 +231,16 @@ async function vms(query: Query): Promise<Table> {
     firmware: vm.firmware ?? null,
     disks: vm.disks.map(({ name, format, virtualBytes, dataBytes }) => ({ name, format, virtualBytes, dataBytes })),
   }));
-  return {
-    items,
-    headings: ["VM", "state", "disks", "virtual", "data", "formats", "guest", "firmware"],
-    wide: [6, 7],
-    right: [2, 3, 4],
-    rows: items.map((vm) => [
-      vm.path,
-      vm.isRunning === null ? "-" : vm.isRunning ? "running" : "off",
-      String(vm.disks.length),
-      formatBytes(sum(vm.disks.map((disk) => disk.virtualBytes))),
-      formatBytes(sum(vm.disks.map((disk) => disk.dataBytes))),
-      [...new Set(vm.disks.map((disk) => disk.format))].join(", "),
-      vm.guestType ?? "-",
-      vm.firmware ?? "-",
-    ]),
-  };
+  return tableOf(items, [
+    ["VM", (vm) => vm.path],
+    ["state", (vm) => (vm.isRunning === null ? "-" : vm.isRunning ? "running" : "off")],
+    ["disks", (vm) => String(vm.disks.length), "right"],
+    ["virtual", (vm) => formatBytes(sum(vm.disks.map((disk) => disk.virtualBytes))), "right"],
+    ["data", (vm) => formatBytes(sum(vm.disks.map((disk) => disk.dataBytes))), "right"],
+    ["formats", (vm) => [...new Set(vm.disks.map((disk) => disk.format))].join(", ")],
+    ["guest", (vm) => vm.guestType ?? "-", "wide"],
+    ["firmware", (vm) => vm.firmware ?? "-", "wide"],
+  ]);
 }
 
 async function providers(query: Query): Promise<Table> {
@@ -274,21 +255,15 @@ async function providers(query: Query): Promise<Table> {
     unreachable: unknownProviders.find((each) => each.name === name)?.reason ?? null,
     problems: problems.filter(({ provider }) => provider === name).map(({ message }) => message),
   }));
-  return {
-    items,
-    headings: ["name", "type", "VMs", "problems", "root", "path", "state"],
-    wide: [4, 5],
-    right: [2, 3],
-    rows: items.map((each) => [
-      each.name,
-      each.type,
-      each.unreachable === null ? String(each.vms) : "?",
-      String(each.problems.length),
-      each.root,
-      each.path,
-      each.unreachable ?? "reachable",
-    ]),
-  };
+  return tableOf(items, [
+    ["name", (each) => each.name],
+    ["type", (each) => each.type],
+    ["VMs", (each) => (each.unreachable === null ? String(each.vms) : "?"), "right"],
+    ["problems", (each) => String(each.problems.length), "right"],
+    ["root", (each) => each.root, "wide"],
+    ["path", (each) => each.path, "wide"],
+    ["state", (each) => each.unreachable ?? "reachable"],
+  ]);
 }
 
 function destinations({ needed, recorded }: Query): Table {
@@ -296,13 +271,13 @@ function destinations({ needed, recorded }: Query): Table {
     const points = recorded.points.filter((point) => point.destinationUrl === each.url);
     return { name: each.name, url: each.url, layout: each.layout, points: points.length, storedBytes: sum(points.map((point) => point.storedBytes)) };
   });
-  return {
-    items,
-    headings: ["name", "points", "stored", "layout", "url"],
-    wide: [],
-    right: [1, 2],
-    rows: items.map((each) => [each.name, String(each.points), formatBytes(each.storedBytes), each.layout, each.url]),
-  };
+  return tableOf(items, [
+    ["name", (each) => each.name],
+    ["points", (each) => String(each.points), "right"],
+    ["stored", (each) => formatBytes(each.storedBytes), "right"],
+    ["layout", (each) => each.layout],
+    ["url", (each) => each.url],
+  ]);
 }
 
 const tables: ReadonlyMap<string, (query: Query) => Table | Promise<Table>> = new Map(
