@@ -5,9 +5,10 @@ import type { Plan, Revision } from "../plan/plan.ts";
 import { fireTimes } from "../schedule/cron.ts";
 import type { Lease } from "../state/leases.ts";
 import type { EngineContext } from "./context.ts";
-import type { EngineEvent } from "./events.ts";
+import { type Drifted, tellDrift, unknownStart } from "./drift.ts";
 import { RunPool } from "./queue.ts";
-import { applyConfiguration, type Reconciled, reconcile, workOf } from "./reconcile.ts";
+import { applyConfiguration, workOf } from "./reconcile.ts";
+import { noteRevision, rejection } from "./revisions.ts";
 import { type RunOutcome, runExport } from "./run-export.ts";
 
 /** What a branch or a work tree holds. */
@@ -335,85 +336,6 @@ class Watcher {
       running: this.#pool.running,
     });
   }
-}
-
-/** Records which revision was looked at last, and why it was refused. */
-function noteRevision(revision: Revision | null, problem: HypersdkError | undefined, lease: Lease, { state, clock }: EngineContext): void {
-  const commit = revision?.commit ?? null;
-  state.write(lease, () => {
-    state.configuration.setMeta("attempted_revision", JSON.stringify({ ...revision, at: clock.now(), problem: problem?.message ?? null }));
-    if (!problem) return;
-    const { code, message: reason } = problem;
-    const author = revision?.author ?? null;
-    state.audit.append({ at: clock.now(), type: "config.rejected", subject: commit ?? "work tree", detail: { code, reason }, commit, author });
-  });
-}
-
-function rejection(revision: Revision | null, { code, message, hint }: HypersdkError, applied: Candidate | undefined): EngineEvent {
-  const goesOn = applied ? { goesOn: applied.revision?.commit ?? null } : {};
-  return { type: "revision_rejected", commit: revision?.commit ?? null, dirty: revision?.dirty ?? false, ...goesOn, code, reason: message, hint: hint ?? null };
-}
-
-/**
- * One reading and one pass, as a timer outside would start them: what a watcher does once.
- * @throws what was wrong with the revision, once it is recorded
- */
-export async function watchOnce(
-  source: ConfigurationSource,
-  context: EngineContext,
-  options: Omit<WatchOptions, "intervalMs" | "onStatus" | "onRefresh">,
-): Promise<OncePassed> {
-  const { state, clock, random, emit, signal } = context;
-  const { lockTimeoutMs, parallelism } = options;
-  const lease = await state.take("watcher", "watch --once", lockTimeoutMs, clock, random, signal);
-  try {
-    const reading = await source.read(signal).catch((error: unknown) => {
-      // what an interrupt cut off is no failure of the source
-      signal.throwIfAborted();
-      throw error;
-    });
-    if (!reading) throw new HypersdkError("SourceUnavailable", `${source.name} gave nothing`);
-    const { revision, content } = reading;
-    const problem = "problem" in content ? content.problem : undefined;
-    if (problem) emit(rejection(revision, problem, undefined));
-    noteRevision(revision, problem, lease, context);
-    if ("problem" in content) throw content.problem;
-    const approve = async (plan: Plan): Promise<Plan> => {
-      tellDrift(plan, new Map(), emit);
-      return plan;
-    };
-    return { revision, result: await reconcile(content.desired, { ...context, revision }, { lockTimeoutMs, parallelism, exports: true, approve }) };
-  } finally {
-    state.writeUnlocked(() => state.leases.release(lease));
-  }
-}
-
-interface OncePassed {
-  readonly revision: Revision | null;
-  readonly result: Reconciled;
-}
-
-const unknownStart = "unknown: ";
-
-/** What drifted, in words, by what it is: the words may count days. */
-type Drifted = ReadonlyMap<string, string>;
-
-/** Tells of drift that was not there at the pass before. @returns all that is there now */
-function tellDrift({ drift }: Plan, told: Drifted, emit: EngineContext["emit"]): Drifted {
-  const now = new Map<string, string>();
-  for (const each of drift) {
-    const what =
-      each.kind === "unknown"
-        ? each.what
-        : "point" in each
-          ? `restore point ${each.point.slice(0, 8)} at ${each.destination}`
-          : `${each.schedule} ${each.vmPath}`;
-    const reason = `${each.kind === "unknown" ? unknownStart : ""}${what}: ${each.message}`;
-    const key = `${each.kind} ${what}`;
-    now.set(key, reason);
-    if (!told.has(key)) emit({ type: "drifted", kind: each.kind, reason });
-  }
-  return now;
 }
 
 function nextOf(desired: DesiredState, plan: Plan): WatchStatus["next"] {

@@ -1,5 +1,6 @@
 import { setFlagsFromString } from "node:v8";
-import { type WatchStatus, watchOnce, watch as watchSourceOf } from "../../engine/watch.ts";
+import { type WatchStatus, watch as watchSourceOf } from "../../engine/watch.ts";
+import { watchOnce } from "../../engine/watch-once.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
 import { WatchMetrics } from "../../ui/metrics.ts";
