@@ -1,4 +1,5 @@
 import type { Destination } from "../destinations/destination.ts";
+import { isGone } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
 import { Repository } from "../repository/repository.ts";
@@ -36,7 +37,11 @@ export async function listHolds(destination: Destination): Promise<ReadonlyMap<s
   for (const { path, isPartial, isLink } of await destination.list(folder)) {
     const id = /^holds\/([0-9a-f-]{36})\.json(?:\/|$)/.exec(path)?.[1];
     if (id === undefined || isPartial) continue;
-    holds.set(id, (isLink ? undefined : await reasonAt(destination, path)) ?? "held before the state was rebuilt");
+    try {
+      holds.set(id, (isLink ? undefined : await reasonAt(destination, path)) ?? "held before the state was rebuilt");
+    } catch (error) {
+      if (!isGone(error)) throw error;
+    }
   }
   return holds;
 }
@@ -46,7 +51,7 @@ async function reasonAt(destination: Destination, path: string): Promise<string 
     const { reason } = JSON.parse((await destination.get(path, 65_536)).toString("utf8")) as Partial<Hold>;
     return typeof reason === "string" ? reason : undefined;
   } catch (error) {
-    if (error instanceof HypersdkError && error.isTransient) throw error;
+    if (isGone(error) || (error instanceof HypersdkError && error.isTransient)) throw error;
     return undefined;
   }
 }

@@ -1,4 +1,5 @@
 import type { Destination } from "../destinations/destination.ts";
+import { getOrNothing } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
 
@@ -14,15 +15,9 @@ const markerPath = "hypersdk-destination.json";
 
 /** Undefined when nothing was ever written there. */
 export async function readMarker(destination: Destination): Promise<DestinationMarker | undefined> {
-  let bytes: Buffer;
-  try {
-    bytes = await destination.get(markerPath, 65_536);
-  } catch (error) {
-    if (error instanceof HypersdkError && error.code === "NotFound") return undefined;
-    throw error;
-  }
+  const bytes = await getOrNothing(destination, markerPath, 65_536);
   // an earlier program on a full disk left it empty: nobody has claimed the destination
-  if (bytes.length === 0) return undefined;
+  if (!bytes?.length) return undefined;
   try {
     const marker = JSON.parse(bytes.toString("utf8")) as DestinationMarker;
     if (marker.formatVersion !== 1 || typeof marker.lineage !== "string") throw new Error("its fields are not those of version 1");

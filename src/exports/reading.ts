@@ -1,12 +1,12 @@
+import { isGone } from "../destinations/gone.ts";
 import { formatDuration } from "../model/duration.ts";
-import { HypersdkError } from "../model/errors.ts";
 import { epochMsOf, type Instant } from "../model/instant.ts";
 import type { Random } from "../model/ports.ts";
 import type { SnapshotDisk, TrackRequest } from "../providers/provider.ts";
 import type { ChunkSession } from "../repository/chunk-sink.ts";
 import { findLie, type Increment, incrementSince } from "../repository/increment.ts";
 import { folderOfPoints, listPoints } from "../repository/points.ts";
-import type { Repository } from "../repository/repository.ts";
+import { isDamage, type Repository } from "../repository/repository.ts";
 import { type ChunkedDisk, isChunked, type Manifest } from "./manifest.ts";
 import { readManifest } from "./restore.ts";
 
@@ -98,7 +98,7 @@ export async function pointBefore(
   let newest: Manifest | undefined;
   for (const path of paths.reverse().slice(0, tracksChanges ? mostLookedAt : 1)) {
     const manifest = await readManifest(destination, path).catch((error: unknown) => {
-      if (error instanceof HypersdkError && (error.code === "ArtifactDamaged" || error.code === "NotFound")) return undefined;
+      if (isDamage(error) || isGone(error)) return undefined;
       throw error;
     });
     if (!tracksChanges || manifest?.disks.some((disk) => isChunked(disk) && disk.mark !== undefined)) return manifest;

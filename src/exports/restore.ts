@@ -6,6 +6,7 @@ import { noNeighbours } from "../converters/neighbours.ts";
 import { openImageFile } from "../converters/open-image.ts";
 import { pour } from "../converters/pour.ts";
 import type { Destination } from "../destinations/destination.ts";
+import { openNamed } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { contentPieceBytes } from "../model/tree-hash.ts";
 import type { ChunkIndex } from "../repository/chunk-index.ts";
@@ -57,9 +58,7 @@ async function openRepositoryOf(destination: Destination, id: string): Promise<{
 
 async function openStoredImage(destination: Destination, manifestPath: string, disk: ImageDisk): Promise<BlockSource> {
   const path = `${manifestPath.slice(0, manifestPath.lastIndexOf("/"))}/${disk.file}`;
-  const file = await destination.open(path).catch((error: unknown) => {
-    throw error instanceof HypersdkError && error.code === "NotFound" ? new HypersdkError("ArtifactDamaged", `${path} is gone`, { cause: error }) : error;
-  });
+  const file = await openNamed(destination, path);
   const { member } = disk;
   if (member ? file.sizeBytes < member.offset + disk.storedBytes : file.sizeBytes !== disk.storedBytes) {
     await file.close();

@@ -1,5 +1,6 @@
 import type { BlockSource } from "../converters/block-source.ts";
 import type { Destination } from "../destinations/destination.ts";
+import { openNamed } from "../destinations/gone.ts";
 import type { VerifyLevel } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { storedPieceBytes, TreeHash } from "../model/tree-hash.ts";
@@ -73,9 +74,7 @@ async function compareStoredHash(
   expected: string,
   { signal, onRead }: VerifyOptions,
 ): Promise<void> {
-  const file = await destination.open(path).catch((error: unknown) => {
-    throw error instanceof HypersdkError && error.code === "NotFound" ? new HypersdkError("ArtifactDamaged", `${path} is gone`, { cause: error }) : error;
-  });
+  const file = await openNamed(destination, path);
   try {
     if (file.sizeBytes !== storedBytes) throw new HypersdkError("ArtifactDamaged", `${path} has ${file.sizeBytes} bytes, ${storedBytes} were stored`);
     const hash = new TreeHash(storedPieceBytes);

@@ -1,8 +1,9 @@
+import { isGone } from "../destinations/gone.ts";
 import { ChunkIndex, type PackInfo } from "./chunk-index.ts";
 import { readPack } from "./chunk-reader.ts";
 import { listSlots } from "./keys.ts";
 import { entryAt, entryBytes, keysFolder, packFileBytes, packsFolder } from "./layout.ts";
-import { isDamage, isGone, type Present, type Repository, type StoredObject } from "./repository.ts";
+import { isDamage, type Present, type Repository, type StoredObject } from "./repository.ts";
 import { type PointDisks, readDirectory, readPoints, type Used, usedBy } from "./survey.ts";
 
 export interface CheckOptions {

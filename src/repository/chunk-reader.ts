@@ -1,10 +1,11 @@
 import { promisify } from "node:util";
 import { crc32, zstdDecompress } from "node:zlib";
 import type { ByteFile } from "../converters/byte-file.ts";
+import { openNamed } from "../destinations/gone.ts";
 import type { HypersdkError } from "../model/errors.ts";
 import type { ChunkIndex, ChunkPlace, PackInfo } from "./chunk-index.ts";
 import { type ChunkEntry, damaged, entryAt, entryBytes, idBytes, maxPackBytes, methods, packsFolder, trailerBytes } from "./layout.ts";
-import { isDamage, isGone, type Repository } from "./repository.ts";
+import { isDamage, type Repository } from "./repository.ts";
 import { sha256 } from "./sha256.ts";
 
 const decompress = promisify(zstdDecompress);
@@ -92,9 +93,9 @@ export class ChunkReader {
     const known = this.#files.get(path);
     const open: OpenPack = known ?? {
       reads: new Set(),
-      file: this.#repository.destination.open(path).catch((error: unknown) => {
+      file: openNamed(this.#repository.destination, path).catch((error: unknown) => {
         this.#files.delete(path);
-        throw isGone(error) ? damaged(path, "it is gone") : error;
+        throw error;
       }),
     };
     this.#files.delete(path);

@@ -1,3 +1,4 @@
+import { isGone } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import { isTaken, unusedOf } from "./check.ts";
@@ -7,7 +8,7 @@ import { condemnedFolder, entryBytes, idBytes, type PackDirectory, packsFolder, 
 import { oldestExport } from "./locks.ts";
 import { PackWriter } from "./pack-writer.ts";
 import { isPending, pointOfPending } from "./points.ts";
-import { type Condemnation, isDamage, isGone, type Present, type Repository, type StoredObject } from "./repository.ts";
+import { type Condemnation, isDamage, type Present, type Repository, type StoredObject } from "./repository.ts";
 import { readDirectory, readPoints, type Used, usedBy } from "./survey.ts";
 
 export interface CompactOptions {

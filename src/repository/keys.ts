@@ -1,5 +1,6 @@
 import { createHash, randomBytes, scrypt } from "node:crypto";
 import type { Destination } from "../destinations/destination.ts";
+import { againWhileGone } from "../destinations/gone.ts";
 import { isAsWritten, withDigest } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
@@ -48,10 +49,17 @@ const maxSlots = 64;
 
 /** @param unreadable called with the path of one that was cut or forged, which is passed over: another may open */
 export async function listSlots(destination: Destination, repository: string, unreadable: (path: string) => void = () => {}): Promise<KeySlot[]> {
+  // of two that make a repository at once, the second takes its slots away again
+  const read = await againWhileGone(async () => {
+    const read: { readonly path: string; readonly slot: KeySlot | undefined }[] = [];
+    for (const { path, bytes, isPartial, isLink } of await destination.list(keysFolder)) {
+      if (isPartial || isLink || !path.endsWith(".json")) continue;
+      read.push({ path, slot: bytes > maxSlotBytes ? undefined : slotOf(await destination.get(path, maxSlotBytes)) });
+    }
+    return read;
+  });
   const slots: KeySlot[] = [];
-  for (const { path, bytes, isPartial, isLink } of await destination.list(keysFolder)) {
-    if (isPartial || isLink || !path.endsWith(".json")) continue;
-    const slot = bytes > maxSlotBytes ? undefined : slotOf(await destination.get(path, maxSlotBytes));
+  for (const { path, slot } of read) {
     if (!slot || slotPath(slot.id) !== path) unreadable(path);
     else if (slot.repository === repository) slots.push(slot);
   }

@@ -1,4 +1,4 @@
-import { HypersdkError } from "../model/errors.ts";
+import { getOrNothing } from "../destinations/gone.ts";
 import { epochMsOf, type Instant } from "../model/instant.ts";
 import { locksFolder } from "./layout.ts";
 import type { Repository } from "./repository.ts";
@@ -21,13 +21,14 @@ export function lockPath(runId: string): string {
 export async function oldestExport(repository: Repository, now: Instant): Promise<number | undefined> {
   let oldest: number | undefined;
   for (const { path } of await repository.list(locksFolder)) {
+    const bytes = await getOrNothing(repository.destination, path, 65_536);
+    if (!bytes) continue;
     let atMs: number;
     try {
-      atMs = epochMsOf((JSON.parse((await repository.destination.get(path, 65_536)).toString("utf8")) as { at?: Instant } | null)?.at ?? ("" as Instant));
-    } catch (error) {
-      // gone meanwhile, or half of one that somebody wrote by hand
-      if (error instanceof SyntaxError || (error instanceof HypersdkError && error.code === "NotFound")) continue;
-      throw error;
+      atMs = epochMsOf((JSON.parse(bytes.toString("utf8")) as { at?: Instant } | null)?.at ?? ("" as Instant));
+    } catch {
+      // half of one that somebody wrote by hand
+      continue;
     }
     if (Number.isFinite(atMs) && epochMsOf(now) - atMs < freshMs) oldest = Math.min(oldest ?? atMs, atMs);
   }

@@ -1,3 +1,4 @@
+import { isGone } from "../destinations/gone.ts";
 import type { Instant } from "../model/instant.ts";
 import { type CheckOptions, examine, type Problem } from "./check.ts";
 import { ChunkIndex } from "./chunk-index.ts";
@@ -6,7 +7,7 @@ import { replaceIndexes } from "./compact.ts";
 import { restoreSlot } from "./keys.ts";
 import { type PackDirectory, packsFolder, segmentsFolder } from "./layout.ts";
 import { PackWriter } from "./pack-writer.ts";
-import { isDamage, isGone, type Repository } from "./repository.ts";
+import { isDamage, type Repository } from "./repository.ts";
 import { readDirectory, usedBy } from "./survey.ts";
 
 export interface RepairReport {

@@ -1,6 +1,7 @@
 import { promisify } from "node:util";
 import { constants, zstdCompressSync, zstdDecompress } from "node:zlib";
 import type { Destination, StoredFile } from "../destinations/destination.ts";
+import { againWhileGone, getOrNothing, isGone } from "../destinations/gone.ts";
 import { isAsWritten, withDigest } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
@@ -261,15 +262,11 @@ export class Repository {
   }
 
   async #all<T>(folder: string, read: (path: string, name: string) => Promise<T>): Promise<T[]> {
-    for (let attempt = 0; ; attempt++) {
-      try {
-        const all: T[] = [];
-        for (const { path, name } of await this.list(folder)) all.push(await read(path, name));
-        return all;
-      } catch (error) {
-        if (!isGone(error) || attempt === 10) throw error;
-      }
-    }
+    return againWhileGone(async () => {
+      const all: T[] = [];
+      for (const { path, name } of await this.list(folder)) all.push(await read(path, name));
+      return all;
+    });
   }
 }
 
@@ -306,22 +303,9 @@ function decodeConfig(destination: Destination, bytes: Buffer): RepositoryConfig
   return config as RepositoryConfig;
 }
 
-async function getOrNothing(destination: Destination, path: string, maxBytes: number): Promise<Buffer | undefined> {
-  try {
-    return await destination.get(path, maxBytes);
-  } catch (error) {
-    if (isGone(error)) return undefined;
-    throw error;
-  }
-}
-
 /** Called for each object that is damaged. */
 export type NoteProblem = (path: string, error: HypersdkError) => void;
 
 export function isDamage(error: unknown): error is HypersdkError {
   return error instanceof HypersdkError && error.code === "ArtifactDamaged";
-}
-
-export function isGone(error: unknown): boolean {
-  return error instanceof HypersdkError && error.code === "NotFound";
 }

@@ -1,11 +1,12 @@
-import { type ByteFile, readBytes } from "../converters/byte-file.ts";
+import { readBytes } from "../converters/byte-file.ts";
+import { againWhileGone, openNamed } from "../destinations/gone.ts";
 import { isAsWritten } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { ChunkIndex } from "./chunk-index.ts";
 import { type ChunkList, type Segments, segmentsOf } from "./disk-source.ts";
 import { checkDirectory, damaged, decodeTrailer, idBytes, isZeroId, nameOf, segmentBytes, trailerBytes } from "./layout.ts";
 import { listPoints, type PointName, pendingPath, pointPath } from "./points.ts";
-import { isDamage, isGone, type NoteProblem, type Repository } from "./repository.ts";
+import { isDamage, type NoteProblem, type Repository } from "./repository.ts";
 
 /** A restore point as the care of a repository sees it: what its disks are made of. */
 export interface PointDisks {
@@ -16,22 +17,18 @@ export interface PointDisks {
 /** Every point, and those on their way; listed again when one goes meanwhile. */
 export async function readPoints(repository: Repository, problem?: NoteProblem): Promise<PointDisks[]> {
   const { destination } = repository;
-  for (let attempt = 0; ; attempt++) {
-    try {
-      const points: PointDisks[] = [];
-      for (const { path } of await listPoints(destination, { withPending: true })) {
-        try {
-          points.push({ path, disks: disksOf(repository, path, await repository.getPoint(path)) });
-        } catch (error) {
-          if (!problem || !isDamage(error)) throw error;
-          problem(path, error);
-        }
+  return againWhileGone(async () => {
+    const points: PointDisks[] = [];
+    for (const { path } of await listPoints(destination, { withPending: true })) {
+      try {
+        points.push({ path, disks: disksOf(repository, path, await repository.getPoint(path)) });
+      } catch (error) {
+        if (!problem || !isDamage(error)) throw error;
+        problem(path, error);
       }
-      return points;
-    } catch (error) {
-      if (!isGone(error) || attempt === 10) throw error;
     }
-  }
+    return points;
+  });
 }
 
 function disksOf(repository: Repository, path: string, bytes: Buffer): ChunkList[] {
@@ -133,12 +130,7 @@ async function walk(loading: Promise<Buffer>, index: ChunkIndex, chunks: Uint8Ar
 
 /** The directory at the end of a pack, which need not be in any index. @throws ArtifactDamaged when it is not what the pack's name says */
 export async function readDirectory({ destination, sealing }: Repository, path: string, name: string): Promise<Buffer> {
-  let file: ByteFile;
-  try {
-    file = await destination.open(path);
-  } catch (error) {
-    throw isGone(error) ? damaged(path, "it is gone") : error;
-  }
+  const file = await openNamed(destination, path);
   try {
     if (file.sizeBytes < trailerBytes) throw damaged(path, `it has ${file.sizeBytes} bytes`);
     const trailer = await readBytes(file, file.sizeBytes - trailerBytes, trailerBytes);

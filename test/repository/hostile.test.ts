@@ -129,6 +129,31 @@ describe("a pack that another compaction moves", () => {
   });
 });
 
+describe("a key slot that goes while it is listed", () => {
+  it("is that of somebody who made the same repository a moment later, and is nobody's damage", async () => {
+    const root = temporaryFolder();
+    const destination = destinationAt(root, true);
+    const path = await exportDisk(destination, disk, "repository");
+    const late = "keys/0000000000000000000000000000000f.json";
+    const raced: Destination = {
+      ...destination,
+      async list(prefix) {
+        if (prefix === "keys") await destination.put(late, "{}");
+        return destination.list(prefix);
+      },
+      async get(target, maxBytes) {
+        if (target === late) await destination.remove(late);
+        return destination.get(target, maxBytes);
+      },
+    };
+    let lists = 0;
+    const once: Destination = { ...raced, list: (prefix) => (prefix === "keys" && ++lists > 1 ? destination : raced).list(prefix) };
+    expect(await checkRepository(await opened(once))).toMatchObject({ problems: [], points: 1 });
+    expect(lists).toBe(2);
+    expect((await contentOf(once, path)).equals(disk)).toBe(true);
+  });
+});
+
 describe("a repository that somebody changed by hand", () => {
   it.each(["packs", "points"])("with a symbolic link in %s is refused by those who would delete past it", async (folder) => {
     const { root, destination, path } = await exported();

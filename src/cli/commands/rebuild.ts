@@ -1,4 +1,5 @@
 import type { Destination } from "../../destinations/destination.ts";
+import { isGone } from "../../destinations/gone.ts";
 import { listHolds } from "../../exports/holds.ts";
 import { readMarker } from "../../exports/lineage.ts";
 import { type Manifest, manifestName } from "../../exports/manifest.ts";
@@ -87,6 +88,8 @@ async function manifestsAt(
       if (manifest.lineage === lineage) manifests.push({ path, manifest });
       else foreign++;
     } catch (error) {
+      // somebody else's expiry took it away since it was listed
+      if (isGone(error)) continue;
       if (!(error instanceof HypersdkError && error.code === "ArtifactDamaged")) throw error;
       damaged.push(error.message);
     }
