@@ -4,7 +4,7 @@ import { homedir } from "node:os";
 import { dirname, join, posix, relative, resolve, sep } from "node:path";
 import type { Access } from "../config/access.ts";
 import { type Combined, type ConfigFile, combine } from "../config/combine.ts";
-import type { Diagnostic } from "../config/diagnostic.ts";
+import { type Diagnostic, sortDiagnostics } from "../config/diagnostic.ts";
 import { type Fragment, readFile } from "../config/read-file.ts";
 import { SourceFile } from "../config/source-file.ts";
 import { checkOut, insideOf } from "../git/remote.ts";
@@ -13,6 +13,7 @@ import { blobsOf, findTop, notFollowed, readWorkTree, revisionOf } from "../git/
 import { errnoOf, HypersdkError } from "../model/errors.ts";
 import type { Revision } from "../plan/plan.ts";
 import { ProcessLock } from "../state/process-lock.ts";
+import { lostFiles } from "./lost-files.ts";
 import { toolVersion } from "./tool-version.ts";
 
 /** Options that say where the desired state is. */
@@ -131,7 +132,7 @@ export async function loadIfPossible(options: SourceOptions, env: NodeJS.Process
   try {
     return await load(options, env, cwd);
   } catch (error) {
-    if (!(error instanceof HypersdkError) || !["SourceUnavailable", "SignatureRefused"].includes(error.code)) throw error;
+    if (!(error instanceof HypersdkError) || !["SourceUnavailable", "SignatureRefused", "ConfigInvalid"].includes(error.code)) throw error;
     const statePath = await statePathFor(options, env, cwd);
     if (!existsSync(statePath)) throw error;
     tell(error.message);
@@ -207,9 +208,13 @@ function build(
   const paths = new Map<string, string>();
   const files: ConfigFile[] = [];
   const content = createHash("sha256");
+  refuseTooMany(listed.length, 0);
+  let readSoFar = 0;
   for (const { file, path, wasNamed } of [...listed].sort((a, b) => (a.file < b.file ? -1 : 1))) {
     const bytes = readBytes(path, file);
     if (!bytes) continue;
+    readSoFar += bytes.length;
+    refuseTooMany(listed.length, readSoFar);
     if (isSigned && !isSigned(file, bytes))
       throw new HypersdkError("SignatureRefused", `${file} is not as the signed commit has it, and so has no signature`, { hint: "commit it, signed" });
     paths.set(file, path);
@@ -225,8 +230,11 @@ function build(
     }
     return source;
   };
+  const combined = combine(files, sourceOf, access);
+  const lost = lostFiles(files, sourceOf, statePath);
   return {
-    ...combine(files, sourceOf, access),
+    ...combined,
+    ...(lost.length > 0 ? { desired: undefined, diagnostics: sortDiagnostics([...combined.diagnostics, ...lost]) } : {}),
     revision,
     statePath,
     fileCount: files.length,
@@ -235,6 +243,18 @@ function build(
     sourceOf,
     base,
   };
+}
+
+/** So much YAML is read: a commit may be anybody's, and while it is read nothing else goes on. A fleet of 20,000 machines with a file each fits. */
+const maxFiles = 20_000;
+const maxBytesInAll = 64 * 2 ** 20;
+
+function refuseTooMany(files: number, bytes: number): void {
+  const too = files > maxFiles ? `${files} YAML files` : bytes > maxBytesInAll ? `more than ${maxBytesInAll / 2 ** 20} MiB of YAML` : undefined;
+  if (too === undefined) return;
+  throw new HypersdkError("ConfigInvalid", `there are ${too} here; at most ${maxFiles} files with ${maxBytesInAll / 2 ** 20} MiB are read`, {
+    hint: "name the folder that holds the ones for hypersdk with --path, or join them",
+  });
 }
 
 /** A file that a folder lists and that is gone, or a folder by that name, is no file of ours. */

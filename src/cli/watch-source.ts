@@ -78,12 +78,12 @@ function remoteSource(repo: string, options: SourceOptions, env: NodeJS.ProcessE
   };
 }
 
-/** A revision that nobody signed is refused as one that is invalid is; what cannot be reached is no revision at all. */
+/** A revision that nobody signed, or that is too large, is refused as one that is invalid is; what cannot be reached is no revision at all. */
 async function loadOrRefuse(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string, signal: AbortSignal): Promise<Loaded | HypersdkError> {
   try {
     return await load(options, env, cwd, signal);
   } catch (error) {
-    if (error instanceof HypersdkError && error.code === "SignatureRefused") return error;
+    if (error instanceof HypersdkError && (error.code === "SignatureRefused" || error.code === "ConfigInvalid")) return error;
     throw error;
   }
 }

@@ -7,11 +7,11 @@ import { HypersdkError } from "../model/errors.ts";
 import { isOfRepository } from "../repository/layout.ts";
 import { lockPath } from "../repository/locks.ts";
 import { isRepositoryPoint, pendingPath } from "../repository/points.ts";
-import type { Lease } from "../state/leases.ts";
+import { exportScope, type Lease } from "../state/leases.ts";
 import type { RunRow } from "../state/runs.ts";
 import type { EngineContext } from "./context.ts";
 import type { RunName } from "./events.ts";
-import { exportScope, fail, isOfThePoint, proveAndComplete, recordPoint } from "./run-export.ts";
+import { fail, isOfThePoint, proveAndComplete, recordPoint } from "./run-export.ts";
 
 /**
  * Finds runs that a process left behind when it died. One whose manifest was published is proved and finished; of any other the leftovers

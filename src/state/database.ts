@@ -7,11 +7,12 @@ import { makeStateFolder } from "./folder.ts";
 import { initial } from "./migrations/001-initial.ts";
 import { lastDisks } from "./migrations/002-last-disks.ts";
 import { proved } from "./migrations/003-proved.ts";
+import { progress } from "./migrations/004-progress.ts";
 
 export type Db = Database.Database;
 
 /** Numbered from 1; each runs in a transaction of its own and is never changed once released. */
-const migrations: readonly string[] = [initial, lastDisks, proved];
+const migrations: readonly string[] = [initial, lastDisks, proved, progress];
 
 /** `PRAGMA application_id` of a state file: "HYPS". */
 const applicationId = 0x48595053;

@@ -5,10 +5,14 @@ import type { Instant } from "../model/instant.ts";
 import type { Db } from "./database.ts";
 import { isAlive } from "./process-lock.ts";
 
-/** What one process at a time may do: `reconcile`, or `export <schedule> <provider> <identity>`. */
+/** What one process at a time may do: `reconcile`, `watcher`, or an {@link exportScope}. */
 export interface Lease {
   readonly scope: string;
   readonly token: string;
+}
+
+export function exportScope({ schedule, provider, identity }: { readonly schedule: string; readonly provider: string; readonly identity: string }): string {
+  return `export ${schedule} ${provider} ${identity}`;
 }
 
 export interface LeaseRow extends Lease {
@@ -71,6 +75,11 @@ export class Leases {
   list(): LeaseRow[] {
     const rows = this.#db.prepare("SELECT * FROM leases ORDER BY scope").all() as Omit<LeaseRow, "alive">[];
     return rows.map((row) => ({ ...row, alive: isAlive(this.#folder, row.holder) }));
+  }
+
+  /** The scopes of those whose holder lives. */
+  alive(): ReadonlySet<string> {
+    return new Set(this.list().flatMap(({ scope, alive }) => (alive ? [scope] : [])));
   }
 
   /** Breaks the locks of a holder, named by at least the first four characters of its id, or the one with this token. @returns how many there were */

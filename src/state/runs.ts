@@ -15,6 +15,13 @@ export interface RunRow extends RecordedRun {
   readonly attempts: number;
 }
 
+/** A run with how far it has come; null before it began to read. */
+export interface BegunRun extends RunRow {
+  readonly startedAt: Instant;
+  readonly readBytes: number | null;
+  readonly totalBytes: number | null;
+}
+
 export type NewRun = Pick<RunRow, "id" | "schedule" | "provider" | "identity" | "vmPath" | "kind" | "fireTime" | "destination" | "destinationUrl">;
 
 const openStates = "('queued', 'running', 'storing', 'verifying')";
@@ -78,6 +85,21 @@ export class Runs {
 
   endAttempt(id: string, at: Instant, outcome: string, error: string | undefined): void {
     this.#db.prepare("UPDATE attempts SET ended_at = ?, outcome = ?, error = ? WHERE run_id = ? AND ended_at IS NULL").run(at, outcome, error ?? null, id);
+  }
+
+  /** How far the attempt that runs has come. @param totalBytes what it expects to read */
+  noteProgress(id: string, readBytes: number, totalBytes: number): void {
+    this.#db.prepare("UPDATE attempts SET read_bytes = ?, total_bytes = ? WHERE run_id = ? AND ended_at IS NULL").run(readBytes, totalBytes, id);
+  }
+
+  /** Runs with an attempt that has begun and not ended; whether its process lives, the lease says. */
+  begun(): BegunRun[] {
+    // every column: a reader may look at a state that no writer has migrated yet
+    const attempt = this.#db.prepare("SELECT * FROM attempts WHERE run_id = ? AND ended_at IS NULL");
+    return this.#many("state IN ('running', 'storing', 'verifying')").flatMap((run) => {
+      const row = attempt.get(run.id) as { started_at: Instant; read_bytes?: number | null; total_bytes?: number | null } | undefined;
+      return row ? [{ ...run, startedAt: row.started_at, readBytes: row.read_bytes ?? null, totalBytes: row.total_bytes ?? null }] : [];
+    });
   }
 
   open(): RunRow[] {

@@ -7,7 +7,7 @@ import { Artifacts } from "./artifacts.ts";
 import { AuditLog } from "./audit.ts";
 import { Configuration } from "./configuration.ts";
 import { type Db, openDatabase, stateError, unusable } from "./database.ts";
-import { type Lease, Leases } from "./leases.ts";
+import { exportScope, type Lease, Leases } from "./leases.ts";
 import { ProcessLock } from "./process-lock.ts";
 import { Runs } from "./runs.ts";
 
@@ -113,15 +113,10 @@ export class State {
   #runsAsTheyAre(now: Instant): RecordedRun[] {
     const runs = this.runs.forPlanner(instantOf(epochMsOf(now) - dependencyHorizonMs));
     if (!runs.some(({ state }) => state === "running" || state === "storing" || state === "verifying")) return runs;
-    const alive = new Set(
-      this.leases
-        .list()
-        .filter((lease) => lease.alive)
-        .map(({ scope }) => scope),
-    );
+    const alive = this.leases.alive();
     return runs.map((run) => {
       const isGoing = run.state === "running" || run.state === "storing" || run.state === "verifying";
-      return isGoing && !alive.has(`export ${run.schedule} ${run.provider} ${run.identity}`) ? { ...run, state: "queued" as const } : run;
+      return isGoing && !alive.has(exportScope(run)) ? { ...run, state: "queued" as const } : run;
     });
   }
 

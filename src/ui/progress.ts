@@ -205,7 +205,7 @@ export class ProgressView {
 
 const barCells = 16;
 
-function barOf(done: number, total: number): string {
+export function barOf(done: number, total: number): string {
   const filled = total > 0 ? Math.min(barCells, Math.floor((done / total) * barCells)) : 0;
   return "█".repeat(filled) + "░".repeat(barCells - filled);
 }

@@ -100,6 +100,49 @@ describe("watch on a work tree", { timeout: 120_000 }, () => {
     expect((await hypersdk(folder, ["audit", "verify"])).code).toBe(0);
   });
 
+  it("shows in status how far its exports are, and, after kill -9, which were cut off", async () => {
+    const folder = workTree(yaml(", compression: zstd"));
+    mkdirSync(join(folder, "machines", "big"), { recursive: true });
+    writeRaw(join(folder, "machines", "big", "disk.raw"), { sizeBytes: 256 * MiB, islands: [{ offset: 0, length: 256 * MiB }] });
+    const watcher = watching(folder);
+    await watcher.came("export_started");
+    watcher.kill("SIGSTOP");
+    type Status = { running: { vm: string; state: string; readBytes: number; totalBytes: number }[]; runs: unknown[] };
+    const status = async (): Promise<Status> => result<Status>((await hypersdk(folder, ["status", "--json"])).stdout);
+    expect((await status()).running).toEqual([expect.objectContaining({ vm: "/datacenter/vm/big", state: "storing", totalBytes: 256 * MiB })]);
+    const shown = (await hypersdk(folder, ["status"])).stdout;
+    expect(shown).toMatch(/running\n {2}nightly {2}\/datacenter\/vm\/big {2}[█░]{16} +\d+% .* of 256 MiB/);
+    expect(shown).toMatch(/last runs\n {2}none yet/);
+    expect(shown).toMatch(/next runs\n {2}.* nightly {2}in \d+d/);
+    watcher.kill("SIGKILL");
+    await watcher.done;
+    expect((await status()).running).toMatchObject([{ state: "cut off" }]);
+    expect((await hypersdk(folder, ["status"])).stdout).toContain("big  its process is gone");
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    expect((await status()).running).toEqual([]);
+  });
+
+  it("takes a file that was cut off while it was saved for no reason to end its schedules; deleting it is one", async () => {
+    const folder = workTree(yaml());
+    machines(folder, "a");
+    const watcher = watching(folder);
+    await watcher.came("export_completed");
+    const file = join(folder, "infrastructure.yaml");
+    for (const [count, cut] of ["", "# nothing\n", "a: [\n"].entries()) {
+      writeFileSync(file, cut);
+      expect(await watcher.came("revision_rejected", count + 1)).toMatchObject({
+        reason: expect.stringMatching(/infrastructure\.yaml:1: .*schedule\.nightly.* stood in this file, and it is empty or no YAML now/) as string,
+      });
+    }
+    const ran = await hypersdk(folder, ["apply", "--auto-approve"]);
+    expect(ran).toMatchObject({ code: 3, stderr: expect.stringContaining("HSE029") as string });
+    writeFileSync(file, "of: another program\n");
+    expect((await hypersdk(folder, ["plan"])).stdout).toContain("- schedule.nightly");
+    rmSync(file);
+    await watcher.came("config_applied", 2);
+    expect(result<{ protections: number }>((await hypersdk(folder, ["status", "--json"])).stdout).protections).toBe(0);
+  });
+
   it("lets a second watcher wait, or end with 5; its lock goes with it", async () => {
     const folder = workTree(yaml());
     machines(folder, "a");
@@ -282,6 +325,27 @@ describe("watch on a branch of a repository elsewhere", { timeout: 120_000 }, ()
     expect(await watcher.done).toMatchObject({ code: 0 });
     const applied = result<{ revision: { commit: string } }>((await hypersdk(cwd, ["status", "--json", ...argsOf(url, cwd)])).stdout);
     expect(applied.revision.commit).toBe(git(clone, "rev-parse", "HEAD").trim());
+  });
+
+  it("refuses a commit of 20,001 files of YAML, and goes on", async () => {
+    const { url, clone, cwd, push } = remote("version: v2\n");
+    push(outside(cwd));
+    const watcher = watching(cwd, argsOf(url, cwd));
+    await watcher.came("export_completed");
+    const head = git(clone, "rev-parse", "HEAD").trim();
+    const files = Array.from({ length: 20_000 }, (_, i) => `M 100644 :1 many/${i}.yaml\n`).join("");
+    execFileSync("git", ["fast-import", "--quiet"], {
+      cwd: clone,
+      input: `blob\nmark :1\ndata 12\nversion: v2\n\ncommit refs/heads/many\ncommitter a <a@b> 1700000000 +0000\ndata 4\nmany\nfrom ${head}\n${files}\n`,
+    });
+    git(clone, "push", "--quiet", "origin", "many:main");
+    expect(await watcher.came("revision_rejected")).toMatchObject({ code: "ConfigInvalid", reason: expect.stringContaining("20001 YAML files") as string });
+    machines(cwd, "late");
+    watcher.kill("SIGHUP");
+    await watcher.came("export_completed", 2);
+    const plan = await hypersdk(cwd, ["plan", ...argsOf(url, cwd)]);
+    expect(plan).toMatchObject({ code: 3, stderr: expect.stringMatching(/at most 20000 files with 64 MiB are read[\s\S]*--path/) as string });
+    expect(await hypersdk(cwd, ["status", ...argsOf(url, cwd)])).toMatchObject({ code: 0, stdout: expect.stringContaining("rejected") as string });
   });
 
   it("follows the branch, whatever tags and branches are called likewise", async () => {

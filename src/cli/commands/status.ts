@@ -1,12 +1,15 @@
 import { observe } from "../../engine/observe.ts";
 import { formatBytes } from "../../model/bytes.ts";
 import type { ScheduleSpec } from "../../model/desired.ts";
-import { epochMsOf, instantOf } from "../../model/instant.ts";
+import { formatDuration } from "../../model/duration.ts";
+import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
 import type { Recorded } from "../../model/recorded.ts";
 import { plan } from "../../plan/planner.ts";
 import { fireTimes } from "../../schedule/cron.ts";
+import { exportScope } from "../../state/leases.ts";
 import { emptyRecorded, State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
+import { barOf, progressText } from "../../ui/progress.ts";
 import { printable } from "../../ui/style.ts";
 import { formatTime } from "../../ui/times.ts";
 import { adapters, clock } from "../compose.ts";
@@ -40,6 +43,16 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       .map((each) => ({ schedule: each.name, at: instantOf(fireTimes(each.cron, each.timezone).next(epochMsOf(now))) }))
       .sort((a, b) => (a.at < b.at ? -1 : 1))
       .slice(0, 8);
+    const alive = state?.leases.alive();
+    const running = (state?.runs.begun() ?? []).map((run) => ({
+      schedule: run.schedule,
+      vm: run.vmPath,
+      fireTime: run.fireTime,
+      state: alive?.has(exportScope(run)) ? run.state : ("cut off" as const),
+      startedAt: run.startedAt,
+      readBytes: run.readBytes,
+      totalBytes: run.totalBytes,
+    }));
     const runs = (state?.runs.list(8) ?? []).map((run) => ({
       schedule: run.schedule,
       vm: run.vmPath,
@@ -62,6 +75,7 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       protections: recorded.protections.length,
       missing,
       next,
+      running,
       runs,
       overdue,
       damaged,
@@ -93,15 +107,26 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       io.out(`\n${style.bold(title)}\n${lines.length > 0 ? lines.map((line) => `  ${line}\n`).join("") : `  ${style.dim(empty)}\n`}`);
     section(
       "next runs",
-      next.map((each) => `${formatTime(each.at, zones(each.schedule), now)}  ${each.schedule}`),
+      next.map(
+        (each) =>
+          `${formatTime(each.at, zones(each.schedule), now)}  ${each.schedule}  ${style.dim(`in ${formatDuration(epochMsOf(each.at) - epochMsOf(now))}`)}`,
+      ),
       "none",
     );
+    if (running.length > 0)
+      section(
+        "running",
+        running.map((run) => `${run.schedule}  ${printable(run.vm)}  ${progressOf(run, now)}`),
+        "nothing",
+      );
     section(
       "last runs",
-      runs.map(
-        (run) =>
-          `${run.state === "completed" ? style.green("✓") : run.state === "failed" ? style.red("✗") : "·"} ${formatTime(run.fireTime, zones(run.schedule), now)}  ${run.schedule}  ${printable(run.vm)}  ${run.state}${run.error ? `  ${printable(run.error)}` : ""}`,
-      ),
+      runs
+        .filter(({ state }) => state !== "running" && state !== "storing" && state !== "verifying")
+        .map(
+          (run) =>
+            `${run.state === "completed" ? style.green("✓") : run.state === "failed" ? style.red("✗") : "·"} ${formatTime(run.fireTime, zones(run.schedule), now)}  ${run.schedule}  ${printable(run.vm)}  ${run.state}${run.error ? `  ${printable(run.error)}` : ""}`,
+        ),
       "none yet",
     );
     section(
@@ -113,6 +138,18 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
   } finally {
     state?.close();
   }
+}
+
+/** `███░░ 42%  1.2 GiB of 2.9 GiB  310 MiB/s  ~5s`, as a watcher's terminal shows it; after the reading, what is done now. */
+function progressOf(
+  run: { readonly state: string; readonly startedAt: Instant; readonly readBytes: number | null; readonly totalBytes: number | null },
+  now: Instant,
+): string {
+  if (run.state === "cut off") return "its process is gone: the next apply or watch finishes or repeats it";
+  const sinceMs = epochMsOf(now) - epochMsOf(run.startedAt);
+  if (run.readBytes === null || run.totalBytes === null) return `begun ${formatDuration(sinceMs)} ago`;
+  if (run.state === "verifying") return `${formatBytes(run.readBytes)} read, verifying`;
+  return `${barOf(run.readBytes, run.totalBytes)}  ${progressText(run.readBytes, run.totalBytes, (run.readBytes / Math.max(1, sinceMs)) * 1000)}`;
 }
 
 /** Schedules as they were applied last. */
