@@ -54,8 +54,9 @@ export async function inSession(io: Io, options: SessionOptions, work: (session:
     return interrupts.exitCode ?? code;
   } catch (error) {
     // it stopped since it was told to; anything else is to be heard of
-    if (interrupts.exitCode !== undefined && isInterrupt(error, interrupts.signal)) return interrupts.exitCode;
-    throw error;
+    if (interrupts.exitCode === undefined || !isInterrupt(error, interrupts.signal)) throw error;
+    if (io.json) io.result("error", { code: "Interrupted", message: "interrupted before there was a result", hint: null, diagnostics: [] });
+    return interrupts.exitCode;
   } finally {
     progress?.stop();
     interrupts.dispose();

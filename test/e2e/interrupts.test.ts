@@ -1,6 +1,6 @@
 import { mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished } from "vitest";
 import { hypersdk, start, workTree } from "../support/cli.ts";
 import { smallest } from "../support/desired.ts";
 import { MiB, writeRaw } from "../support/disks.ts";
@@ -47,6 +47,22 @@ describe("two processes on one state", () => {
     ]);
     expect([one.code, two.code]).toEqual([0, 0]);
     expect(result<{ items: unknown[] }>((await hypersdk(folder, ["get", "artifacts", "--json"])).stdout).items).toHaveLength(3);
+  });
+});
+
+describe("an interrupt while it waits for a lock", () => {
+  it("is an answer in JSON too", async () => {
+    const folder = fleet();
+    const watcher = start(folder, ["watch", "--events", "events.jsonl"]);
+    onTestFinished(() => watcher.kill("SIGKILL"));
+    await waitForEvent(folder, "watch_started");
+    const second = start(folder, ["watch", "--once", "--json", "--lock-timeout", "60s"]);
+    // once the state is open, it listens
+    await new Promise((resolve) => setTimeout(resolve, 3000));
+    second.kill("SIGTERM");
+    const { code, stdout } = await second.done;
+    expect(code).toBe(143);
+    expect(result<{ code: string }>(stdout)).toMatchObject({ type: "error", code: "Interrupted" });
   });
 });
 
