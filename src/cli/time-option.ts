@@ -7,6 +7,9 @@ export function timeOption(flag: string, text: string | undefined): Instant | un
 export function timeOption(flag: string, text: string | undefined): Instant | undefined {
   if (text === undefined) return undefined;
   const time = parseInstant(/^\d{4}-\d\d-\d\d$/.test(text) ? `${text}T00:00:00Z` : text);
-  if (!time) throw new HypersdkError("Usage", `${flag} ${JSON.stringify(text)} is no time`, { hint: "such as 2026-12-01, which is midnight UTC, or 2026-12-01T02:00:00+01:00" });
+  if (!time)
+    throw new HypersdkError("Usage", `${flag} ${JSON.stringify(text)} is no time`, {
+      hint: "such as 2026-12-01, which is midnight UTC, or 2026-12-01T02:00:00+01:00",
+    });
   return time;
 }

@@ -92,16 +92,15 @@ async function examineOnce(repository: Repository, options: CheckOptions): Promi
   const present = await repository.present();
   for (const path of present.unreadable) problems.push({ path, message: `${path}: it is no list of what is condemned` });
   const damagedSlots = await lookAtSlots(repository, problems);
-  const listed = new ChunkIndex();
-  for (const each of indexes.flatMap(({ directories }) => directories)) listed.add(each);
+  const listed = new Map(indexes.flatMap(({ directories }) => directories).map((each): [string, PackInfo] => [each.name, { ...each, usable: true }]));
 
   const isRead = chosenOf([...present.packs.keys()], readData);
   onTotal?.([...present.packs.values()].reduce((sum, { name, bytes }) => sum + (isRead(name) ? bytes : 0), 0));
   const damagedPacks = new Map<string, PackInfo>();
-  const sound = new ChunkIndex();
+  const sound = new ChunkIndex(listed.values());
   const gone: string[] = [];
   let readBytes = 0;
-  for (const pack of listed.packs) {
+  for (const pack of listed.values()) {
     signal?.throwIfAborted();
     const path = `${packsFolder}/${pack.name}`;
     const there = present.packs.get(pack.name);

@@ -96,8 +96,8 @@ async function look(repository: Repository): Promise<State> {
 async function lookOnce(repository: Repository): Promise<State> {
   const indexes = await repository.readIndexes();
   const present = await repository.present();
-  const index = new ChunkIndex();
   const directories = indexes.flatMap((each) => each.directories).filter(({ name }) => present.packs.has(name));
+  const index = new ChunkIndex(directories);
   for (const each of directories) if (present.isUsable(each.name)) index.add(each);
   for (const each of directories) index.add(each, false);
   // a compaction that was cut off may have forgotten a pack that it then could not delete

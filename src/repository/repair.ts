@@ -29,7 +29,7 @@ export interface RepairReport {
 export async function repairRepository(repository: Repository, options: Omit<CheckOptions, "readData"> & { readonly now: Instant }): Promise<RepairReport> {
   const seen = await examine(repository, { ...options, readData: 1 });
   const { present, damagedPacks, damagedSegments, damagedIndexes } = seen;
-  const index = new ChunkIndex();
+  const index = new ChunkIndex(seen.sound.packs);
   const sound: PackDirectory[] = [];
   const dropped: string[] = [];
   let foundPacks = 0;

@@ -158,7 +158,7 @@ export class Repository {
   async loadIndex(): Promise<{ readonly index: ChunkIndex; readonly present: Present }> {
     const directories = (await this.readIndexes(() => {})).flatMap((each) => each.directories);
     const present = await this.present();
-    const index = new ChunkIndex();
+    const index = new ChunkIndex(directories);
     // a pack that was cut short is not built on: what it held is sent again
     for (const each of directories)
       index.add(each, present.isUsable(each.name) && present.packs.get(each.name)?.bytes === packFileBytes(each.directory, this.sealing.overheadBytes));

@@ -74,7 +74,7 @@ export async function usedBy(
   points: readonly PointDisks[],
   missing?: (point: PointDisks, error: HypersdkError, segment?: string) => void,
 ): Promise<Used> {
-  const chunks = new Uint8Array(index.chunks);
+  const chunks = new Uint8Array(index.numbers);
   const seen = new Map<string, WalkProblem | undefined>();
   const used = new Set<string>();
   const complain = (point: PointDisks, error: unknown, segment?: string): void => {
