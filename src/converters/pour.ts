@@ -1,4 +1,4 @@
-import { contentPieceBytes, TreeHash } from "../model/tree-hash.ts";
+import { TreeHash } from "../model/tree-hash.ts";
 import { type BlockSource, isZero, piecesKept, piecesOf } from "./block-source.ts";
 import type { DiskSink } from "./disk-sink.ts";
 
@@ -6,8 +6,8 @@ export interface PourOptions {
   readonly signal?: AbortSignal;
   /** Called with the bytes of data that were read since the last call. */
   readonly onRead?: (bytes: number) => void;
-  /** Compute the hash of the disk's content on the way. */
-  readonly hashed?: boolean;
+  /** Compute the hash of the disk's content on the way, over pieces of so many bytes. */
+  readonly hashPieceBytes?: number;
 }
 
 export interface Poured {
@@ -15,13 +15,13 @@ export interface Poured {
   readonly readBytes: number;
   /** Bytes of those that were not zero, by whole blocks of the sink. */
   readonly writtenBytes: number;
-  /** Tree hash over pieces of 256 KiB; empty when it was not asked for. */
+  /** Empty when it was not asked for. */
   readonly contentHash: string;
 }
 
 /** Pours a disk into a sink: data in order, cut to the sink's blocks, zero blocks left out. */
 export async function pour(source: BlockSource, sink: DiskSink, options: PourOptions = {}): Promise<Poured> {
-  const hash = options.hashed ? new TreeHash(contentPieceBytes) : undefined;
+  const hash = options.hashPieceBytes === undefined ? undefined : new TreeHash(options.hashPieceBytes);
   const blocks = new BlockAssembler(sink, source.sizeBytes);
   const behind: Promise<void>[] = [];
   let readBytes = 0;

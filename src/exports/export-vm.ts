@@ -195,7 +195,7 @@ async function storeImage(disk: SnapshotDisk, index: number, format: ImageFormat
   const file = `disk-${index}.${format}`;
   return storing(file, work, async (upload) => {
     const sink = imageSink(format, upload, disk.source.sizeBytes, { compression: request.compression, fileName: file });
-    const poured = await pour(disk.source, sink, { signal, hashed: true, onRead: (bytes) => observer.read(index, bytes) });
+    const poured = await pour(disk.source, sink, { signal, hashPieceBytes: contentPieceBytes, onRead: (bytes) => observer.read(index, bytes) });
     const { bytes, hash } = await upload.finish();
     observer.diskDone(index, bytes);
     return { ...diskOf(disk, index, poured), file, format, compression: request.compression, storedBytes: bytes, storedHash: storedHash(hash) };
@@ -211,7 +211,12 @@ async function storePackage({ vm, disks }: VmSnapshot, work: Work): Promise<Stor
       upload,
       "machine",
       { ...defaultHardware, ...vm, sources: disks.map(({ source }) => source) },
-      { signal, hashed: true, onRead: (bytes, disk) => observer.read(disk, bytes), onDisk: ({ bytes }, disk) => observer.diskDone(disk, bytes) },
+      {
+        signal,
+        hashPieceBytes: disks.map(() => contentPieceBytes),
+        onRead: (bytes, disk) => observer.read(disk, bytes),
+        onDisk: ({ bytes }, disk) => observer.diskDone(disk, bytes),
+      },
     );
     const { bytes, hash } = await upload.finish();
     const manifest: Stored["manifest"] = {

@@ -8,9 +8,9 @@ import { pour } from "../converters/pour.ts";
 import type { Destination } from "../destinations/destination.ts";
 import { openNamed } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
-import { contentPieceBytes } from "../model/tree-hash.ts";
 import type { ChunkIndex } from "../repository/chunk-index.ts";
 import { contentHashOf, openChunkedDisk } from "../repository/disk-source.ts";
+import { maxChunkBytes, minChunkBytes } from "../repository/layout.ts";
 import { isRepositoryPoint, pointPath } from "../repository/points.ts";
 import { Repository } from "../repository/repository.ts";
 import type { Leftover } from "./leftover.ts";
@@ -87,15 +87,22 @@ export async function restoreDisk(
   options: { readonly signal?: AbortSignal; readonly onRead?: (bytes: number) => void },
 ): Promise<void> {
   // the ids of chunks were compared with the hash when the disk was opened, and each chunk is with its id as it is read
-  const { contentHash } = await pour(source, sink, { ...options, hashed: !isChunked(disk) });
+  const { contentHash } = await pour(source, sink, isChunked(disk) ? options : { ...options, hashPieceBytes: hashPieceBytesOf(disk) });
   if (!isChunked(disk)) checkContent(disk, contentHash);
+}
+
+/** @throws ArtifactDamaged for pieces that nobody hashes by: of a few bytes, they would take for ever */
+export function hashPieceBytesOf(disk: ManifestDisk): number {
+  const { pieceBytes } = disk.contentHash;
+  const isUsual = pieceBytes >= minChunkBytes && pieceBytes <= maxChunkBytes && (pieceBytes & (pieceBytes - 1)) === 0;
+  if (isChunked(disk) ? pieceBytes !== disk.chunkBytes : !isUsual)
+    throw new HypersdkError("ArtifactDamaged", `the content hash of ${disk.name} has pieces of ${pieceBytes} bytes`);
+  return pieceBytes;
 }
 
 /** @throws ArtifactDamaged when what was read of a disk is not what was exported */
 export function checkContent(disk: ManifestDisk, contentHash: string): void {
-  const pieceBytes = isChunked(disk) ? disk.chunkBytes : contentPieceBytes;
-  if (disk.contentHash.pieceBytes !== pieceBytes)
-    throw new HypersdkError("ArtifactDamaged", `the content hash of ${disk.name} has pieces of ${disk.contentHash.pieceBytes} bytes`);
+  hashPieceBytesOf(disk);
   if (contentHash !== disk.contentHash.value) {
     throw new HypersdkError(
       "ArtifactDamaged",

@@ -1,10 +1,10 @@
 import type { BlockSource } from "../converters/block-source.ts";
+import { pour } from "../converters/pour.ts";
 import type { Destination } from "../destinations/destination.ts";
-import { HypersdkError } from "../model/errors.ts";
 import type { Provider, SnapshotDisk } from "../providers/provider.ts";
 import { type Exported, type ExportPorts, type ExportRequest, exportVm } from "./export-vm.ts";
 import { isChunked, type Manifest, type ManifestDisk } from "./manifest.ts";
-import { storedDisks } from "./restore.ts";
+import { checkContent, discardingSink, hashPieceBytesOf, storedDisks } from "./restore.ts";
 
 /** A restore point as a thing to be read: what can be exported from a VM can be exported from it again. */
 export interface StoredPoint {
@@ -48,12 +48,26 @@ export async function storeAgain(
   // each piece was proved as it was read; here, that they are all there and in their order
   for (const [i, disk] of exported.manifest.disks.entries()) {
     const before = disks[i] as ManifestDisk;
-    if (before.contentHash.pieceBytes === disk.contentHash.pieceBytes && before.contentHash.value !== disk.contentHash.value) {
+    try {
+      checkContent(before, await hashAsOf(before, disk, exported, to, options.signal));
+    } catch (error) {
       await to.remove(exported.manifestPath);
-      throw new HypersdkError("ArtifactDamaged", `the content of ${disk.name} is not what was exported: its hash is ${disk.contentHash.value}`);
+      throw error;
     }
   }
   return exported;
+}
+
+/** The content hash of a disk that was stored again, over the pieces that the one before was hashed by; where those are others, it is read back. */
+async function hashAsOf(before: ManifestDisk, disk: ManifestDisk, { manifest, manifestPath }: Exported, at: Destination, signal: AbortSignal): Promise<string> {
+  const hashPieceBytes = hashPieceBytesOf(before);
+  if (hashPieceBytes === disk.contentHash.pieceBytes) return disk.contentHash.value;
+  const source = await (await storedDisks(at, manifestPath, manifest))(disk);
+  try {
+    return (await pour(source, discardingSink(), { hashPieceBytes, signal })).contentHash;
+  } finally {
+    await source.close();
+  }
 }
 
 function providerOf({ destination, manifestPath, manifest }: StoredPoint): Provider {

@@ -64,8 +64,8 @@ export class TreeHash {
   }
 }
 
-/** Pieces of a disk's content: the chunk size of a repository, so that both layouts share one hash. */
-export const contentPieceBytes: number = 256 * 1024;
+/** Pieces of a disk's content: the chunk size of a new repository, so that both layouts share one hash. Others are read as their manifests say. */
+export const contentPieceBytes: number = 128 * 1024;
 /** Pieces of a stored file. */
 export const storedPieceBytes: number = 8 * 2 ** 20;
 

@@ -13,8 +13,9 @@ import { sha256 } from "./sha256.ts";
 
 const compress = promisify(zstdCompress);
 
-/** Chunks that are hashed and compressed at once, on the threads of the pool. */
-const chunksAtOnce = 12;
+/** What is hashed at once, and compressed at once, on the threads of the pool; no fewer chunks than the pool has threads. */
+const bytesAtOnce = 3 * 2 ** 20;
+const fewestAtOnce = 4;
 
 /** A disk as a repository holds it. */
 export interface StoredDisk {
@@ -71,6 +72,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   const { chunkBytes } = repository.config;
   const chunks = Math.ceil(sizeBytes / chunkBytes);
   const perSegment = segmentBytes / chunkBytes;
+  const chunksAtOnce = Math.max(fewestAtOnce, bytesAtOnce / chunkBytes);
   const segments: (string | null)[] = [];
   const content = createHash("sha256");
   const placing: Promise<void>[] = [];

@@ -16,10 +16,10 @@ export interface ChunkList {
   readonly segments: readonly (string | null)[];
 }
 
-/** Chunks that are read and unpacked in one go, and as many again while these are used. */
-const chunksAtOnce = 16;
+/** What is read and unpacked in one go, and as much again while this is used. */
+const bytesAtOnce = 4 * 2 ** 20;
 /** Chunks and segments kept for readers that ask for a part of one after the other. */
-const chunksKept = 64;
+const bytesKept = 16 * 2 ** 20;
 const segmentsKept = 4;
 
 /** Tells of a chunk that somebody has already, and need not read: its offset, its length and its id. */
@@ -36,7 +36,8 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
   let reader = new ChunkReader(repository, index);
   const outdated: ChunkReader[] = [];
   const keptIds = new Recent<number, Promise<Buffer>>(segmentsKept);
-  const keptChunks = new Recent<number, Promise<Buffer>>(chunksKept);
+  const keptChunks = new Recent<number, Promise<Buffer>>(bytesKept / chunkBytes);
+  const chunksAtOnce = bytesAtOnce / chunkBytes;
   const lengthOf = (chunk: number): number => Math.min(chunkBytes, virtualBytes - chunk * chunkBytes);
 
   async function segmentOf(chunk: number): Promise<{ readonly ids: Buffer; readonly at: number }> {

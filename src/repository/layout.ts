@@ -1,5 +1,6 @@
 import { createHash, randomBytes } from "node:crypto";
 import { HypersdkError } from "../model/errors.ts";
+import { contentPieceBytes } from "../model/tree-hash.ts";
 
 /**
  * The objects of a repository, version 1. All numbers are little-endian; `docs/formats/repository.md` says the same in words.
@@ -24,7 +25,8 @@ export const methods = { stored: 0, zstd: 1 } as const;
 /** Chunks of a disk: 64 KiB to 4 MiB, a power of two. */
 export const minChunkBytes: number = 64 * 1024;
 export const maxChunkBytes: number = 4 * 2 ** 20;
-export const defaultChunkBytes: number = 256 * 1024;
+/** docs/decisions/013 says why. */
+export const defaultChunkBytes: number = contentPieceBytes;
 /** What a segment covers of a disk. */
 export const segmentBytes: number = 2 ** 30;
 /** A pack is closed when it holds this much; offsets in it are 32 bits. */

@@ -17,7 +17,7 @@ const [root = "", seed = "1", seconds = "10", offset = "0", layout = "open"] = p
 const next = random(Number(seed));
 const clock: Clock = { now: () => instantOf(Date.now() + Number(offset)), sleep: async () => {} };
 const destination = destinationAt(root, layout === "sealed");
-const chunk = 256 * KiB;
+const chunk = 128 * KiB;
 const counts: Record<string, number> = {};
 
 /** Twelve chunks, from a stock of 20: much is shared, also with other processes. */

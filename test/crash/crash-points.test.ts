@@ -31,7 +31,7 @@ const losses: readonly Loss[] = [
   { namesOf: 3 },
   { namesOf: 4 },
 ];
-const chunk = 256 * KiB;
+const chunk = 128 * KiB;
 
 /** A disk of five chunks, of which the versions differ in one each. */
 function disk(version: number): Buffer {

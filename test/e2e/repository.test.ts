@@ -69,7 +69,7 @@ it("an incremental schedule stores what is new once, restores every point byte f
   expect(plan).toContain("the first export of this VM");
   await ok(folder, ["apply", "--auto-approve"]);
   const [first, second] = manifestsOf(folder);
-  // the second VM brings only the MiB that the first has not: 4 chunks of 256 KiB
+  // the second VM brings only the MiB that the first has not: 8 chunks of 128 KiB
   expect([first, second].map((each) => each?.disks.map((one) => ("newBytes" in one ? one.newBytes : -1))).sort()).toEqual([[13 * MiB], [MiB]].sort());
   expect(objects(folder, "locks")).toEqual([]);
 
@@ -79,8 +79,8 @@ it("an incremental schedule stores what is new once, restores every point byte f
   const before = stored(folder);
   await ok(folder, ["run", "nightly", "--vm", "/datacenter/vm/web"]);
   const newest = manifestsOf(folder).find(({ source }) => source.kind === "manual");
-  expect(newest?.disks[0]).toMatchObject({ mode: "incremental", newBytes: 512 * KiB, reason: expect.stringContaining("are not tracked") as string });
-  expect(stored(folder) - before).toBeLessThan(520 * KiB);
+  expect(newest?.disks[0]).toMatchObject({ mode: "incremental", newBytes: 256 * KiB, reason: expect.stringContaining("are not tracked") as string });
+  expect(stored(folder) - before).toBeLessThan(264 * KiB);
 
   await ok(folder, ["verify"]);
   await ok(folder, ["verify", "--level", "checksum"]);

@@ -11,7 +11,7 @@ import { memoryDestination } from "../fakes/memory-destination.ts";
 import { bytes, KiB } from "../support/disks.ts";
 import { clock, contentOf, exportDisk, sealing } from "./support.ts";
 
-const chunk = 256 * KiB;
+const chunk = 128 * KiB;
 const faults: readonly Fault[] = [{ code: "DestinationFull" }, { code: "DestinationUnreachable" }, "lost answer", "stale list"];
 
 function disk(version: number): Buffer {

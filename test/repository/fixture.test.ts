@@ -1,12 +1,14 @@
 import { execFileSync } from "node:child_process";
-import { createHash } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { readManifest } from "../../src/exports/restore.ts";
+import { storeAgain } from "../../src/exports/stored-point.ts";
 import { checkRepository } from "../../src/repository/check.ts";
 import { Repository } from "../../src/repository/repository.ts";
 import { temporaryFolder } from "../support/cli.ts";
-import { contentOf, destinationAt, passphrase } from "./support.ts";
+import { clock, contentOf, destinationAt, passphrase } from "./support.ts";
 
 const reader = join(import.meta.dirname, "../../examples/restore-without-hypersdk/restore.mjs");
 
@@ -42,6 +44,30 @@ describe.each([
     execFileSync(process.execPath, [reader, fixture, point, String(disk), out], { env });
     expect(createHash("sha256").update(readFileSync(out)).digest("hex")).toBe(sha256);
   });
+
+  it.each(["image", "repository"] as const)(
+    "can be stored again as %s, whose hash is over other pieces, and one that is not the same is refused",
+    async (layout) => {
+      const manifestPath = disks[0]?.[0] as string;
+      const from = destinationAt(fixture, isSealed);
+      const manifest = await readManifest(from, manifestPath);
+      const to = destinationAt(temporaryFolder());
+      const ports = { clock, random: { uuid: randomUUID, fraction: () => 0.5 } };
+      const request = () =>
+        ({ pointId: randomUUID(), runId: randomUUID(), lineage: "test", toolVersion: "0", layout, format: "qcow2", compression: "none" }) as const;
+      const signal = new AbortController().signal;
+      const stored = await storeAgain({ destination: from, manifestPath, manifest }, to, request(), ports, { signal });
+      expect(stored.manifest.disks[0]?.contentHash.pieceBytes).not.toBe(manifest.disks[0]?.contentHash.pieceBytes);
+      for (const [i] of manifest.disks.entries())
+        expect((await contentOf(to, stored.manifestPath, i)).equals(await contentOf(from, manifestPath, i))).toBe(true);
+      const other = { ...manifest, disks: manifest.disks.map((disk) => ({ ...disk, contentHash: { ...disk.contentHash, value: "0".repeat(64) } })) };
+      await to.remove(stored.manifestPath);
+      await expect(storeAgain({ destination: from, manifestPath, manifest: other }, to, request(), ports, { signal })).rejects.toMatchObject({
+        code: "ArtifactDamaged",
+      });
+      expect((await to.list()).filter(({ path }) => /manifest\.json$|^points\/.*\.json$/.test(path))).toEqual([]);
+    },
+  );
 
   it("is listed by that reader", () => {
     const list = execFileSync(process.execPath, [reader, fixture], { encoding: "utf8", env });

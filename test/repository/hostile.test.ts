@@ -13,7 +13,7 @@ import { temporaryFolder } from "../support/cli.ts";
 import { bytes, KiB } from "../support/disks.ts";
 import { clock, contentOf, destinationAt, exportDisk } from "./support.ts";
 
-const disk = bytes(3 * 256 * KiB + 1000, 1);
+const disk = bytes(3 * 128 * KiB + 1000, 1);
 const opened = async (destination: Destination): Promise<Repository> => (await Repository.open(destination)) as Repository;
 const compactNow = async (destination: Destination): Promise<unknown> =>
   compactRepository(await opened(destination), { now: clock.now(), id: randomUUID(), graceMs: 0, maxUnused: 0 });
@@ -92,7 +92,7 @@ describe("a pack that another compaction moves", () => {
   /** A pack of which a quarter is not used any longer, and a destination on which it is moved just before the given opening of it. */
   async function halfUsed(opening: number): Promise<{ readonly destination: Destination; readonly path: string; readonly content: Buffer }> {
     const { destination, path: first } = await exported();
-    const content = Buffer.concat([bytes(256 * KiB, 2), disk.subarray(256 * KiB)]);
+    const content = Buffer.concat([bytes(128 * KiB, 2), disk.subarray(128 * KiB)]);
     const path = await exportDisk(destination, content, "repository");
     const [pack] = (await destination.list("packs")).sort((a, b) => b.bytes - a.bytes);
     await destination.remove(first);

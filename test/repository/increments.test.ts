@@ -15,7 +15,7 @@ import { newTracker, type Tracker, trackingProvider } from "../fakes/tracking-pr
 import { bytes, KiB, random } from "../support/disks.ts";
 import { contentOf, sealing } from "./support.ts";
 
-const chunk = 256 * KiB;
+const chunk = 128 * KiB;
 
 interface Options {
   readonly mode?: "full" | "incremental";

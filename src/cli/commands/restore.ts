@@ -7,7 +7,7 @@ import { writeOva, writeOvf } from "../../converters/machine/write-package.ts";
 import type { Destination } from "../../destinations/destination.ts";
 import { Leftover } from "../../exports/leftover.ts";
 import { isChunked, type Manifest, type ManifestDisk } from "../../exports/manifest.ts";
-import { checkContent, restoreDisk, storedDisks } from "../../exports/restore.ts";
+import { checkContent, hashPieceBytesOf, restoreDisk, storedDisks } from "../../exports/restore.ts";
 import { makeFolder } from "../../files/durable.ts";
 import { formatBytes } from "../../model/bytes.ts";
 import { HypersdkError } from "../../model/errors.ts";
@@ -99,7 +99,7 @@ async function restorePackage(manifestPath: string, manifest: Manifest, destinat
           overwrite: options.overwrite ?? false,
           inputs: [],
           durable: true,
-          hashed: true,
+          hashPieceBytes: manifest.disks.map(hashPieceBytesOf),
           signal: interrupts.signal,
           onRead: progress.add,
           confirm: (hashes) => {

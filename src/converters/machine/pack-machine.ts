@@ -29,7 +29,8 @@ export interface PackedDisk {
 export interface PackOptions {
   readonly signal?: AbortSignal;
   /** Compute the hash of each disk's content on the way. */
-  readonly hashed?: boolean;
+  /** Of the content hash, for each disk. */
+  readonly hashPieceBytes?: readonly number[];
   /** Called with the bytes of a disk's data that were read since the last call; `disk` counts from 0. */
   readonly onRead?: (bytes: number, disk: number) => void;
   /** Called when a disk is packed. */
@@ -64,9 +65,10 @@ export async function packMachine(out: ByteSink, stem: string, machine: Packaged
     const fillHeader = out.reserve(512);
     const offset = out.position;
     const content = hashedMember(out);
-    const { signal, onRead, hashed = false } = options;
+    const { signal, onRead } = options;
+    const pieceBytes = options.hashPieceBytes?.[i];
     const poured = await pour(source, imageSink("vmdk", content, source.sizeBytes, { compression: "zlib", fileName: member }), {
-      hashed,
+      ...(pieceBytes ? { hashPieceBytes: pieceBytes } : {}),
       ...(signal ? { signal } : {}),
       ...(onRead ? { onRead: (bytes: number) => onRead(bytes, i) } : {}),
     });

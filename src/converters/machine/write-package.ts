@@ -14,9 +14,10 @@ interface PackageOptions {
   readonly overwrite: boolean;
   /** Files that are read meanwhile: the output may be none of them. */
   readonly inputs: readonly string[];
-  /** Called with the content hash of each disk, empty without `hashed`, before anything gets its name. @throws when they may not be used */
+  /** Called with the content hash of each disk, empty without `hashPieceBytes`, before anything gets its name. @throws when they may not be used */
   readonly confirm: (contentHashes: readonly string[]) => void;
-  readonly hashed?: boolean;
+  /** Of the content hash, for each disk. */
+  readonly hashPieceBytes?: readonly number[];
   readonly signal?: AbortSignal;
   readonly onRead?: (bytes: number) => void;
   /** Wait until it would survive a power cut. */
@@ -54,7 +55,7 @@ export async function writeOva(path: string, machine: PackagedMachine, options: 
  * a hidden folder beside the target, so that a failure touches nothing that has a name.
  */
 export async function writeOvf(path: string, machine: PackagedMachine, options: PackageOptions): Promise<WrittenPackage> {
-  const { signal, onRead, confirm, hashed = false } = options;
+  const { signal, onRead, confirm, hashPieceBytes = [] } = options;
   const target = resolve(path);
   const names = packageNames(basename(target, extname(target)), machine.sources.length);
   const files = [names.ovf, names.manifest, ...names.disks];
@@ -72,7 +73,10 @@ export async function writeOvf(path: string, machine: PackagedMachine, options: 
       const file = join(stage, fileName);
       const how = { compression: "zlib", overwrite: false, inputs: [], durable: false, shownAs: path } as const;
       const { bytes } = await writeImageFile(file, "vmdk", source.sizeBytes, how, async (sink) => {
-        poured.push(await pour(source, sink, { hashed, ...(signal ? { signal } : {}), ...(onRead ? { onRead } : {}) }));
+        const pieceBytes = hashPieceBytes[i];
+        poured.push(
+          await pour(source, sink, { ...(pieceBytes ? { hashPieceBytes: pieceBytes } : {}), ...(signal ? { signal } : {}), ...(onRead ? { onRead } : {}) }),
+        );
       });
       disks.push({ fileName, fileBytes: bytes, virtualBytes: wholeSectors(source.sizeBytes), hash: await fileHash(file, signal) });
     }
