@@ -10,8 +10,8 @@ import { type Loaded, load, type SourceOptions } from "./load.ts";
 export class ConfigInvalid extends HypersdkError {
   readonly diagnostics: readonly Diagnostic[];
 
-  constructor(diagnostics: readonly Diagnostic[], message: string) {
-    super("ConfigInvalid", message);
+  constructor(diagnostics: readonly Diagnostic[], message: string, hint?: string) {
+    super("ConfigInvalid", message, hint === undefined ? {} : { hint });
     this.diagnostics = diagnostics;
   }
 }

@@ -15,13 +15,14 @@ export interface EventLog {
 /** Progress is told at most twice a second for each disk. */
 const progressEveryMs = 500;
 
-export function openEventLog(target: string | undefined, logLevel: string | undefined): EventLog {
+/** @param appends whether what an earlier process told stays */
+export function openEventLog(target: string | undefined, logLevel: string | undefined, appends: boolean): EventLog {
   const log = logLevel === undefined ? undefined : pino({ level: logLevel, base: null }, pino.destination({ dest: 2, sync: true }));
   const tell = (event: EngineEvent): void => void log?.[event.type === "export_progress" ? "debug" : levelOf(event)](withoutType(event), messageOf(event));
   if (target === undefined) return { write: tell, close() {} };
   let descriptor: number;
   try {
-    descriptor = target === "-" ? 2 : openSync(target, "w", 0o600);
+    descriptor = target === "-" ? 2 : openSync(target, appends ? "a" : "w", 0o600);
   } catch (error) {
     throw new HypersdkError("Usage", `cannot write the events to ${target}: ${errnoOf(error)}`, { cause: error });
   }
@@ -71,6 +72,7 @@ const levels: Readonly<Partial<Record<EngineEvent["type"], "warn" | "error">>> =
   warning: "warn",
   export_interrupted: "warn",
   export_not_started: "warn",
+  export_skipped: "warn",
 };
 
 function levelOf({ type }: EngineEvent): "info" | "warn" | "error" {
@@ -114,6 +116,8 @@ function messageOf(event: EngineEvent): string {
       return `${about}: ${event.reason}; retry ${event.attempt}`;
     case "export_failed":
       return `${about}: ${event.reason}`;
+    case "export_skipped":
+      return `${about}: skipped, ${event.reason}`;
     case "export_not_started":
       return `${about}: not started, ${event.reason}`;
     case "export_interrupted":

@@ -16,7 +16,7 @@ export interface HealthServer {
  * `/healthz`: 200 while the watcher's loop goes round. `/readyz`: 200 once a revision is applied, the source can be read and passes work;
  * both with the reasons as JSON. `/metrics`: for Prometheus. It tells names of schedules and VMs, so it listens where the operator says, by
  * default on this machine alone.
- * @throws Usage for an address that is none, or is taken
+ * @throws Usage for an address that is none, Failed for one that is taken
  */
 export async function serveHealth(address: string, metrics: WatchMetrics, statusOf: () => WatchStatus | undefined, nowMs: () => number): Promise<HealthServer> {
   const { host, port } = parseAddress(address);
@@ -28,7 +28,7 @@ export async function serveHealth(address: string, metrics: WatchMetrics, status
   server.setTimeout(10_000, (socket) => socket.destroy());
   server.maxConnections = 64;
   await new Promise<void>((resolve, reject) => {
-    server.once("error", (error) => reject(new HypersdkError("Usage", `cannot listen on ${address}: ${errnoOf(error)}`, { cause: error })));
+    server.once("error", (error) => reject(new HypersdkError("Failed", `cannot listen on ${address}: ${errnoOf(error)}`, { cause: error })));
     server.listen(port, host, resolve);
   });
   const bound = server.address();
@@ -76,7 +76,8 @@ async function answer(
   }
 }
 
-function parseAddress(address: string): { readonly host: string; readonly port: number } {
+/** @throws Usage */
+export function parseAddress(address: string): { readonly host: string; readonly port: number } {
   const match = /^(?:(?:\[([0-9a-fA-F:]+)\]|([A-Za-z0-9.-]+)):)?(\d{1,5})$/.exec(address);
   const port = Number(match?.[3]);
   if (!match || port > 65_535) throw new HypersdkError("Usage", `--listen ${JSON.stringify(address)} is no address`, { hint: "such as 127.0.0.1:9464" });

@@ -100,6 +100,11 @@ async function signedFiles(top: string, { commit }: Revision, keyring: string, e
   };
 }
 
+/** As git has it where it turns the ends of lines into those of another system. */
+function withoutCr(bytes: Buffer): Buffer {
+  return bytes.includes("\r\n") ? Buffer.from(bytes.toString("latin1").replaceAll("\r\n", "\n"), "latin1") : bytes;
+}
+
 /** The state file that these options mean, without reading the source. */
 export async function statePathFor(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: string): Promise<string> {
   const named = statePathOf(options, env, cwd);
@@ -164,7 +169,9 @@ async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.Proc
   try {
     await checkOut({ url: repo, ref }, checkout, env, signal);
     const folder = path === "" ? checkout : insideOf(checkout, path);
-    if (!existsSync(folder)) throw new HypersdkError("SourceUnavailable", `the repository has no folder ${JSON.stringify(path)}`);
+    // a link is a plain file there
+    if (!statSync(folder, { throwIfNoEntry: false })?.isDirectory())
+      throw new HypersdkError("SourceUnavailable", `the repository has no folder ${JSON.stringify(path)}`);
     const access: Access = {
       checkout: realpathSync(checkout),
       env: [...(options.allowEnv ?? []), ...listOf(env["HYPERSDK_ALLOW_ENV"])],
@@ -205,33 +212,35 @@ function build(
   isSigned?: IsSigned,
 ): Loaded {
   const cache = new ParseCache(env);
-  const paths = new Map<string, string>();
+  /** What was read is what is pointed at: a file may be another by then, or gone. */
+  const texts = new Map<string, Buffer>();
   const files: ConfigFile[] = [];
   const content = createHash("sha256");
-  refuseTooMany(listed.length, 0);
-  let readSoFar = 0;
+  if (listed.length > maxFiles) throw tooMuch(`${listed.length} YAML files`);
+  let [allBytes, ownBytes] = [0, 0];
   for (const { file, path, wasNamed } of [...listed].sort((a, b) => (a.file < b.file ? -1 : 1))) {
     const bytes = readBytes(path, file);
     if (!bytes) continue;
-    readSoFar += bytes.length;
-    refuseTooMany(listed.length, readSoFar);
-    if (isSigned && !isSigned(file, bytes))
+    allBytes += bytes.length;
+    if (allBytes > maxBytes) throw tooMuch(`more than ${maxBytes / 2 ** 20} MiB of YAML`);
+    if (isSigned && !isSigned(file, bytes) && !isSigned(file, withoutCr(bytes)))
       throw new HypersdkError("SignatureRefused", `${file} is not as the signed commit has it, and so has no signature`, { hint: "commit it, signed" });
-    paths.set(file, path);
     content.update(`${file}\0${bytes.length}\0`).update(bytes);
-    files.push({ file, folder: dirname(path), fragment: cache.fragmentOf(file, bytes, wasNamed) });
+    const fragment = cache.fragmentOf(file, bytes, wasNamed);
+    files.push({ file, folder: dirname(path), fragment });
+    if (!fragment.isOurs) continue;
+    texts.set(file, bytes);
+    ownBytes += bytes.length;
+    if (ownBytes > maxOwnBytes) throw tooMuch(`more than ${maxOwnBytes / 2 ** 20} MiB of configuration`);
   }
   const sources = new Map<string, SourceFile>();
   const sourceOf = (file: string): SourceFile => {
-    let source = sources.get(file);
-    if (!source) {
-      const path = paths.get(file);
-      sources.set(file, (source = new SourceFile(file, path ? readFileSync(path, "utf8") : "")));
-    }
+    const source = sources.get(file) ?? new SourceFile(file, texts.get(file)?.toString("utf8") ?? "");
+    sources.set(file, source);
     return source;
   };
   const combined = combine(files, sourceOf, access);
-  const lost = lostFiles(files, sourceOf, statePath);
+  const lost = lostFiles(files, combined.desired, statePath);
   return {
     ...combined,
     ...(lost.length > 0 ? { desired: undefined, diagnostics: sortDiagnostics([...combined.diagnostics, ...lost]) } : {}),
@@ -247,12 +256,12 @@ function build(
 
 /** So much YAML is read: a commit may be anybody's, and while it is read nothing else goes on. A fleet of 20,000 machines with a file each fits. */
 const maxFiles = 20_000;
-const maxBytesInAll = 64 * 2 ** 20;
+const maxBytes = 64 * 2 ** 20;
+/** Of documents of ours: 20,000 schedules have 5 MiB, and take 0.4 GiB of memory. */
+const maxOwnBytes = 8 * 2 ** 20;
 
-function refuseTooMany(files: number, bytes: number): void {
-  const too = files > maxFiles ? `${files} YAML files` : bytes > maxBytesInAll ? `more than ${maxBytesInAll / 2 ** 20} MiB of YAML` : undefined;
-  if (too === undefined) return;
-  throw new HypersdkError("ConfigInvalid", `there are ${too} here; at most ${maxFiles} files with ${maxBytesInAll / 2 ** 20} MiB are read`, {
+function tooMuch(what: string): HypersdkError {
+  return new HypersdkError("ConfigInvalid", `there are ${what} here; at most ${maxFiles} files are read, ${maxOwnBytes / 2 ** 20} MiB of them for hypersdk`, {
     hint: "name the folder that holds the ones for hypersdk with --path, or join them",
   });
 }
@@ -318,7 +327,7 @@ class ParseCache {
     const home = env["XDG_CACHE_HOME"] ?? (env["HOME"] ? join(env["HOME"], ".cache") : undefined);
     this.#folder = env["HYPERSDK_NO_CACHE"] || !home ? undefined : join(home, "hypersdk", "parse");
     // a build of its own has a cache of its own, even with the same version
-    this.#salt = `2 ${toolVersion()} ${statSync(new URL(import.meta.url)).mtimeMs}`;
+    this.#salt = `3 ${toolVersion()} ${statSync(new URL(import.meta.url)).mtimeMs}`;
   }
 
   fragmentOf(file: string, bytes: Buffer, wasNamed: boolean): Fragment {

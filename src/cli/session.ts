@@ -35,7 +35,7 @@ export interface SessionOptions {
  */
 export async function inSession(io: Io, options: SessionOptions, work: (session: Session) => Promise<number>): Promise<number> {
   const { statePath, revision, adopt = false, progress, onHangUp } = options;
-  const events = openEventLog(io.eventsTarget, io.logLevel);
+  const events = openEventLog(io.eventsTarget, io.logLevel, onHangUp !== undefined);
   const interrupts = listenForInterrupts(io.err, onHangUp);
   let state: State | undefined;
   try {

@@ -3,7 +3,7 @@ import { watch as watchFiles } from "chokidar";
 import type { ConfigurationSource, Reading } from "../engine/watch.ts";
 import { headOf } from "../git/remote.ts";
 import { findTop } from "../git/work-tree.ts";
-import { HypersdkError } from "../model/errors.ts";
+import { errnoOf, HypersdkError } from "../model/errors.ts";
 import { ConfigInvalid, carriedOut } from "./desired.ts";
 import { homeOf, type Loaded, load, refOf, type SourceOptions } from "./load.ts";
 
@@ -84,20 +84,27 @@ async function loadOrRefuse(options: SourceOptions, env: NodeJS.ProcessEnv, cwd:
     return await load(options, env, cwd, signal);
   } catch (error) {
     if (error instanceof HypersdkError && (error.code === "SignatureRefused" || error.code === "ConfigInvalid")) return error;
-    throw error;
+    const errno = error instanceof HypersdkError ? undefined : errnoOf(error);
+    // a file system that is full, or where things come and go while they are read
+    throw errno === undefined ? error : new HypersdkError("SourceUnavailable", `the source cannot be read: ${(error as Error).message}`, { cause: error });
   }
 }
 
+/** Warnings that are told of one revision. */
+const mostWarnings = 20;
+
 function readingOf(loaded: Loaded): Reading {
+  const { revision, diagnostics } = loaded;
+  const warnings = diagnostics
+    .filter(({ severity }) => severity === "warning")
+    .slice(0, mostWarnings)
+    .map(({ code, file, line, message }) => ({ code, text: `${file}:${line}: ${message}` }));
   try {
-    return { revision: loaded.revision, content: { desired: carriedOut(loaded) } };
+    return { revision, content: { desired: carriedOut(loaded) }, warnings };
   } catch (error) {
     if (!(error instanceof ConfigInvalid)) throw error;
     const first = error.diagnostics.find(({ severity }) => severity === "error");
     const where = first ? `: ${first.file}:${first.line}: ${first.message}` : "";
-    return {
-      revision: loaded.revision,
-      content: { problem: new HypersdkError("ConfigInvalid", `${error.message}${where}`, { hint: "hypersdk validate shows all of it" }) },
-    };
+    return { revision, content: { problem: new ConfigInvalid(error.diagnostics, `${error.message}${where}`, "hypersdk validate shows all of it") } };
   }
 }

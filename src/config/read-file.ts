@@ -25,6 +25,8 @@ export interface Fragment {
   readonly later: readonly { readonly key: string; readonly document: number }[];
   /** Entries whose shape is wrong, without the fields that are: known, so that what refers to them is not a second error. */
   readonly broken: readonly RawItem[];
+  /** Whether any document is ours, be it an empty or a wrong one. */
+  readonly isOurs: boolean;
   /** Documents of other programs. */
   readonly ignoredDocuments: number;
   readonly diagnostics: readonly Diagnostic[];
@@ -39,8 +41,8 @@ const marks =
  * counted; a file that was named is an error then.
  */
 export function readFile(file: string, bytes: Uint8Array, wasNamed: boolean): Fragment {
-  const empty: Fragment = { items: [], defaults: [], later: [], broken: [], ignoredDocuments: 0, diagnostics: [] };
-  const fail = (words: DiagnosticWords): Fragment => ({ ...empty, diagnostics: [{ ...words, file, line: 1, column: 1, length: 1, source: "" }] });
+  const empty: Fragment = { items: [], defaults: [], later: [], broken: [], isOurs: false, ignoredDocuments: 0, diagnostics: [] };
+  const fail = (words: DiagnosticWords): Fragment => ({ ...empty, isOurs: true, diagnostics: [{ ...words, file, line: 1, column: 1, length: 1, source: "" }] });
   if (bytes.byteLength > maxFileBytes) {
     return fail({
       severity: "error",
@@ -70,16 +72,31 @@ export function readFile(file: string, bytes: Uint8Array, wasNamed: boolean): Fr
   return readDocuments(new SourceFile(file, text), wasNamed, empty);
 }
 
+/** The parser that understands everything takes 150 bytes of memory for each. */
+const maxUnplainChars = 2 * 2 ** 20;
+
 function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): Fragment {
   const diagnostics: Diagnostic[] = [];
   const items: RawItem[] = [];
   const defaults: { value: Record<string, unknown>; document: number }[] = [];
   const later: { key: string; document: number }[] = [];
   const broken: RawItem[] = [];
-  let ignoredDocuments = 0;
+  let [ownDocuments, ignoredDocuments] = [0, 0];
   try {
     const plain = source.plainValue();
-    if (plain) readValue(plain.value, 0, true);
+    if (!plain && source.text.length > maxUnplainChars)
+      diagnostics.push({
+        severity: "error",
+        code: "HSE003",
+        message: `the file has ${source.text.length} characters and is no plain document, or has a mistake`,
+        file: source.file,
+        line: 1,
+        column: 1,
+        length: 1,
+        source: "",
+        label: `with anchors, tags, several documents or mistakes, at most ${maxUnplainChars} are read; split it into several files`,
+      });
+    else if (plain) readValue(plain.value, 0, true);
     else for (const [index, document] of source.documents().entries()) readDocument(document, index);
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
@@ -94,7 +111,8 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
       source: "",
     });
   }
-  return { ...empty, items, defaults, later, broken, ignoredDocuments, diagnostics };
+  const isOurs = ownDocuments + diagnostics.length > 0;
+  return { ...empty, items, defaults, later, broken, isOurs, ignoredDocuments, diagnostics };
 
   function readDocument(document: Document.Parsed, index: number): void {
     for (const error of document.errors) {
@@ -156,6 +174,7 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
   }
 
   function readInfrastructure(value: Record<string, unknown>, index: number): void {
+    ownDocuments++;
     const problems = shapeProblems("infrastructure", value);
     for (const { pointer, atKey, ...words } of problems) diagnostics.push(source.at(pointer, index, { severity: "error", ...words }, atKey));
     // what is wrong in one entry does not hide what is wrong in the others
@@ -175,6 +194,7 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
   }
 
   function readVmBackup(value: Record<string, unknown>, index: number): void {
+    ownDocuments++;
     const problems = shapeProblems("vmbackup", value);
     for (const { pointer, atKey, ...words } of problems) diagnostics.push(source.at(pointer, index, { severity: "error", ...words }, atKey));
     if (problems.length > 0) return;

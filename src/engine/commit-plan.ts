@@ -4,7 +4,9 @@ import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import type { Plan, PlannedExport, Revision } from "../plan/plan.ts";
 import { fireTimes } from "../schedule/cron.ts";
 import type { Lease } from "../state/leases.ts";
+import type { RunRow } from "../state/runs.ts";
 import type { EngineContext } from "./context.ts";
+import { runNameOf } from "./events.ts";
 
 /**
  * Everything of a plan that has no effect outside the state, in one transaction: changes, protections, expiry marks, skipped
@@ -18,6 +20,7 @@ export function commitPlan(plan: Plan, desired: DesiredState, lease: Lease, cont
   const audit = (type: string, subject: string, detail: unknown): void =>
     state.audit.append({ at, type, subject, detail, commit: revision?.commit ?? null, author: revision?.author ?? null });
   const isChange = plan.changes.length + plan.protections.length > 0;
+  const skipped: { readonly run: RunRow; readonly reason: string }[] = [];
   state.write(lease, () => {
     if (state.serial !== plan.serial)
       throw new HypersdkError("PlanStale", `the state moved from serial ${plan.serial} to ${state.serial} since the plan was made`, {
@@ -72,21 +75,25 @@ export function commitPlan(plan: Plan, desired: DesiredState, lease: Lease, cont
         if (older.fireTime >= run.fireTime) continue;
         runs.end(older.id, "skipped", at, { code: "Superseded", message: `superseded by the fire time ${run.fireTime}` });
         audit("run.skipped", `${older.schedule}:${older.vmPath}`, { fireTime: older.fireTime, reason: "superseded" });
+        skipped.push({ run: older, reason: `superseded by the fire time ${run.fireTime}` });
       }
       return run;
     };
-    for (const skipped of plan.skipped) {
-      const run = enqueue(skipped);
-      runs.end(run.id, "skipped", at, { code: "Skipped", message: skipped.reason });
-      configuration.markHandled(skipped, skipped.fireTime);
-      audit("run.skipped", `${skipped.schedule}:${skipped.vmPath}`, { fireTime: skipped.fireTime, reason: skipped.reason });
+    for (const each of plan.skipped) {
+      const run = enqueue(each);
+      runs.end(run.id, "skipped", at, { code: "Skipped", message: each.reason });
+      configuration.markHandled(each, each.fireTime);
+      audit("run.skipped", `${each.schedule}:${each.vmPath}`, { fireTime: each.fireTime, reason: each.reason });
+      skipped.push({ run, reason: each.reason });
     }
     for (const due of plan.exports) enqueue(due);
     // a first export that has to wait is no fire time of the cron: without a run nobody would know of it
     const begun = new Set(plan.protections.filter(({ kind }) => kind === "begin").map(keyOf));
     for (const deferred of plan.deferred) if (begun.has(keyOf(deferred))) enqueue(deferred);
-    for (const each of [...plan.exports, ...plan.deferred, ...plan.skipped])
-      recordSuperseded(each, schedules.get(each.schedule) as ScheduleSpec, urls.get(each.destination) ?? "", context, at);
+    for (const each of [...plan.exports, ...plan.deferred, ...plan.skipped]) {
+      const run = recordSuperseded(each, schedules.get(each.schedule) as ScheduleSpec, urls.get(each.destination) ?? "", context, at);
+      if (run) skipped.push({ run, reason: `superseded by the fire time ${each.fireTime}` });
+    }
     cancelRunsWithoutProtection(plan, context);
     if (isChange) configuration.setMeta("serial", String(serial));
     const applied = JSON.parse(configuration.meta("applied_revision") ?? "null") as ({ readonly at: Instant } & Partial<Revision>) | null;
@@ -94,20 +101,24 @@ export function commitPlan(plan: Plan, desired: DesiredState, lease: Lease, cont
     configuration.setMeta("applied_revision", JSON.stringify({ ...revision, at: isSame ? applied.at : at }));
     if (isChange) audit("config.applied", revision?.commit ?? "work tree", { serial, changes: plan.changes.length, protections: plan.protections.length });
   });
+  for (const { run, reason } of skipped) emit({ type: "export_skipped", run: runNameOf(run), reason });
   if (isChange) emit({ type: "config_applied", serial: state.serial, changes: plan.changes.length, protections: plan.protections.length });
 }
 
-/** The fire time before, where nothing ever ran for it: whoever depends on it need not wait, and the history says what became of it. */
+/**
+ * The fire time before, where nothing ever ran for it: whoever depends on it need not wait, and the history says what became of it.
+ * @returns what was recorded
+ */
 function recordSuperseded(
   each: PlannedExport,
   { cron, timezone }: ScheduleSpec,
   destinationUrl: string,
   { state, random, revision }: EngineContext,
   at: Instant,
-): void {
-  if (each.waitingSince >= each.fireTime) return;
+): RunRow | undefined {
+  if (each.waitingSince >= each.fireTime) return undefined;
   const fireTime = instantOf(fireTimes(cron, timezone).latest(epochMsOf(each.fireTime) - 1));
-  if (fireTime < each.waitingSince || state.runs.isKnown(each, fireTime)) return;
+  if (fireTime < each.waitingSince || state.runs.isKnown(each, fireTime)) return undefined;
   const run = state.runs.enqueue({ ...each, fireTime, id: random.uuid(), kind: "scheduled", destinationUrl }, at);
   state.runs.end(run.id, "skipped", at, { code: "Superseded", message: `superseded by the fire time ${each.fireTime}` });
   state.audit.append({
@@ -118,6 +129,7 @@ function recordSuperseded(
     commit: revision?.commit ?? null,
     author: revision?.author ?? null,
   });
+  return run;
 }
 
 /** A run that waits for a protection that ends will never start. */

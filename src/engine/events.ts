@@ -53,6 +53,8 @@ export type EngineEvent =
       readonly reason: string;
     }
   | { readonly type: "export_failed"; readonly run: RunName; readonly code: string; readonly reason: string; readonly hint: string | null }
+  /** A fire time that will never run, and why. */
+  | { readonly type: "export_skipped"; readonly run: RunName; readonly reason: string }
   | { readonly type: "export_not_started"; readonly run: RunName; readonly reason: string }
   | { readonly type: "export_interrupted"; readonly run: RunName }
   | { readonly type: "point_removed"; readonly point: string; readonly vmPath: VmPath; readonly schedule: string; readonly storedBytes: number }
@@ -63,6 +65,10 @@ export interface RunName {
   readonly schedule: string;
   readonly vmPath: VmPath;
   readonly fireTime: Instant;
+}
+
+export function runNameOf({ id, schedule, vmPath, fireTime }: RunName): RunName {
+  return { id, schedule, vmPath, fireTime };
 }
 
 export type Emit = (event: EngineEvent) => void;

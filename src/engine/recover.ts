@@ -10,7 +10,7 @@ import { isRepositoryPoint, pendingPath } from "../repository/points.ts";
 import { exportScope, type Lease } from "../state/leases.ts";
 import type { RunRow } from "../state/runs.ts";
 import type { EngineContext } from "./context.ts";
-import type { RunName } from "./events.ts";
+import { type RunName, runNameOf } from "./events.ts";
 import { fail, isOfThePoint, proveAndComplete, recordPoint } from "./run-export.ts";
 
 /**
@@ -33,7 +33,7 @@ export async function recover(desired: DesiredState, context: EngineContext): Pr
       throw error;
     }
     try {
-      const name: RunName = { id: run.id, schedule: run.schedule, vmPath: run.vmPath, fireTime: run.fireTime };
+      const name = runNameOf(run);
       const { outcome, failure } = await recoverRun(run, name, lease, desired, context);
       emit({ type: "run_recovered", run: name, outcome });
       if (failure) {

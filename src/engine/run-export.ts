@@ -15,7 +15,7 @@ import { isOpen } from "../schedule/windows.ts";
 import { exportScope, type Lease } from "../state/leases.ts";
 import type { RunRow } from "../state/runs.ts";
 import type { EngineContext } from "./context.ts";
-import type { RunName } from "./events.ts";
+import { type RunName, runNameOf } from "./events.ts";
 import type { Place } from "./queue.ts";
 
 /** Everything one run needs of the desired state. */
@@ -43,7 +43,7 @@ export type RunOutcome = "completed" | "failed" | "interrupted" | "not started" 
 export async function runExport(work: RunWork, place: Place, context: EngineContext): Promise<RunOutcome> {
   const { state, clock, random, emit } = context;
   const { run } = work;
-  const name: RunName = { id: run.id, schedule: run.schedule, vmPath: run.vmPath, fireTime: run.fireTime };
+  const name = runNameOf(run);
   // it may have waited for a place for long; the next pass looks when a window opens again
   const held = heldBack(work, context);
   if (held !== undefined) {
@@ -60,11 +60,19 @@ export async function runExport(work: RunWork, place: Place, context: EngineCont
   }
   try {
     // between the plan and this lease another process may have run it
-    if (state.runs.get(run.id)?.state !== "queued") return "done elsewhere";
-    return await attempts(work, name, place, lease, context);
+    const journaled = state.runs.get(run.id);
+    if (journaled?.state !== "queued") return "done elsewhere";
+    return await attempts({ ...work, run: journaledAt(work.destination, journaled, lease, context) }, name, place, lease, context);
   } finally {
     state.writeUnlocked(() => state.leases.release(lease));
   }
+}
+
+/** A run as it is about to begin: it may have waited while its schedule was given another destination, and what it writes is looked for where its row says. */
+function journaledAt({ name, url }: DestinationSpec, run: RunRow, lease: Lease, { state }: EngineContext): RunRow {
+  if (run.destination === name && run.destinationUrl === url) return run;
+  state.write(lease, () => state.runs.setDestination(run.id, name, url));
+  return { ...run, destination: name, destinationUrl: url };
 }
 
 /** Why no attempt may begin now; what goes on is not cut. A manual run has neither windows nor suspensions. */

@@ -1,4 +1,4 @@
-import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
+import type { DesiredState } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import type { Plan, Revision } from "../plan/plan.ts";
@@ -16,6 +16,8 @@ export interface Reading {
   readonly revision: Revision | null;
   /** The desired state, or why there is none. */
   readonly content: { readonly desired: DesiredState } | { readonly problem: HypersdkError };
+  /** What is not wrong and yet worth a look, with its code. */
+  readonly warnings?: readonly { readonly code: string; readonly text: string }[];
 }
 
 /** Where the desired state comes from while it is watched. */
@@ -58,6 +60,8 @@ export interface WatchOptions {
   readonly lockTimeoutMs: number;
   readonly parallelism: number | undefined;
   readonly onStatus: (status: WatchStatus) => void;
+  /** Called once no other watcher can be in the way, before anything else. */
+  readonly onBegin?: () => Promise<void>;
   /** Lets the owner ask for a reading now. */
   readonly onRefresh: (refresh: () => void) => void;
 }
@@ -76,6 +80,11 @@ function isFatal(error: unknown): boolean {
   return !(error instanceof HypersdkError) || error.code === "LeaseLost" || error.code === "StateUnusable";
 }
 
+/** A state that is busy or full says nothing about a revision. */
+function isOfTheState({ code }: HypersdkError): boolean {
+  return code === "LockHeld" || code === "StateFull";
+}
+
 /**
  * Follows a source until it is aborted: every revision is planned and applied, exports start when they are due, each pass deciding anew
  * from the state. What cannot be read or applied leaves the last good revision running.
@@ -84,9 +93,10 @@ function isFatal(error: unknown): boolean {
 export async function watch(source: ConfigurationSource, context: EngineContext, options: WatchOptions): Promise<void> {
   const { state, clock, random, emit, signal } = context;
   const lease = await state.take("watcher", "watch", options.lockTimeoutMs, clock, random, signal);
-  const watcher = new Watcher(source, context, options, lease);
-  emit({ type: "watch_started", source: source.name });
   try {
+    await options.onBegin?.();
+    const watcher = new Watcher(source, context, options, lease);
+    emit({ type: "watch_started", source: source.name });
     await watcher.run();
     emit({ type: "watch_stopped", reason: "it was asked to stop" });
   } finally {
@@ -225,12 +235,13 @@ class Watcher {
     if (this.#sourceProblem) emit({ type: "source_back" });
     this.#sourceProblem = undefined;
     if (!reading) return;
-    const { revision, content } = reading;
+    const { revision, content, warnings = [] } = reading;
     const commit = revision?.commit ?? null;
     const problem = "problem" in content ? content.problem : undefined;
     // a revision that was refused is looked at again and again, and told once
     if (problem && this.#rejected?.commit === commit && this.#rejected.reason === problem.message) return;
     emit({ type: "revision_found", commit, branch: revision?.branch ?? null, dirty: revision?.dirty ?? false });
+    for (const { code, text } of warnings) emit({ type: "warning", code, text });
     this.#candidate = this.#refused = undefined;
     if ("problem" in content) this.#reject(revision, content.problem);
     else {
@@ -280,11 +291,11 @@ class Watcher {
       this.#lastPassAt = plan.at;
       this.#start(plan, candidate.desired, context);
       this.#next = nextOf(candidate.desired, plan);
-      this.#nextPassMs = Math.min(this.#nextPassMs, nextPassOf(this.#next, plan, candidate.desired, context));
+      this.#nextPassMs = Math.min(this.#nextPassMs, nextPassOf(this.#next, plan, context));
     } catch (error) {
       if (signal.aborted) return;
       if (isFatal(error)) throw error;
-      if (candidate !== this.#applied && this.#applied && (error as HypersdkError).code !== "LockHeld") {
+      if (candidate !== this.#applied && this.#applied && !isOfTheState(error as HypersdkError)) {
         this.#refused = candidate;
         if (this.#candidate === candidate) this.#candidate = undefined;
         this.#nextPassMs = 0;
@@ -348,17 +359,12 @@ function nextOf(desired: DesiredState, plan: Plan): WatchStatus["next"] {
 }
 
 /** When the planner can come to another answer by the clock alone. */
-function nextPassOf(next: WatchStatus["next"], plan: Plan, desired: DesiredState, { state }: EngineContext): number {
-  const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
+function nextPassOf(next: WatchStatus["next"], plan: Plan, { state }: EngineContext): number {
   const atMs = epochMsOf(plan.at);
   const times = [atMs + lookEveryMs];
   const first = next[0];
   if (first) times.push(epochMsOf(first.at));
-  for (const { until, waitsFor, fireTime, schedule } of plan.deferred) {
-    if (until !== null) times.push(epochMsOf(until));
-    if (waitsFor !== "dependency") continue;
-    for (const { timeoutMs } of (schedules.get(schedule) as ScheduleSpec).dependsOn) if (timeoutMs !== undefined) times.push(epochMsOf(fireTime) + timeoutMs);
-  }
+  for (const { until, deadline } of plan.deferred) times.push(epochMsOf(until ?? deadline));
   for (const { expiresAt } of state.artifacts.list()) if (expiresAt !== undefined) times.push(epochMsOf(expiresAt));
   return Math.min(...times.filter((each) => each > atMs));
 }

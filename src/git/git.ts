@@ -22,15 +22,20 @@ export interface GitOptions {
   readonly env?: Readonly<Record<string, string>>;
 }
 
-/** git, in `folder`. A git that says nothing for five minutes is ended. */
+/** What git may say of one call: the list of a million files, and an error that somebody reads. Servers have a say in both. */
+const maxOutputBytes = 128 * 2 ** 20;
+const maxErrorBytes = 2 ** 20;
+
+/** git, in `folder`. A git that says nothing for five minutes, or too much, is ended. */
 export function gitIn(folder: string, env: NodeJS.ProcessEnv, { signal, config: more = [], env: extra = {} }: GitOptions = {}): SimpleGit {
   const own = Object.fromEntries(
     Object.entries(env).filter(([name]) => !/^GIT_|^(EDITOR|PAGER|VISUAL|PREFIX|SSH_ASKPASS|GIT)$/.test(name) || passed.includes(name)),
   );
+  const overflow = new AbortController();
   return simpleGit({
     baseDir: folder,
     config: [...config, ...more],
-    ...(signal ? { abort: signal } : {}),
+    abort: signal ? AbortSignal.any([signal, overflow.signal]) : overflow.signal,
     // an exit code counts also where git says nothing, as verify-commit does of a commit without a signature
     errors: (error, { exitCode, stdErr }) =>
       error ?? (exitCode === 0 ? undefined : stdErr.length > 0 ? Buffer.concat(stdErr) : new Error(`git ended with ${exitCode}`)),
@@ -44,16 +49,32 @@ export function gitIn(folder: string, env: NodeJS.ProcessEnv, { signal, config: 
       allowUnsafeFsMonitor: true,
       allowUnsafeHooksPath: true,
     },
-  }).env({ ...own, ...set, ...extra });
+  })
+    .env({ ...own, ...set, ...extra })
+    .outputHandler((_, stdout, stderr) => {
+      for (const [stream, most] of [
+        [stdout, maxOutputBytes],
+        [stderr, maxErrorBytes],
+      ] as const) {
+        let bytes = 0;
+        stream.on("data", (data: Buffer) => {
+          bytes += data.length;
+          if (bytes > most) overflow.abort();
+        });
+      }
+    });
 }
 
 /** What git said on its error stream, without credentials, as one error. */
 export function gitError(what: string, error: unknown): HypersdkError {
-  const said = String((error as Error).message ?? error).replace(/\/\/[^/@\s]*@/g, "//…@");
+  const said = String((error as Error).message ?? error)
+    .slice(0, 65_536)
+    .replace(/\/\/[^/@\s]*@/g, "//…@");
   const line =
     said
       .split("\n")
       .map((each) => each.replace(/^(fatal|error|remote): /, "").trim())
       .find((each) => each !== "" && !/^(Cloning|warning|hint)/i.test(each)) ?? "git failed";
-  return new HypersdkError("SourceUnavailable", `${what}: ${line}`, { cause: error });
+  const why = line === "Abort signal received" ? "git was ended: it was told to stop, or it said too much" : line.slice(0, 500);
+  return new HypersdkError("SourceUnavailable", `${what}: ${why}`, { cause: error });
 }

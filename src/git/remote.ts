@@ -1,4 +1,4 @@
-import { mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
+import { mkdirSync, readdirSync, rmSync, statfsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
 import { gitError, gitIn } from "./git.ts";
@@ -36,6 +36,7 @@ export async function headOf({ url, ref }: RemoteSource, folder: string, env: No
 
 /** More than any configuration takes: a repository that sends more is not fetched to its end. */
 const maxObjectBytes = 512 * 2 ** 20;
+const smallHint = "a repository of configuration is small: keep images and archives elsewhere";
 /** A checkout that has grown to this over time begins anew. */
 const renewedAtBytes = 256 * 2 ** 20;
 const maxFetchMs = 600_000;
@@ -46,7 +47,6 @@ async function fetchWithin(folder: string, env: NodeJS.ProcessEnv, url: string, 
   const stop = new AbortController();
   let reason: string | undefined;
   let hint: string | undefined;
-  const tooLarge = "a repository of configuration is small: keep images and archives elsewhere";
   const end = (why: string, what?: string): void => {
     hint ??= what;
     reason ??= why;
@@ -55,14 +55,14 @@ async function fetchWithin(folder: string, env: NodeJS.ProcessEnv, url: string, 
   let [bytes, heardMs] = [0, performance.now()];
   const looking = setInterval(() => {
     const now = bytesBelow(objects);
-    if (now > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`, tooLarge);
+    if (now > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`, smallHint);
     if (now !== bytes) [bytes, heardMs] = [now, performance.now()];
     else if (performance.now() - heardMs > maxAskMs) end(`it said nothing for ${maxAskMs / 1000} s`);
   }, 500);
-  const timer = setTimeout(() => end(`it was not fetched within ${maxFetchMs / 60_000} minutes`, tooLarge), maxFetchMs);
+  const timer = setTimeout(() => end(`it was not fetched within ${maxFetchMs / 60_000} minutes`, smallHint), maxFetchMs);
   try {
     await gitIn(folder, env, { signal: signal ? AbortSignal.any([stop.signal, signal]) : stop.signal }).raw(["fetch", "--quiet", ...args]);
-    if (bytesBelow(objects) > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`, tooLarge);
+    if (bytesBelow(objects) > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`, smallHint);
   } catch (error) {
     if (reason === undefined) throw error;
   } finally {
@@ -81,7 +81,7 @@ function bytesBelow(folder: string): number {
       if (entry.isFile()) sum += statSync(join(entry.parentPath, entry.name), { throwIfNoEntry: false })?.size ?? 0;
   } catch (error) {
     // git moves files about while it works
-    if (errnoOf(error) !== "ENOENT") throw error;
+    if (errnoOf(error) === undefined) throw error;
   }
   return sum;
 }
@@ -114,11 +114,41 @@ export async function checkOut({ url, ref }: RemoteSource, folder: string, env: 
     await git.raw(["update-ref", "FETCH_HEAD", ref]);
   }
   try {
-    await git.raw(["checkout", "--quiet", "--force", "--detach", "FETCH_HEAD"]);
-    await git.raw(["clean", "-ffdxq"]);
+    const stoppable = gitIn(folder, env, signal ? { signal } : {});
+    refuseLarge(await stoppable.raw(["ls-tree", "-r", "-l", "-z", "--full-tree", "FETCH_HEAD"]), folder);
+    await stoppable.raw(["checkout", "--quiet", "--force", "--detach", "FETCH_HEAD"]);
+    await stoppable.raw(["clean", "-ffdxq"]);
   } catch (error) {
-    throw gitError(`cannot check out ${ref}`, error);
+    // half a checkout may hold the room that the state needs
+    rmSync(folder, { recursive: true, force: true });
+    throw error instanceof HypersdkError ? error : gitError(`cannot check out ${ref}`, error);
   }
+}
+
+const maxTreeFiles = 200_000;
+/** What must stay free beside a checkout. */
+const spareBytes = 64 * 2 ** 20;
+
+/**
+ * A tree may be a thousand times larger than what was sent of it.
+ * @param tree of `git ls-tree -l -z`: mode, kind, id and size, then the path, for each file
+ */
+function refuseLarge(tree: string, folder: string): void {
+  let [files, bytes] = [0, 0];
+  for (const [, size] of tree.matchAll(/(?:^|\0)\d+ \w+ [0-9a-f]+ +(\d+|-)\t/g)) {
+    files++;
+    if (size !== "-") bytes += Number(size);
+  }
+  const { bavail, bsize } = statfsSync(folder);
+  const why =
+    files > maxTreeFiles
+      ? `it holds ${files} files`
+      : bytes > maxObjectBytes
+        ? `its files have ${bytes} bytes`
+        : bytes + spareBytes > bavail * bsize
+          ? `its files have ${bytes} bytes, and there is no room for them in ${folder}`
+          : undefined;
+  if (why !== undefined) throw new HypersdkError("SourceUnavailable", `the revision cannot be checked out: ${why}`, { hint: smallHint });
 }
 
 /** What a git that was killed left behind would stop the next one for ever. */

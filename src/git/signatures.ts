@@ -21,7 +21,12 @@ export async function verifyCommit(folder: string, commit: string, keyring: stri
   } catch (error) {
     throw new HypersdkError("SourceUnavailable", `cannot read the keyring ${keyring}: ${errnoOf(error)}`, { cause: error });
   }
-  const home = mkdtempSync(join(tmpdir(), "hypersdk-keys-"));
+  let home: string;
+  try {
+    home = mkdtempSync(join(tmpdir(), "hypersdk-keys-"));
+  } catch (error) {
+    throw new HypersdkError("SourceUnavailable", `cannot make a folder for the keys in ${tmpdir()}: ${errnoOf(error)}`, { cause: error });
+  }
   try {
     if (isOpenPgp(content)) await importKeys(home, path);
     // of a kind that the file is not for, nothing is known, and nothing passes

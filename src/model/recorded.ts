@@ -83,5 +83,7 @@ export interface RecordedRun {
   readonly kind: "scheduled" | "manual";
   readonly fireTime: Instant;
   readonly state: RunState;
+  /** When it was seen first. */
+  readonly createdAt?: Instant;
   readonly endedAt?: Instant;
 }

@@ -68,7 +68,11 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
   }
   const dependency = unmetDependency(schedule, fireTimeMs, nowMs, nextMs, context);
   if (dependency?.isOver) return { kind: "skipped", export: { ...base, reason: dependency.reason } };
-  if (dependency) return { kind: "deferred", export: { ...base, waitsFor: "dependency", reason: dependency.reason, until: null, deadline } };
+  if (dependency)
+    return {
+      kind: "deferred",
+      export: { ...base, waitsFor: "dependency", reason: dependency.reason, until: null, deadline: instantOf(dependency.deadlineMs) },
+    };
   if (!isOpen(schedule.windows, nowMs)) {
     const opening = nextOpening(schedule.windows, nowMs);
     return {
@@ -135,38 +139,87 @@ function isEnded({ state }: RecordedRun): boolean {
   return state === "completed" || state === "failed" || state === "cancelled" || state === "skipped";
 }
 
-/** The first dependency whose latest firing at or before the fire time has not ended as it must. */
+/**
+ * A dependency whose latest firing at or before the fire time has not ended as it must: one whose time is over, or else the first.
+ * `deadlineMs` is when it is given up.
+ */
 function unmetDependency(
   schedule: ScheduleSpec,
   fireTimeMs: number,
   nowMs: number,
   nextMs: number,
   context: DueContext,
-): { readonly reason: string; readonly isOver: boolean } | undefined {
-  for (const { schedule: name, state, timeoutMs } of schedule.dependsOn) {
-    const first = context.schedules.get(name) as ScheduleSpec;
-    const firingMs = fireTimes(first.cron, first.timezone).latest(fireTimeMs);
-    const firing = instantOf(firingMs);
-    const states = context.protectionsOf(name).flatMap((protection): RecordedRun["state"][] => {
-      // a protection that began after this firing has no part in it
-      if (epochMsOf(protection.effectiveSince) >= firingMs) return [];
-      const runs = context.runs.get(protectionKey(name, protection.provider, protection.identity)) ?? [];
-      const run = runs.find((each) => each.kind === "scheduled" && each.fireTime === firing);
-      // a VM that is gone will have no run, and nobody waits for it
-      if (!run && protection.state === "missing") return [];
-      return [run?.state ?? "queued"];
-    });
+): { readonly reason: string; readonly isOver: boolean; readonly deadlineMs: number } | undefined {
+  const unmet = schedule.dependsOn.flatMap(({ schedule: name, state, timeoutMs }) => {
+    const firingMs = firingOf(name, fireTimeMs, context);
+    const states = runsOf(name, firingMs, context).map((run): RecordedRun["state"] => run?.state ?? "queued");
     const pending = states.filter((each) => each !== "completed" && each !== "failed" && each !== "cancelled" && each !== "skipped").length;
     const unsuccessful = states.filter((each) => each === "failed" || each === "cancelled" || each === "skipped").length;
-    const isMet = pending === 0 && (state === "any" || (state === "completed" ? unsuccessful === 0 : unsuccessful > 0));
-    if (isMet) continue;
-    const limitMs = Math.min(timeoutMs === undefined ? nextMs : fireTimeMs + timeoutMs, nextMs);
-    const what = pending > 0 ? `${pending} of ${states.length} runs have not ended` : `it has not ${state}`;
-    if (nowMs >= limitMs)
-      return { isOver: true, reason: `the dependency on ${name} (${state}) was not met within ${formatDuration(limitMs - fireTimeMs)}: ${what}` };
-    return { isOver: false, reason: `waits for ${name} to be ${state}: ${what}` };
-  }
-  return undefined;
+    if (pending === 0 && (state === "any" || (state === "completed" ? unsuccessful === 0 : unsuccessful > 0))) return [];
+    const limitMs = Math.min(timeoutMs === undefined ? nextMs : timeoutFrom(name, fireTimeMs, firingMs, timeoutMs, nowMs, context) + timeoutMs, nextMs);
+    return [{ name, state, limitMs, what: pending > 0 ? `${pending} of ${states.length} runs have not ended` : `it has not ${state}` }];
+  });
+  const over = unmet.find(({ limitMs }) => nowMs >= limitMs);
+  const first = over ?? unmet[0];
+  if (!first) return undefined;
+  const { name, state, limitMs, what } = first;
+  const reason = over
+    ? `the dependency on ${name} (${state}) was not met within ${formatDuration(limitMs - fireTimeMs)}: ${what}`
+    : `waits for ${name} to be ${state}: ${what}`;
+  return { reason, isOver: over !== undefined, deadlineMs: Math.min(...unmet.map((each) => each.limitMs)) };
+}
+
+/** The firing of a schedule that a run of this fire time waits for. */
+function firingOf(name: string, fireTimeMs: number, { schedules }: DueContext): number {
+  const { cron, timezone } = schedules.get(name) as ScheduleSpec;
+  return fireTimes(cron, timezone).latest(fireTimeMs);
+}
+
+/** The runs of one firing, for each protection that has a part in it; undefined for one that has none yet. */
+function runsOf(name: string, firingMs: number, context: DueContext): readonly (RecordedRun | undefined)[] {
+  const firing = instantOf(firingMs);
+  return context.protectionsOf(name).flatMap((protection) => {
+    // a protection that began after this firing has no part in it
+    if (epochMsOf(protection.effectiveSince) >= firingMs) return [];
+    const runs = context.runs.get(protectionKey(name, protection.provider, protection.identity)) ?? [];
+    const run = runs.find((each) => each.kind === "scheduled" && each.fireTime === firing);
+    // a VM that is gone will have no run, and nobody waits for it
+    return !run && protection.state === "missing" ? [] : [run];
+  });
+}
+
+/** From when a timeout counts: from the fire time, or, where nobody looked before it was over, from when what is waited for was caught up. */
+function timeoutFrom(name: string, fireTimeMs: number, firingMs: number, timeoutMs: number, nowMs: number, context: DueContext): number {
+  const limitMs = fireTimeMs + timeoutMs;
+  return nowMs < limitMs ? fireTimeMs : (caughtUpAt(name, firingMs, limitMs, nowMs, context, new Map()) ?? fireTimeMs);
+}
+
+/**
+ * When the runs of a firing were seen, or could be now, where that is after `limitMs`; undefined where they were in time, or wait for something
+ * else than to be seen.
+ */
+function caughtUpAt(
+  name: string,
+  firingMs: number,
+  limitMs: number,
+  nowMs: number,
+  context: DueContext,
+  known: Map<string, number | undefined>,
+): number | undefined {
+  const key = `${name}\n${firingMs}`;
+  if (known.has(key)) return known.get(key);
+  const schedule = context.schedules.get(name) as ScheduleSpec;
+  const isSeenNow = (): boolean => {
+    if (context.isSuspended(name) || !isOpen(schedule.windows, nowMs)) return false;
+    const firings = schedule.dependsOn.map((each) => ({ name: each.schedule, firingMs: firingOf(each.schedule, firingMs, context) }));
+    const open = firings.filter((each) => runsOf(each.name, each.firingMs, context).some((run) => !run || !isEnded(run)));
+    return open.length === 0 || open.some((each) => caughtUpAt(each.name, each.firingMs, limitMs, nowMs, context, known) !== undefined);
+  };
+  const seen = runsOf(name, firingMs, context).map((run) => (run ? epochMsOf(run.createdAt ?? run.fireTime) : isSeenNow() ? nowMs : 0));
+  const lastMs = Math.max(0, ...seen);
+  const at = lastMs > limitMs ? lastMs : undefined;
+  known.set(key, at);
+  return at;
 }
 
 /** How much of a VM an export reads, and why, as far as can be told before; the export itself decides by the same rules. */

@@ -148,7 +148,7 @@ export interface DeferredExport extends PlannedExport {
   readonly reason: string;
   /** When it may start, where that is known. */
   readonly until: Instant | null;
-  /** Its next fire time, by which it is superseded. */
+  /** When it is given up: at its next fire time, which supersedes it, or when the timeout of a dependency is over. */
   readonly deadline: Instant;
 }
 

@@ -1,6 +1,6 @@
 import TinyQueue from "tinyqueue";
 import type { ScheduleSpec } from "../model/desired.ts";
-import { type Instant, instantOf } from "../model/instant.ts";
+import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import type { RecordedProtection, RecordedRun, RunState } from "../model/recorded.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import { retryDelayMs } from "../schedule/backoff.ts";
@@ -77,6 +77,7 @@ interface SimulatedRecord extends Omit<RecordedRun, "state" | "endedAt"> {
 }
 
 interface Turnable extends Waiting {
+  readonly queuedMs: number;
   readonly subject: Subject;
   readonly record: SimulatedRecord;
   attempt: number;
@@ -91,6 +92,7 @@ interface Event {
 }
 
 const [endOrder, lookOrder] = [0, 1];
+const forAPlace = "waited for a place";
 
 /**
  * Runs the scheduler over a span of time that never was: the decisions are those of the planner, the order is that of the queue, only
@@ -169,18 +171,27 @@ export function simulate(simulation: Simulation): Timeline {
       finish(subject, record, "skipped", decision.export.reason);
       return;
     }
+    if (!known && nowMs > record.run.fireTimeMs) note(record.run, "caught up");
     if (decision.kind === "deferred") {
       note(record.run, decision.export.reason);
       if (decision.export.waitsFor === "dependency") {
         blocked.set(name, (blocked.get(name) ?? new Set()).add(subject));
-        for (const { timeoutMs } of member.schedule.dependsOn) if (timeoutMs !== undefined) lookAt(subject, Date.parse(fireTime) + timeoutMs);
+        lookAt(subject, epochMsOf(decision.export.deadline));
       } else if (decision.export.waitsFor === "window") {
         const opening = nextOpening(windows, nowMs);
         if (opening !== undefined) lookAt(subject, opening);
       }
       return;
     }
-    const turn: Turnable = { ...turnOf(decision.export), schedule: name, concurrency: member.schedule.concurrency, subject, record, attempt: 0 };
+    const turn: Turnable = {
+      ...turnOf(decision.export),
+      schedule: name,
+      concurrency: member.schedule.concurrency,
+      queuedMs: nowMs,
+      subject,
+      record,
+      attempt: 0,
+    };
     subject.queued = turn;
     queue.add(turn);
   }
@@ -190,14 +201,28 @@ export function simulate(simulation: Simulation): Timeline {
     const before = subject.runs.find(({ state }) => state === "queued");
     if (before) {
       before.state = "skipped";
-      if (subject.queued) queue.remove(subject.queued);
+      if (subject.queued) {
+        queue.remove(subject.queued);
+        note(before.run, forAPlace);
+      }
       subject.queued = undefined;
       end(before, "superseded", "its next fire time came first");
       wakeDependents(before);
     }
     const run: SimulatedRun = { schedule: schedule.name, vmPath, fireTimeMs: Date.parse(fireTime), priority, attempts: 0, outcome: "unfinished", reasons: [] };
     const { provider, identity } = subject.member;
-    const record: SimulatedRecord = { id: "", schedule: schedule.name, provider, identity, vmPath, kind: "scheduled", fireTime, state: "queued", run };
+    const record: SimulatedRecord = {
+      id: "",
+      schedule: schedule.name,
+      provider,
+      identity,
+      vmPath,
+      kind: "scheduled",
+      fireTime,
+      state: "queued",
+      createdAt: context.now,
+      run,
+    };
     const asked = askedFrom(schedule.name);
     subject.runs = [...subject.runs.filter(({ state, fireTime: at }) => state === "queued" || state === "running" || at >= asked), record];
     if (done.length >= maxRuns) throw new RangeError(`more than ${maxRuns} runs`);
@@ -231,7 +256,7 @@ export function simulate(simulation: Simulation): Timeline {
       record.state = "running";
       record.run.startedMs ??= nowMs;
       record.run.attempts++;
-      if (nowMs > record.run.fireTimeMs && record.run.reasons.length === 0) note(record.run, "waited for a place");
+      if (turn.attempt === 1 && nowMs > turn.queuedMs) note(record.run, forAPlace);
       const started = turn;
       at(nowMs + Math.max(1, durationMs(subject.member)), endOrder, () => ended(started));
     }
@@ -314,6 +339,7 @@ export function simulate(simulation: Simulation): Timeline {
     while (events.peek()?.atMs === nowMs) events.pop()?.happen();
     if (!isDown) startWhatCan();
   }
+  for (const { queued } of subjects.values()) if (queued && queued.attempt === 0) note(queued.record.run, forAPlace);
   return { runs: done, peak, peakWaiting };
 }
 

@@ -65,6 +65,11 @@ export class Runs {
     this.#db.prepare("UPDATE runs SET state = ? WHERE id = ?").run(state, id);
   }
 
+  /** For a run that waited while its schedule was given another destination. */
+  setDestination(id: string, destination: string, destinationUrl: string): void {
+    this.#db.prepare("UPDATE runs SET destination = ?, destination_url = ?, folder = NULL WHERE id = ?").run(destination, destinationUrl, id);
+  }
+
   /** Where the run is about to write, so that leftovers are found. */
   setFolder(id: string, folder: string): void {
     this.#db.prepare("UPDATE runs SET folder = ? WHERE id = ?").run(folder, id);
@@ -114,7 +119,7 @@ export class Runs {
   forPlanner(since: Instant): RecordedRun[] {
     const rows = this.#db
       .prepare(
-        `SELECT id, schedule, provider, identity, vm_path AS vmPath, kind, fire_time AS fireTime, state, ended_at AS endedAt FROM runs WHERE state IN ${openStates} OR fire_time >= ? ORDER BY id`,
+        `SELECT id, schedule, provider, identity, vm_path AS vmPath, kind, fire_time AS fireTime, state, created_at AS createdAt, ended_at AS endedAt FROM runs WHERE state IN ${openStates} OR fire_time >= ? ORDER BY id`,
       )
       .all(since);
     return rows as RecordedRun[];

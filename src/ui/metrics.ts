@@ -99,6 +99,9 @@ export class WatchMetrics {
         this.#failures.inc({ code: event.code });
         this.#exports.inc({ schedule: this.#label(event.run.schedule), outcome: "failed" });
         return;
+      case "export_skipped":
+        this.#exports.inc({ schedule: this.#label(event.run.schedule), outcome: "skipped" });
+        return;
       case "export_interrupted":
         this.#exports.inc({ schedule: this.#label(event.run.schedule), outcome: "interrupted" });
         return;

@@ -91,6 +91,9 @@ export class ProgressView {
       case "export_interrupted":
         this.#end(event.run, `${yellow("■")} ${nameOf(event.run)}  interrupted`);
         return;
+      case "export_skipped":
+        this.#line(`${yellow("-")} ${nameOf(event.run)}  skipped: ${printable(event.reason)}`);
+        return;
       case "export_not_started":
         this.#end(event.run, `${yellow("~")} ${nameOf(event.run)}  not started: ${printable(event.reason)}`);
         return;

@@ -43,7 +43,7 @@ export class WatchView {
     const { applied, rejected, sourceProblem, passProblem, unknown, next, waiting, running, serial } = status;
     const revision = applied
       ? applied.commit
-        ? `${applied.branch ?? "detached"}@${applied.commit.slice(0, 7)}`
+        ? `${applied.branch ?? "detached"}@${applied.commit.slice(0, 7)}${applied.dirty ? " with changes" : ""}`
         : "files without a commit"
       : "nothing applied yet";
     const lines = ["", `${bold("revision")}  ${printable(revision)}  serial ${serial}  ${running} running, ${waiting} waiting`];

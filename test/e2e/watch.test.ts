@@ -128,19 +128,29 @@ describe("watch on a work tree", { timeout: 120_000 }, () => {
     const watcher = watching(folder);
     await watcher.came("export_completed");
     const file = join(folder, "infrastructure.yaml");
-    const reason = expect.stringMatching(/infrastructure\.yaml:1: schedule\.nightly and 1 more stood in this file, and it is empty or no YAML now/) as string;
+    const reason = expect.stringMatching(
+      /infrastructure\.yaml:1: schedule\.nightly and 1 more stood in this file, and it is no document of hypersdk now/,
+    ) as string;
     writeFileSync(file, "");
     expect(await watcher.came("revision_rejected")).toMatchObject({ reason });
-    for (const cut of ["", "# nothing\n", "a: [\n"]) {
+    for (const cut of ["", "# nothing\n", "a: [\n", "version\n", "---\n", "\0\0\0\0", "of: another program\n"]) {
       writeFileSync(file, cut);
       const ran = await hypersdk(folder, ["apply", "--auto-approve"]);
       expect(ran).toMatchObject({ code: 3, stderr: expect.stringContaining("HSE029") as string });
     }
-    writeFileSync(file, "of: another program\n");
-    expect((await hypersdk(folder, ["plan"])).stdout).toContain("- schedule.nightly");
     rmSync(file);
     await watcher.came("config_applied", 2);
+    watcher.kill("SIGTERM");
+    await watcher.done;
     expect(result<{ protections: number }>((await hypersdk(folder, ["status", "--json"])).stdout).protections).toBe(0);
+    // to empty it, or to move what it said, is no accident either
+    writeFileSync(file, yaml());
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    writeFileSync(file, "version: v2\n");
+    expect((await hypersdk(folder, ["plan"])).stdout).toContain("- schedule.nightly");
+    writeFileSync(join(folder, "other.yaml"), yaml());
+    writeFileSync(file, "of: another program\n");
+    expect((await hypersdk(folder, ["plan"])).stdout).toContain("0 to remove");
   });
 
   it("lets a second watcher wait, or end with 5; its lock goes with it", async () => {
@@ -344,7 +354,7 @@ describe("watch on a branch of a repository elsewhere", { timeout: 120_000 }, ()
     watcher.kill("SIGHUP");
     await watcher.came("export_completed", 2);
     const plan = await hypersdk(cwd, ["plan", ...argsOf(url, cwd)]);
-    expect(plan).toMatchObject({ code: 3, stderr: expect.stringMatching(/at most 20000 files with 64 MiB are read[\s\S]*--path/) as string });
+    expect(plan).toMatchObject({ code: 3, stderr: expect.stringMatching(/at most 20000 files are read, 8 MiB of them[\s\S]*--path/) as string });
     expect(await hypersdk(cwd, ["status", ...argsOf(url, cwd)])).toMatchObject({ code: 0, stdout: expect.stringContaining("rejected") as string });
   });
 

@@ -100,10 +100,31 @@ describe("each field of a schedule, over simulated days", () => {
     const span = { outages, to: instant("2026-11-20T06:30:00Z") };
     expect(told(run(yaml("latest"), ["a"], span))).toEqual([
       "hourly 11-20T01:00 11-20T01:00 completed ",
-      "hourly 11-20T05:00 11-20T05:20 completed waited for a place",
+      "hourly 11-20T05:00 11-20T05:20 completed caught up",
       "hourly 11-20T06:00 11-20T06:00 completed ",
     ]);
     expect(told(run(yaml("skip"), ["a"], span))[1]).toBe("hourly 11-20T05:00 - skipped it was missed by 20m and catchUp is skip");
+  });
+
+  it("a timeout that was over while nobody looked counts from when what it waits for is caught up, along a chain too", () => {
+    const chain = `version: v2\nschedules:\n${schedule("first", 'cron: "0 1 * * *"')}${schedule("second", 'cron: "30 1 * * *", dependsOn: [{schedule: first, timeout: 1h}]')}${schedule("third", 'cron: "0 2 * * *", dependsOn: [{schedule: second, timeout: 1h}]')}`;
+    const outages = [{ fromMs: Date.parse("2026-11-20T00:30:00Z"), toMs: Date.parse("2026-11-20T05:20:00Z") }];
+    const span = { outages, to: instant("2026-11-20T12:00:00Z") };
+    expect(told(run(chain, ["a"], { ...span, durationMs: () => 30 * minute }))).toEqual([
+      "first 11-20T01:00 11-20T05:20 completed caught up",
+      "second 11-20T01:30 11-20T05:50 completed caught up; waits for first to be completed: 1 of 1 runs have not ended",
+      "third 11-20T02:00 11-20T06:20 completed caught up; waits for second to be completed: 1 of 1 runs have not ended",
+    ]);
+    // one that takes longer than that is waited for no longer
+    const slow = run(chain, ["a"], { ...span, durationMs: () => 70 * minute }).runs;
+    expect(slow.map(({ schedule: name, outcome, endedMs }) => [name, outcome, new Date(endedMs ?? 0).toISOString().slice(11, 16)])).toEqual([
+      ["first", "completed", "06:30"],
+      ["second", "skipped", "06:20"],
+      ["third", "skipped", "06:20"],
+    ]);
+    // and what nobody keeps from running is not excused: a suspended one, and one in its window
+    const suspended = run(chain.replace("name: first,", "name: first, suspend: true,"), ["a"], span).runs.filter(({ schedule: name }) => name === "second");
+    expect(suspended.map(({ outcome }) => outcome)).toEqual(["skipped"]);
   });
 
   it("catchUp: skip leaves runs alone that wait for their window, their dependency or their last run: they were not missed", () => {

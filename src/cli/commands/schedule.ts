@@ -32,7 +32,8 @@ export async function preview(name: string, options: PreviewOptions, io: Io): Pr
   // that it is suspended itself is told once for all of its firings
   const soonestOf = soonestStarts(schedules, (each) => each !== schedule && isSuspended(each));
   const items: Item[] = [];
-  for (let at = epochMsOf(from); items.length < (options.count ?? 10); ) {
+  // the first instant counts
+  for (let at = epochMsOf(from) - 1; items.length < (options.count ?? 10); ) {
     at = times.next(at);
     items.push(itemOf(schedule, schedules, soonestOf, at));
   }

@@ -2,6 +2,7 @@ import { observe } from "../../engine/observe.ts";
 import { formatDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
+import type { RecordedProtection } from "../../model/recorded.ts";
 import { type Member, membership, protectionKey } from "../../plan/membership.ts";
 import { withRenames } from "../../plan/planner.ts";
 import { type SimulatedRun, type Simulation, simulate as simulateRuns, type Timeline } from "../../plan/simulate.ts";
@@ -49,8 +50,10 @@ export async function simulate(options: SimulateOptions, io: Io): Promise<number
     const protections = new Map(recorded.protections.map((each) => [protectionKey(each.schedule, each.provider, each.identity), each]));
     const known = (member: Member): number | undefined =>
       protections.get(protectionKey(member.schedule.name, member.provider, member.identity))?.lastDurationMs;
-    // the plan of the state is made now; at another time nothing of it has happened yet, or all of it
-    const relevant = from < now ? new Map<string, never>() : protections;
+    // the plan of the state is made now; before, nothing of it has happened yet, and later all that was due until then
+    const justBefore = instantOf(epochMsOf(from) - 1);
+    const servedUntilThen = (each: RecordedProtection): RecordedProtection => ({ ...each, effectiveSince: justBefore, handledUntil: justBefore });
+    const relevant = options.from === undefined ? protections : new Map(from < now ? [] : [...protections].map(([key, each]) => [key, servedUntilThen(each)]));
     const unknown = [...speeds.keys()].find((name) => name !== "" && !desired.providers.some((provider) => provider.name === name));
     if (unknown !== undefined) throw new HypersdkError("Usage", `--provider-speed: no provider is named "${unknown}"`);
     const timeline = bounded({
@@ -58,7 +61,8 @@ export async function simulate(options: SimulateOptions, io: Io): Promise<number
       protections: relevant,
       suspended: recorded.suspended,
       limit: desired.concurrency,
-      from,
+      // the first instant counts
+      from: options.from === undefined ? from : justBefore,
       to,
       durationMs(member) {
         const speed = speeds.get(member.provider) ?? speeds.get("");

@@ -26,7 +26,12 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
   try {
     const now = clock.now();
     const recorded = state?.recorded(now) ?? emptyRecorded;
-    const applied = JSON.parse(state?.configuration.meta("applied_revision") ?? "null") as { commit: string | null; branch: string | null; at: string } | null;
+    const applied = JSON.parse(state?.configuration.meta("applied_revision") ?? "null") as {
+      commit: string | null;
+      branch: string | null;
+      dirty?: boolean;
+      at: string;
+    } | null;
     const attempted = JSON.parse(state?.configuration.meta("attempted_revision") ?? "null") as {
       commit: string | null;
       at: string;
@@ -60,7 +65,12 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       state: run.state,
       error: run.error ?? null,
     }));
-    const drift = desired ? plan({ desired, recorded, observed: await observe(desired, adapters), revision: loaded.revision, now }).drift : [];
+    const made = desired && plan({ desired, recorded, observed: await observe(desired, adapters), revision: loaded.revision, now });
+    const drift = made?.drift ?? [];
+    const waiting = (made?.deferred ?? [])
+      .filter(({ waitsFor }) => waitsFor !== "running")
+      .map(({ schedule, vmPath, fireTime, reason, until }) => ({ schedule, vm: vmPath, fireTime, reason, until }));
+    const unknown = drift.flatMap((each) => (each.kind === "unknown" ? [{ what: each.what, reason: each.message }] : []));
     const overdue = drift.flatMap((each) => (each.kind === "overdue" ? [{ schedule: each.schedule, vm: each.vmPath, reason: each.message }] : []));
     const missing = recorded.protections.filter((each) => each.state === "missing").length;
     const damaged = recorded.points
@@ -76,6 +86,8 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       missing,
       next,
       running,
+      waiting,
+      unknown,
       runs,
       overdue,
       damaged,
@@ -91,7 +103,7 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
     }
     const { style } = io;
     io.out(
-      `${style.bold("revision")}  ${applied?.commit ? `${applied.branch ?? "detached"}@${applied.commit.slice(0, 7)}` : applied ? "files without a commit" : "nothing applied yet"}  serial ${recorded.serial}${applied ? `  applied ${formatTime(instantOf(Date.parse(applied.at)), "UTC", now)}` : ""}\n`,
+      `${style.bold("revision")}  ${applied?.commit ? `${applied.branch ?? "detached"}@${applied.commit.slice(0, 7)}${applied.dirty ? " with changes" : ""}` : applied ? "files without a commit" : "nothing applied yet"}  serial ${recorded.serial}${applied ? `  applied ${formatTime(instantOf(Date.parse(applied.at)), "UTC", now)}` : ""}\n`,
     );
     if (watching) io.out(`${style.bold("watched")}   by process ${watching.pid} on ${watching.host} since ${formatTime(watching.since, "UTC", now)}\n`);
     if (attempted?.problem)
@@ -113,6 +125,17 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       ),
       "none",
     );
+    if (waiting.length > 0)
+      section(
+        "waiting",
+        waiting
+          .slice(0, 20)
+          .map(
+            (each) =>
+              `${formatTime(each.fireTime, zones(each.schedule), now)}  ${each.schedule}  ${printable(each.vm)}  ${printable(each.reason)}${each.until ? `, opens ${formatTime(each.until, zones(each.schedule), now)}` : ""}`,
+          ),
+        "nothing",
+      );
     if (running.length > 0)
       section(
         "running",
@@ -134,6 +157,12 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       overdue.slice(0, 20).map((each) => `${style.red("!")} ${each.schedule}  ${printable(each.vm)}  ${each.reason}`),
       "nothing is overdue",
     );
+    if (unknown.length > 0)
+      section(
+        "cannot be looked at",
+        unknown.slice(0, 20).map((each) => `${style.yellow("?")} ${printable(each.what)}  ${printable(each.reason)}`),
+        "nothing",
+      );
     return 0;
   } finally {
     state?.close();

@@ -7,7 +7,7 @@ import { WatchMetrics } from "../../ui/metrics.ts";
 import { WatchView } from "../../ui/watch-view.ts";
 import { clock } from "../compose.ts";
 import { exitCodes } from "../exit-codes.ts";
-import { type HealthServer, serveHealth } from "../health-server.ts";
+import { type HealthServer, parseAddress, serveHealth } from "../health-server.ts";
 import type { Io } from "../io.ts";
 import { type SourceOptions, statePathFor } from "../load.ts";
 import { inSession, progressOn } from "../session.ts";
@@ -61,6 +61,7 @@ async function once(options: WatchOptions, lockTimeoutMs: number, io: Io): Promi
 async function forever(options: WatchOptions, intervalMs: number, lockTimeoutMs: number, io: Io): Promise<number> {
   // the young generation would grow to 48 MiB over a day of short work, and never shrink again
   setFlagsFromString("--semi-space-growth-factor=1");
+  if (options.listen !== undefined) parseAddress(options.listen);
   const source = await watchSource(options, io.env, io.cwd);
   const statePath = await statePathFor(options, io.env, io.cwd);
   const zones = new Map<string, string>();
@@ -82,13 +83,22 @@ async function forever(options: WatchOptions, intervalMs: number, lockTimeoutMs:
     listen((event) => metrics.handle(event));
     listen((event) => view.handle(event));
     let status: WatchStatus | undefined;
-    const server = await healthServer(options.listen, metrics, () => status);
-    if (server && !io.quiet) io.err(`health and metrics: http://${server.address}/metrics\n`);
+    let server: HealthServer | undefined;
     try {
       await watchSourceOf(source, context, {
         intervalMs,
         lockTimeoutMs,
         parallelism: options.parallelism,
+        async onBegin() {
+          if (options.listen === undefined) return;
+          server = await serveHealth(
+            options.listen,
+            metrics,
+            () => status,
+            () => epochMsOf(clock.now()),
+          );
+          if (!io.quiet) io.err(`health and metrics: http://${server.address}/metrics\n`);
+        },
         onRefresh: (now) => {
           refresh = now;
         },
@@ -106,8 +116,4 @@ async function forever(options: WatchOptions, intervalMs: number, lockTimeoutMs:
   });
   // to be told to end is how a daemon ends
   return code === exitCodes.terminated ? exitCodes.done : code;
-}
-
-async function healthServer(address: string | undefined, metrics: WatchMetrics, status: () => WatchStatus | undefined): Promise<HealthServer | undefined> {
-  return address === undefined ? undefined : serveHealth(address, metrics, status, () => epochMsOf(clock.now()));
 }
