@@ -128,6 +128,8 @@ function pathOf(path: string | undefined): string {
 
 /** The branch, tag or commit of a remote repository. */
 export function refOf({ ref, branch }: SourceOptions): string {
+  if (branch !== undefined && ref !== undefined)
+    throw new HypersdkError("Usage", "--branch and --ref cannot be combined", { hint: "--ref takes a tag or a commit, --branch follows a branch" });
   // a tag of the same name is no branch
   return ref ?? (branch === undefined ? "HEAD" : branch.startsWith("refs/") ? branch : `refs/heads/${branch}`);
 }
@@ -183,19 +185,7 @@ async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.Proc
     const listed = tree.files.map((file): Listed => ({ file, path: join(access.checkout, file), wasNamed: false }));
     const revision = { ...tree.revision, branch: options.ref === undefined ? (options.branch ?? null) : null, dirty: false };
     const loaded = build(listed, revision, statePathOf(options, env, cwd) ?? join(home, "state.db"), access.checkout, access, env, isSigned);
-    const passedOver = (await notFollowed(access.checkout, env)).map(
-      ({ path: file, kind }): Diagnostic => ({
-        severity: "warning",
-        code: "HSW018",
-        message: `${file} is a ${kind}: nothing of it is read`,
-        file,
-        line: 1,
-        column: 1,
-        length: 1,
-        source: "",
-        label: "only plain files of the repository itself are",
-      }),
-    );
+    const passedOver = (await notFollowed(access.checkout, env)).map(({ path: file, kind }) => notRead(file, `is a ${kind}`));
     return { ...loaded, diagnostics: [...loaded.diagnostics, ...passedOver] };
   } finally {
     lock.leave();
@@ -217,10 +207,15 @@ function build(
   const files: ConfigFile[] = [];
   const content = createHash("sha256");
   if (listed.length > maxFiles) throw tooMuch(`${listed.length} YAML files`);
+  const passedOver: Diagnostic[] = [];
   let [allBytes, ownBytes] = [0, 0];
   for (const { file, path, wasNamed } of [...listed].sort((a, b) => (a.file < b.file ? -1 : 1))) {
     const bytes = readBytes(path, file);
-    if (!bytes) continue;
+    if (!bytes) {
+      // git gives names as bytes, and what is none of UTF-8 cannot be opened by its name
+      if (file.includes("\uFFFD")) passedOver.push(notRead(file, "has a name that is not UTF-8"));
+      continue;
+    }
     allBytes += bytes.length;
     if (allBytes > maxBytes) throw tooMuch(`more than ${maxBytes / 2 ** 20} MiB of YAML`);
     if (isSigned && !isSigned(file, bytes) && !isSigned(file, withoutCr(bytes)))
@@ -243,7 +238,8 @@ function build(
   const lost = lostFiles(files, combined.desired, statePath);
   return {
     ...combined,
-    ...(lost.length > 0 ? { desired: undefined, diagnostics: sortDiagnostics([...combined.diagnostics, ...lost]) } : {}),
+    ...(lost.length > 0 ? { desired: undefined } : {}),
+    diagnostics: sortDiagnostics([...combined.diagnostics, ...lost, ...passedOver]),
     revision,
     statePath,
     fileCount: files.length,
@@ -251,6 +247,20 @@ function build(
     contentHash: content.digest("hex"),
     sourceOf,
     base,
+  };
+}
+
+function notRead(file: string, why: string): Diagnostic {
+  return {
+    severity: "warning",
+    code: "HSW018",
+    message: `${file} ${why}: nothing of it is read`,
+    file,
+    line: 1,
+    column: 1,
+    length: 1,
+    source: "",
+    label: "only plain files of the repository itself are",
   };
 }
 

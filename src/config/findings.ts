@@ -19,10 +19,15 @@ export function reportFindings(desired: DesiredState, report: Report): void {
     if (schedule.vms.length === 0 && !named.has(schedule.name))
       report.warn("HSW003", origin, ["vms"], `schedule "${schedule.name}" protects no VM`, "it has no pattern, and no policy names it");
     retentionFinding(schedule, report);
+    rpoFinding(schedule, schedule, report);
     windowFindings(schedule, schedules, report);
     alertFindings(schedule.alerts, schedule, desired, report);
   }
-  for (const policy of desired.policies) alertFindings(policy.alerts, policy, desired, report);
+  for (const policy of desired.policies) {
+    alertFindings(policy.alerts, policy, desired, report);
+    const schedule = schedules.get(policy.schedule);
+    if (schedule) rpoFinding(schedule, policy, report);
+  }
   policyFindings(desired.policies, report);
 }
 
@@ -43,22 +48,16 @@ function retentionFinding(schedule: ScheduleSpec, report: Report): void {
 }
 
 function windowFindings(schedule: ScheduleSpec, schedules: ReadonlyMap<string, ScheduleSpec>, report: Report): void {
-  if (schedule.windows.length > 0) {
-    const times = fireTimes(schedule.cron, schedule.timezone);
-    let inside = false;
-    let fire = referenceMs;
-    for (let i = 0; i < 400 && !inside; i++) {
-      fire = times.next(fire);
-      inside = isOpen(schedule.windows, fire);
-    }
-    if (!inside)
-      report.warn(
-        "HSW006",
-        schedule.origin,
-        ["windows"],
-        `"${schedule.cron}" never fires inside a window`,
-        `every run waits for a window to open, up to ${waitOf(schedule, times.next(referenceMs))}`,
-      );
+  if (schedule.windows.length > 0 && !firesInside(schedule)) {
+    const { longestMs, never } = waitsOf(schedule);
+    const waits = `waits for a window to open, up to ${formatDuration(longestMs)}`;
+    const effect =
+      never === 0
+        ? `every run ${waits}`
+        : never === sampled
+          ? "no run ever starts: the next fire time comes first"
+          : `of ${sampled} firings, ${never} never start as the next comes first; each of the others ${waits}`;
+    report.warn("HSW006", schedule.origin, ["windows"], `"${schedule.cron}" never fires inside a window`, effect);
   }
   retryFinding(schedule, report);
   for (const [i, dependency] of schedule.dependsOn.entries()) {
@@ -84,6 +83,56 @@ function windowFindings(schedule: ScheduleSpec, schedules: ReadonlyMap<string, S
       );
     }
   }
+}
+
+/** Firings that are looked at, and windows: a year of those that come once a day. */
+const sampled = 400;
+
+/** Whether a run can start when its cron expression says, but for the days on which the clock is set. */
+function firesInside({ cron, timezone, windows }: ScheduleSpec): boolean {
+  const times = fireTimes(cron, timezone);
+  let fire = referenceMs;
+  for (let i = 0; i < sampled; i++) {
+    fire = times.next(fire);
+    if (times.shiftOf(fire) === undefined && isOpen(windows, fire)) return true;
+  }
+  // one that fires often may not have met a window yet
+  let at = referenceMs;
+  for (let i = 0; i < 14; i++) {
+    const opening = nextOpening(windows, at);
+    if (opening === undefined) return false;
+    at = opening + openFor(windows, opening);
+    if (isOpen(windows, times.next(opening - 1))) return true;
+  }
+  return false;
+}
+
+/** How long the runs that start wait for a window, at most, and how many are superseded before one opens. */
+function waitsOf({ cron, timezone, windows }: ScheduleSpec): { readonly longestMs: number; readonly never: number } {
+  const times = fireTimes(cron, timezone);
+  let [longestMs, never] = [0, 0];
+  let fire = times.next(referenceMs);
+  for (let i = 0; i < sampled; i++) {
+    const next = times.next(fire);
+    const opening = nextOpening(windows, fire);
+    if (opening === undefined || opening >= next) never++;
+    else longestMs = Math.max(longestMs, opening - fire);
+    fire = next;
+  }
+  return { longestMs, never };
+}
+
+/** An objective that the fire times alone miss: the protection is overdue most of the time. */
+function rpoFinding({ cron, timezone }: ScheduleSpec, owner: ScheduleSpec | PolicySpec, report: Report): void {
+  const gapMs = fireTimes(cron, timezone).longestGapMs();
+  if (owner.rpoMs === undefined || owner.rpoMs >= gapMs) return;
+  report.warn(
+    "HSW020",
+    owner.origin,
+    ["rpo"],
+    `an rpo of ${formatDuration(owner.rpoMs)} cannot be met`,
+    `"${cron}" leaves up to ${formatDuration(gapMs)} between exports: what it protects will be overdue`,
+  );
 }
 
 /** How long windows stay open from an instant on, to five minutes; a day at most. */
@@ -113,10 +162,6 @@ function retryFinding({ windows, retry, origin, cron, timezone }: ScheduleSpec, 
     `the first retry comes after ${formatDuration(firstMs)}, a run that starts at once has a window for ${formatDuration(longestMs)}`,
     "the window is closed by then, and a run that failed is not tried again",
   );
-}
-
-function waitOf(schedule: ScheduleSpec, fire: number): string {
-  return formatDuration((nextOpening(schedule.windows, fire) ?? fire + dayMs) - fire);
 }
 
 function alertFindings(alerts: ScheduleSpec["alerts"], owner: ScheduleSpec | PolicySpec, desired: DesiredState, report: Report): void {

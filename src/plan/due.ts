@@ -12,7 +12,7 @@ import type { DeferredExport, DiskMode, DueExport, SkippedExport } from "./plan.
 const missedAfterMs = 15 * 60_000;
 
 /** A clock is corrected by so much without anybody minding. */
-const clockToleranceMs = 60_000;
+export const clockToleranceMs = 60_000;
 
 export interface DueContext {
   readonly now: Instant;

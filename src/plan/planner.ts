@@ -8,7 +8,7 @@ import type { VmPath } from "../model/vm-path.ts";
 import { fireTimes } from "../schedule/cron.ts";
 import { byUrgency } from "../schedule/run-queue.ts";
 import { changesOf } from "./changes.ts";
-import { type Decision, type DueContext, decide } from "./due.ts";
+import { clockToleranceMs, type Decision, type DueContext, decide } from "./due.ts";
 import { expiryOf } from "./expiry.ts";
 import { type Member, type Membership, membership, protectionKey } from "./membership.ts";
 import { type MovedPoint, movedPoints, movesOf, withMoves } from "./moved.ts";
@@ -48,7 +48,7 @@ export function plan({ desired, recorded: noted, observed, revision, now }: Plan
     const decision = begins.has(key) && !isNew ? undefined : decide(key, member, isNew, context);
     if (decision) decisions.push(decision);
   }
-  const overdue = overdueOf(joined, protections, newestGoodOf(recorded.points), context, now);
+  const overdue = overdueOf(joined, protections, newestGoodOf(recorded.points, now), context, now);
   const urls = new Set(desired.destinations.map(({ url }) => url));
   const blocked = (point: RestorePoint): string | undefined => {
     if (!urls.has(point.destinationUrl)) return `no destination of the files has the URL ${point.destinationUrl}`;
@@ -255,10 +255,12 @@ function overdueOf(
   return overdue;
 }
 
-/** The newest good restore point of each protection. */
-function newestGoodOf(points: readonly RestorePoint[]): Map<string, Instant> {
+/** The newest good restore point of each protection; what a clock that was ahead has recorded says nothing of how old it is. */
+function newestGoodOf(points: readonly RestorePoint[], now: Instant): Map<string, Instant> {
   const newest = new Map<string, Instant>();
+  const latest = instantOf(epochMsOf(now) + clockToleranceMs);
   for (const point of points) {
+    if (point.instant > latest) continue;
     const key = protectionKey(point.schedule, point.provider, point.identity);
     if (point.state === "good" && point.instant > (newest.get(key) ?? "")) newest.set(key, point.instant);
   }

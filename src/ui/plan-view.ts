@@ -58,7 +58,7 @@ function changeSection({ changes, at }: Plan, { style, timezoneOf }: PlanViewOpt
     if (change.kind === "update") {
       for (const { field: name, before, after } of change.fields) {
         if (Array.isArray(before) && Array.isArray(after)) field(name, listDiff(before, after));
-        else field(name, `${valueText(before)} -> ${valueText(after)}`);
+        else field(name, `${fieldText(name, before)} -> ${fieldText(name, after)}`);
       }
     }
     const { gained, lost, nextRunBefore, nextRunAfter, expirable, keepsPoints } = change.consequences;
@@ -104,7 +104,7 @@ function shownFields(change: Change & { readonly kind: "create" }): [string, str
   return fields[change.resource].flatMap((name): [string, string][] => {
     const value = spec[name];
     if (value === undefined || value === false || (Array.isArray(value) && value.length === 0) || value === fieldDefaults[name]) return [];
-    return [[fieldNames[name] ?? name, Array.isArray(value) && value.every((each) => typeof each === "string") ? value.join(", ") : valueText(value)]];
+    return [[fieldNames[name] ?? name, Array.isArray(value) && value.every((each) => typeof each === "string") ? value.join(", ") : fieldText(name, value)]];
   });
 }
 
@@ -112,9 +112,14 @@ const fieldNames: Readonly<Record<string, string>> = { writtenPath: "path", writ
 /** What goes without saying. */
 const fieldDefaults: Readonly<Record<string, string>> = { verify: "stored" };
 
+function fieldText(name: string, value: unknown): string {
+  return name.endsWith("Ms") && typeof value === "number" ? formatDuration(value) : valueText(value);
+}
+
 function valueText(value: unknown): string {
   if (value === null) return "(none)";
   if (typeof value !== "object") return JSON.stringify(value);
+  if (Array.isArray(value)) return value.map(valueText).join("; ");
   return Object.entries(value)
     .map(([key, member]) =>
       key.endsWith("Ms") && typeof member === "number"

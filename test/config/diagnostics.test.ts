@@ -115,9 +115,31 @@ describe("hostile YAML", () => {
 
 describe("a finding", () => {
   it.each([
+    [
+      '"0 20 * * *"\n    timezone: UTC\n    windows: [{start: "22:00", end: "03:00", days: [Fri]}]',
+      "of 400 firings, 343 never start as the next comes first; each of the others waits for a window to open, up to 2h",
+    ],
+    ['"0 20 * * *"\n    timezone: UTC\n    windows: [{start: "22:00", end: "23:00"}]', "every run waits for a window to open, up to 2h"],
+    ['"0 0 * * *"\n    timezone: UTC\n    suspend: true\n    windows: [{start: "23:59", end: "00:00"}]', "every run waits for a window to open, up to 23h 59m"],
+  ])("of a cron and windows that do not meet says what becomes of the runs: %s", (cron, label) => {
+    const { diagnostics } = read({ "a.yaml": schedule("").replace('"0 2 * * *"', cron) });
+    expect(diagnostics.map(({ code, label: said }) => [code, said])).toEqual([["HSW006", label]]);
+  });
+
+  it.each(['"* * * * *"\n    windows: [{start: "22:00", end: "23:00"}]', '"0 * * * *"\n    windows: [{start: "04:00", end: "05:00"}]'])(
+    "is not made of a cron that fires often and meets its windows sometimes: %s",
+    (cron) => {
+      expect(codes(schedule("").replace('"0 2 * * *"', cron))).toEqual([]);
+    },
+  );
+
+  it.each([
     ["HSW001", '"0 2 1 * 1"'],
     ["HSW004", '"0 2 * * 0"\n    retention: 3d'],
     ["HSW006", '"0 12 * * *"\n    windows: [{start: "22:00", end: "06:00"}]'],
+    // on one day of the year 02:00 is 03:00
+    ["HSW006", '"0 2 * * *"\n    timezone: Europe/Berlin\n    windows: [{start: "03:00", end: "06:00"}]'],
+    ["HSW020", '"0 2 * * *"\n    rpo: 2h'],
   ])("%s is reported, and silenced with a reason on the line above", (code, cron) => {
     const yaml = schedule("").replace('"0 2 * * *"', cron);
     expect(codes(yaml).map((each) => each.slice(0, 6))).toEqual([code]);

@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { hypersdk, temporaryFolder, workTree } from "../support/cli.ts";
@@ -193,6 +193,16 @@ describe("an export", () => {
     const folder = tree();
     await hypersdk(folder, ["apply", "--auto-approve", "--no-exports"]);
     expect((await hypersdk(folder, ["apply", "--auto-approve"])).stdout).toContain("1 export completed");
+  });
+
+  it("that waited while its schedule was given another destination is recorded where it is", async () => {
+    const folder = tree();
+    await hypersdk(folder, ["apply", "--auto-approve", "--no-exports"]);
+    writeFileSync(join(folder, "infrastructure.yaml"), readFileSync(join(folder, "infrastructure.yaml"), "utf8").replace("file:./exports", "file:./elsewhere"));
+    expect((await hypersdk(folder, ["apply", "--auto-approve"])).stdout).toContain("1 export completed");
+    expect(existsSync(join(folder, "exports"))).toBe(false);
+    expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 0, stdout: expect.stringContaining("1 restore point verified") as string });
+    expect(await hypersdk(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"])).toMatchObject({ code: 0 });
   });
 
   it("that was published before a kill stays, although its schedule is gone since", async () => {

@@ -1,5 +1,6 @@
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { once } from "node:events";
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer, get } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
@@ -249,6 +250,8 @@ describe("watch on a work tree", { timeout: 120_000 }, () => {
     expect(await hypersdk(folder, ["watch", "--once", "--events", "events"])).toMatchObject({ code: 3 });
     // the one that looks in the morning sees what became of it
     expect(readFileSync(join(folder, "events"), "utf8")).toContain('"type":"revision_rejected"');
+    const refused = await hypersdk(folder, ["watch", "--once", "--json"]);
+    expect(result<{ diagnostics: { code: string; line: number }[] }>(refused.stdout).diagnostics).toMatchObject([{ line: 3 }]);
     expect((await hypersdk(folder, ["status"])).stdout).toContain("rejected");
     writeFileSync(
       join(folder, "infrastructure.yaml"),
@@ -256,6 +259,42 @@ describe("watch on a work tree", { timeout: 120_000 }, () => {
     );
     writeFileSync(join(folder, "elsewhere"), "no folder");
     expect(await hypersdk(folder, ["watch", "--once"])).toMatchObject({ code: 7 });
+  });
+
+  it("tells of what never runs: a line, an event and a metric", async () => {
+    const folder = workTree(
+      `${yaml(", suspend: true")}  - {name: then, cron: "* * * * *", vms: ["/datacenter/vm/*"], destination: "file:./exports", verify: none, dependsOn: [{schedule: nightly, timeout: 1s}]}\n`,
+    );
+    machines(folder, "a");
+    const listen = createServer().listen(0, "127.0.0.1");
+    await once(listen, "listening");
+    const { port } = listen.address() as AddressInfo;
+    // another program has the port: that is no wrong usage, and no other watcher
+    expect(await hypersdk(folder, ["watch", "--listen", `127.0.0.1:${port}`])).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining("EADDRINUSE") as string,
+    });
+    listen.close();
+    const watcher = watching(folder, ["--listen", `127.0.0.1:${port}`]);
+    await watcher.came("config_applied");
+    // a second one meets the lock first
+    expect(await hypersdk(folder, ["watch", "--listen", `127.0.0.1:${port}`])).toMatchObject({ code: 5 });
+    execFileSync("sqlite3", [
+      "-cmd",
+      ".timeout 10000",
+      join(folder, ".hypersdk", "state.db"),
+      "UPDATE protections SET effective_since = '2026-01-01T00:00:00.000Z'",
+    ]);
+    watcher.kill("SIGHUP");
+    expect(await watcher.came("export_skipped")).toMatchObject({
+      reason: expect.stringContaining("the dependency on nightly (completed) was not met") as string,
+    });
+    // the text is made once a second
+    await sleep(1200);
+    const metrics = await (await fetch(`http://127.0.0.1:${port}/metrics`)).text();
+    expect(metrics).toMatch(/^hypersdk_exports_total\{schedule="then",outcome="skipped"\} [1-9]/m);
+    watcher.kill("SIGTERM");
+    expect((await watcher.done).stderr).toMatch(/then {2}\/datacenter\/vm\/a {2}skipped: the dependency/);
   });
 
   it("tells its health and its metrics", async () => {
@@ -356,6 +395,41 @@ describe("watch on a branch of a repository elsewhere", { timeout: 120_000 }, ()
     const plan = await hypersdk(cwd, ["plan", ...argsOf(url, cwd)]);
     expect(plan).toMatchObject({ code: 3, stderr: expect.stringMatching(/at most 20000 files are read, 8 MiB of them[\s\S]*--path/) as string });
     expect(await hypersdk(cwd, ["status", ...argsOf(url, cwd)])).toMatchObject({ code: 0, stdout: expect.stringContaining("rejected") as string });
+  });
+
+  it("refuses what unpacks to more than there is room for, a folder that became a link, and warns of what it passes over", async () => {
+    const { url, clone, cwd, push } = remote("version: v2\n");
+    push(outside(cwd));
+    mkdirSync(join(clone, "vms"));
+    git(clone, "mv", "infrastructure.yaml", "vms/infrastructure.yaml");
+    git(clone, "commit", "--quiet", "-m", "moved");
+    git(clone, "push", "--quiet", "origin", "HEAD:main");
+    const args = [...argsOf(url, cwd), "--path", "vms"];
+    const watcher = watching(cwd, args);
+    await watcher.came("export_completed");
+    // 600 MiB of one letter are half a megabyte for git
+    execFileSync("sh", ["-c", "head -c 629145600 /dev/zero | tr '\\0' A > big.bin"], { cwd: clone });
+    git(clone, "add", "--all");
+    git(clone, "commit", "--quiet", "-m", "big");
+    git(clone, "push", "--quiet", "origin", "HEAD:main");
+    expect(await watcher.came("source_lost")).toMatchObject({ reason: expect.stringContaining("its files have 6291") as string });
+    expect(execFileSync("du", ["-sm", cwd, "--exclude=clone", "--exclude=*.git"], { encoding: "utf8" })).toMatch(/^\d\d?\t/);
+    git(clone, "rm", "--quiet", "big.bin");
+    git(clone, "mv", "vms", "prod");
+    symlinkSync("prod", join(clone, "vms"));
+    git(clone, "add", "--all");
+    git(clone, "commit", "--quiet", "-m", "link");
+    git(clone, "push", "--quiet", "origin", "HEAD:main");
+    expect(await watcher.came("source_lost", 2)).toMatchObject({ reason: expect.stringContaining('no folder "vms"') as string });
+    rmSync(join(clone, "vms"));
+    git(clone, "mv", "prod", "vms");
+    symlinkSync("infrastructure.yaml", join(clone, "vms", "other.yaml"));
+    git(clone, "add", "--all");
+    git(clone, "commit", "--quiet", "-m", "back");
+    git(clone, "push", "--quiet", "origin", "HEAD:main");
+    await watcher.came("source_back");
+    expect(await watcher.came("warning")).toMatchObject({ code: "HSW018" });
+    expect(result<{ protections: number }>((await hypersdk(cwd, ["status", "--json", ...args])).stdout).protections).toBe(1);
   });
 
   it("follows the branch, whatever tags and branches are called likewise", async () => {

@@ -197,6 +197,9 @@ describe("a plan", () => {
     const late = make(kept, recordedOf(kept, [protection("web", { lastSuccessAt: instant("2026-11-11T02:00:00Z") })], { points }), seen("web"));
     expect(late.drift.map(({ kind }) => kind)).toEqual(["overdue"]);
     expect([late.expiry.mark.length, late.expiry.blocked.length]).toEqual([0, 1]);
+    // a clock that was ahead once keeps nothing fresh
+    const ahead = recordedOf(kept, [protection("web")], { points: [...points, point("ahead", "2027-11-11T02:00:00Z")] });
+    expect(make(kept, ahead, seen("web")).drift.map(({ kind }) => kind)).toEqual(["overdue"]);
     points[1] = point("new", "2026-11-21T02:00:00Z");
     const fresh = make(kept, recordedOf(kept, [protection("web")], { points }), seen("web"));
     expect(fresh.expiry.mark).toMatchObject([{ point: "old", expiresAt: "2026-11-28T12:00:00.000Z" }]);

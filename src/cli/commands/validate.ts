@@ -12,7 +12,7 @@ export async function validate(options: SourceOptions, io: Io): Promise<number> 
   else {
     if (diagnostics.length > 0) io.out(`${renderDiagnostics(diagnostics, io.style)}\n`);
     const what = desired
-      ? `${plural(desired.schedules.length, "schedule")}, ${desired.policies.length} policies, ${plural(desired.destinations.length, "destination")}`
+      ? `${plural(desired.schedules.length, "schedule")}, ${desired.policies.length} ${desired.policies.length === 1 ? "policy" : "policies"}, ${plural(desired.destinations.length, "destination")}`
       : "not usable";
     const ignored = ignoredDocuments > 0 ? ` ${plural(ignoredDocuments, "other YAML document")} ignored.` : "";
     io.out(

@@ -4,6 +4,7 @@ import { watchOnce } from "../../engine/watch-once.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
 import { WatchMetrics } from "../../ui/metrics.ts";
+import { plural } from "../../ui/plan-view.ts";
 import { WatchView } from "../../ui/watch-view.ts";
 import { clock } from "../compose.ts";
 import { exitCodes } from "../exit-codes.ts";
@@ -32,6 +33,8 @@ export async function watch(options: WatchOptions, io: Io): Promise<number> {
   if (intervalMs < shortestIntervalMs) throw new HypersdkError("Usage", "--interval is at least 1s", { hint: "such as 30s" });
   const lockTimeoutMs = durationOption("--lock-timeout", options.lockTimeout);
   if (options.once && options.listen !== undefined) throw new HypersdkError("Usage", "--once and --listen cannot be combined");
+  if (io.json && !options.once)
+    throw new HypersdkError("Usage", "watch has no result that --json could print", { hint: "--events FILE has its events as JSON; --once has a result" });
   return options.once ? once(options, lockTimeoutMs, io) : forever(options, intervalMs, lockTimeoutMs, io);
 }
 
@@ -53,7 +56,7 @@ async function once(options: WatchOptions, lockTimeoutMs: number, io: Io): Promi
         notStarted: notStarted.length,
         removed,
       });
-    else if (!io.quiet) io.out(`${plan.changes.length} changes applied, ${completed} exports completed, ${failed.length} failed\n`);
+    else if (!io.quiet) io.out(`${plural(plan.changes.length, "change")} applied, ${plural(completed, "export")} completed, ${failed.length} failed\n`);
     return failed.length + result.notRemoved > 0 ? exitCodes.partlyFailed : exitCodes.done;
   });
 }
