@@ -267,8 +267,8 @@ function notRead(file: string, why: string): Diagnostic {
 /** So much YAML is read: a commit may be anybody's, and while it is read nothing else goes on. A fleet of 20,000 machines with a file each fits. */
 const maxFiles = 20_000;
 const maxBytes = 64 * 2 ** 20;
-/** Of documents of ours: 20,000 schedules have 5 MiB, and take 0.4 GiB of memory. */
-const maxOwnBytes = 8 * 2 ** 20;
+/** Of documents of ours: each MiB of the densest takes 60 MiB of memory. */
+const maxOwnBytes = 12 * 2 ** 20;
 
 function tooMuch(what: string): HypersdkError {
   return new HypersdkError("ConfigInvalid", `there are ${what} here; at most ${maxFiles} files are read, ${maxOwnBytes / 2 ** 20} MiB of them for hypersdk`, {

@@ -393,7 +393,7 @@ describe("watch on a branch of a repository elsewhere", { timeout: 120_000 }, ()
     watcher.kill("SIGHUP");
     await watcher.came("export_completed", 2);
     const plan = await hypersdk(cwd, ["plan", ...argsOf(url, cwd)]);
-    expect(plan).toMatchObject({ code: 3, stderr: expect.stringMatching(/at most 20000 files are read, 8 MiB of them[\s\S]*--path/) as string });
+    expect(plan).toMatchObject({ code: 3, stderr: expect.stringMatching(/at most 20000 files are read, 12 MiB of them[\s\S]*--path/) as string });
     expect(await hypersdk(cwd, ["status", ...argsOf(url, cwd)])).toMatchObject({ code: 0, stdout: expect.stringContaining("rejected") as string });
   });
 
