@@ -152,12 +152,13 @@ function unmetDependency(
 ): { readonly reason: string; readonly isOver: boolean; readonly deadlineMs: number } | undefined {
   const unmet = schedule.dependsOn.flatMap(({ schedule: name, state, timeoutMs }) => {
     const firingMs = firingOf(name, fireTimeMs, context);
-    const states = runsOf(name, firingMs, context).map((run): RecordedRun["state"] => run?.state ?? "queued");
-    const pending = states.filter((each) => each !== "completed" && each !== "failed" && each !== "cancelled" && each !== "skipped").length;
-    const unsuccessful = states.filter((each) => each === "failed" || each === "cancelled" || each === "skipped").length;
+    const runs = runsOf(name, firingMs, context);
+    const ended = runs.flatMap((run) => (run && isEnded(run) ? [run.state] : []));
+    const pending = runs.length - ended.length;
+    const unsuccessful = ended.filter((each) => each !== "completed").length;
     if (pending === 0 && (state === "any" || (state === "completed" ? unsuccessful === 0 : unsuccessful > 0))) return [];
     const limitMs = Math.min(timeoutMs === undefined ? nextMs : timeoutFrom(name, fireTimeMs, firingMs, timeoutMs, nowMs, context) + timeoutMs, nextMs);
-    return [{ name, state, limitMs, what: pending > 0 ? `${pending} of ${states.length} runs have not ended` : `it has not ${state}` }];
+    return [{ name, state, limitMs, what: pending > 0 ? `${pending} of ${runs.length} runs have not ended` : `it has not ${state}` }];
   });
   const over = unmet.find(({ limitMs }) => nowMs >= limitMs);
   const first = over ?? unmet[0];
