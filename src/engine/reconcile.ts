@@ -92,7 +92,7 @@ export async function applyConfiguration(
     const removal = await removePoints(points, desired.destinations, lease, context);
     return { plan, removed: removal.removed, notRemoved: removal.failed.length, failed };
   } finally {
-    state.writeUnlocked(() => state.leases.release(lease));
+    state.release(lease);
   }
 }
 

@@ -47,7 +47,7 @@ export async function recover(desired: DesiredState, context: EngineContext): Pr
       if (!(error instanceof HypersdkError)) throw error;
       emit({ type: "warning", code: error.code, text: `the interrupted run of ${run.schedule} for ${run.vmPath} could not be cleared: ${error.message}` });
     } finally {
-      state.writeUnlocked(() => state.leases.release(lease));
+      state.release(lease);
     }
   }
   return failed;

@@ -64,7 +64,7 @@ export async function runExport(work: RunWork, place: Place, context: EngineCont
     if (journaled?.state !== "queued") return "done elsewhere";
     return await attempts({ ...work, run: journaledAt(work.destination, journaled, lease, context) }, name, place, lease, context);
   } finally {
-    state.writeUnlocked(() => state.leases.release(lease));
+    state.release(lease);
   }
 }
 

@@ -36,7 +36,7 @@ export async function watchOnce(
     };
     return { revision, result: await reconcile(content.desired, { ...context, revision }, { lockTimeoutMs, parallelism, exports: true, approve }) };
   } finally {
-    state.writeUnlocked(() => state.leases.release(lease));
+    state.release(lease);
   }
 }
 

@@ -4,12 +4,13 @@ import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import type { Plan, Revision } from "../plan/plan.ts";
 import { fireTimes } from "../schedule/cron.ts";
 import type { Lease } from "../state/leases.ts";
+import { isOfTheState } from "../state/state.ts";
 import type { EngineContext } from "./context.ts";
 import { type Drifted, tellDrift, unknownStart } from "./drift.ts";
-import { RunPool } from "./queue.ts";
+import { type Place, RunPool } from "./queue.ts";
 import { applyConfiguration, workOf } from "./reconcile.ts";
 import { noteRevision, rejection } from "./revisions.ts";
-import { type RunOutcome, runExport } from "./run-export.ts";
+import { type RunOutcome, type RunWork, runExport } from "./run-export.ts";
 
 /** What a branch or a work tree holds. */
 export interface Reading {
@@ -80,11 +81,6 @@ function isFatal(error: unknown): boolean {
   return !(error instanceof HypersdkError) || error.code === "LeaseLost" || error.code === "StateUnusable";
 }
 
-/** A state that is busy or full says nothing about a revision. */
-function isOfTheState({ code }: HypersdkError): boolean {
-  return code === "LockHeld" || code === "StateFull";
-}
-
 /**
  * Follows a source until it is aborted: every revision is planned and applied, exports start when they are due, each pass deciding anew
  * from the state. What cannot be read or applied leaves the last good revision running.
@@ -100,7 +96,7 @@ export async function watch(source: ConfigurationSource, context: EngineContext,
     await watcher.run();
     emit({ type: "watch_stopped", reason: "it was asked to stop" });
   } finally {
-    state.writeUnlocked(() => state.leases.release(lease));
+    state.release(lease);
   }
 }
 
@@ -139,9 +135,7 @@ class Watcher {
     this.#context = context;
     this.#options = options;
     this.#lease = lease;
-    this.#pool = new RunPool(options.parallelism ?? 1, context.signal, (work, place) =>
-      runExport(work, place, { ...context, revision: this.#applied?.revision ?? null }),
-    );
+    this.#pool = new RunPool(options.parallelism ?? 1, context.signal, (work, place) => this.#export(work, place));
     context.signal.addEventListener("abort", () => this.#wake.abort(), { once: true });
     options.onRefresh(() => {
       this.#candidate ??= this.#refused;
@@ -295,7 +289,7 @@ class Watcher {
     } catch (error) {
       if (signal.aborted) return;
       if (isFatal(error)) throw error;
-      if (candidate !== this.#applied && this.#applied && !isOfTheState(error as HypersdkError)) {
+      if (candidate !== this.#applied && this.#applied && !isOfTheState(error)) {
         this.#refused = candidate;
         if (this.#candidate === candidate) this.#candidate = undefined;
         this.#nextPassMs = 0;
@@ -310,6 +304,17 @@ class Watcher {
     if (this.#passProblem?.reason !== message) emit({ type: "pass_failed", code, reason: message, hint: hint ?? null });
     this.#passProblem = { code, reason: message };
     if (this.#applied || this.#candidate) this.#nextPassMs = epochMsOf(clock.now()) + this.#options.intervalMs;
+  }
+
+  /** An export whose journal cannot be written is cut off: the next pass finds it, as it finds those of a process that died. */
+  async #export(work: RunWork, place: Place): Promise<RunOutcome> {
+    try {
+      return await runExport(work, place, { ...this.#context, revision: this.#applied?.revision ?? null });
+    } catch (error) {
+      if (!isOfTheState(error)) throw error;
+      this.#failed(error);
+      return "interrupted";
+    }
   }
 
   /** Gives the pool what is due now; what waited there and is not due any more leaves it. */

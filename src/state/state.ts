@@ -28,6 +28,8 @@ export class State {
   readonly #db: Db;
   readonly #lock: ProcessLock | undefined;
   readonly #inode: number | undefined;
+  /** Leases that could not be given back yet. */
+  #ended: Lease[] = [];
 
   private constructor(path: string, db: Db, holder: string, lock: ProcessLock | undefined) {
     this.path = path;
@@ -139,6 +141,7 @@ export class State {
 
   /** Takes a lease, waiting up to `timeoutMs` for whoever holds it. @throws LockHeld with the holder */
   async take(scope: string, operation: string, timeoutMs: number, clock: Clock, random: Random, signal?: AbortSignal): Promise<Lease> {
+    if (this.#ended.length > 0) this.#releaseEnded();
     const deadlineMs = epochMsOf(clock.now()) + timeoutMs;
     for (;;) {
       const taken = unusable(this.path, () => this.leases.take(scope, random.uuid(), operation, clock.now()));
@@ -151,6 +154,23 @@ export class State {
       }
       await clock.sleep(200, signal);
     }
+  }
+
+  /** Gives a lease back. Where the state is full or busy, with the next one that is taken: whoever held it has ended, one way or the other. */
+  release(lease: Lease): void {
+    this.#ended.push(lease);
+    try {
+      this.#releaseEnded();
+    } catch (error) {
+      if (!isOfTheState(error)) throw error;
+    }
+  }
+
+  #releaseEnded(): void {
+    this.writeUnlocked(() => {
+      for (const lease of this.#ended) this.leases.release(lease);
+    });
+    this.#ended = [];
   }
 
   /** A consistent copy, made while others go on. */
@@ -169,6 +189,11 @@ export class State {
     this.#db.close();
     this.#lock?.release();
   }
+}
+
+/** A state that is busy or full: it may be free, or have room, a moment later. */
+export function isOfTheState(error: unknown): error is HypersdkError {
+  return error instanceof HypersdkError && (error.code === "LockHeld" || error.code === "StateFull");
 }
 
 function lockFolder(path: string): string {

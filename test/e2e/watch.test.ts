@@ -232,6 +232,25 @@ describe("watch on a work tree", { timeout: 120_000 }, () => {
     expect((await watcher.came("config_applied", 2)).serial).toBe(2);
   });
 
+  it("outlives a state that is busy when an export wants to note something", async () => {
+    const folder = workTree(yaml(", retry: {attempts: 9, initialDelay: 2s, strategy: linear, jitter: 0}"));
+    machines(folder, "a");
+    writeFileSync(join(folder, "exports"), "no folder");
+    const watcher = watching(folder);
+    await watcher.came("export_retried");
+    const db = new Database(join(folder, ".hypersdk", "state.db"));
+    db.exec("BEGIN IMMEDIATE");
+    // the next attempt waits ten seconds for it
+    await watcher.came("pass_failed");
+    db.exec("ROLLBACK");
+    db.close();
+    rmSync(join(folder, "exports"));
+    await watcher.came("export_completed");
+    expect(await artifacts(folder)).toHaveLength(1);
+    watcher.kill("SIGTERM");
+    expect(await watcher.done).toMatchObject({ code: 0 });
+  });
+
   it("ends when its state is removed under it", async () => {
     const folder = workTree(yaml());
     machines(folder, "a");

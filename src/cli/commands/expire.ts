@@ -58,7 +58,7 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
       else io.out(`${plural(removed, "restore point")} removed\n`);
       return failed.length > 0 ? exitCodes.partlyFailed : exitCodes.done;
     } finally {
-      state.writeUnlocked(() => state.leases.release(lease));
+      state.release(lease);
     }
 
     function retained(schedule: string): RestorePoint[] {

@@ -52,7 +52,7 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
         return added;
       });
     } finally {
-      state.writeUnlocked(() => state.leases.release(lease));
+      state.release(lease);
     }
     if (io.json) io.result("state-rebuild", { destination: address.name, lineage: marker.lineage, found, known: manifests.length - found, foreign, damaged });
     else {
