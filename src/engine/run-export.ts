@@ -140,6 +140,8 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
   const noteProgress = progressOf(run, lease, context);
   const keyAt = `repository key ${work.destination.url}`;
   const keyId = context.adopt ? undefined : state.configuration.meta(keyAt);
+  const idAt = `repository id ${work.destination.url}`;
+  const repositoryId = context.adopt ? undefined : state.configuration.meta(idAt);
   const exported = await exportVm(
     provider,
     destination,
@@ -162,6 +164,7 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
       modeReason: work.modeReason,
       ...(schedule.incremental ? { fullReadEveryMs: schedule.incremental.fullReadEveryMs } : {}),
       estimates: work.expected,
+      ...(repositoryId === undefined ? {} : { repositoryId }),
       ...(keyId === undefined ? {} : { keyId }),
     },
     { clock, random },
@@ -189,7 +192,8 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
     signal,
   );
   recordPoint(work, exported, lease, context);
-  const { keyId: keyNow } = exported;
+  const { repositoryId: idNow, keyId: keyNow } = exported;
+  if (idNow !== undefined && idNow !== repositoryId) state.write(lease, () => state.configuration.setMeta(idAt, idNow));
   if (keyNow !== undefined && keyNow !== keyId) state.write(lease, () => state.configuration.setMeta(keyAt, keyNow));
   if (schedule.keepImage) await keepLatest(work, destination, exported, context);
   return exported;

@@ -35,6 +35,8 @@ export interface ExportRequest {
   readonly layout: "image" | "repository";
   readonly format: ExportFormat;
   readonly compression: ImageCompression;
+  /** The id that the repository had at the last export; undefined where none is remembered. */
+  readonly repositoryId?: string;
   /** The key that the repository had at the last export; undefined where none is remembered. */
   readonly keyId?: string;
   /** What the plan said of how much is read, and why; `full` is carried out as such, the other as far as changes can be told. */
@@ -62,6 +64,8 @@ export interface ExportPorts {
 }
 
 export interface Exported {
+  /** Of the repository, where it is one. */
+  readonly repositoryId?: string;
   /** The key of the repository, where it is sealed. */
   readonly keyId?: string;
   readonly manifest: Manifest;
@@ -89,6 +93,10 @@ export async function exportVm(
   if (request.keyId !== undefined && repository?.keyId !== request.keyId)
     throw new HypersdkError("KeyRefused", `the repository at ${destination.spec.name} has another key than at the last export: somebody has replaced it`, {
       hint: "where that was you, --adopt takes it as it is",
+    });
+  if (request.repositoryId !== undefined && repository !== undefined && repository.config.id !== request.repositoryId)
+    throw new HypersdkError("DestinationForeign", `the repository at ${destination.spec.name} is another one than at the last export`, {
+      hint: "put the one back that was there; where it is gone for good, --adopt takes this one as it is",
     });
   const before =
     repository && (await pointBefore(repository, { provider: provider.name, identity: request.identity, tracksChanges: provider.tracksChanges ?? false }));
@@ -146,7 +154,13 @@ export async function exportVm(
     await stored.publish(manifestPath, `${JSON.stringify(manifest, null, 2)}\n`);
     // the point is there; marks that could not be replaced cost a larger increment and nothing else
     await snapshot.keepMarks?.().catch(() => {});
-    return { manifest, manifestPath, storedBytes: manifest.actuals.storedBytes, ...(repository?.keyId ? { keyId: repository.keyId } : {}) };
+    return {
+      manifest,
+      manifestPath,
+      storedBytes: manifest.actuals.storedBytes,
+      ...(repository ? { repositoryId: repository.config.id } : {}),
+      ...(repository?.keyId ? { keyId: repository.keyId } : {}),
+    };
   } catch (thrown) {
     let error = thrown;
     // an image that was cut or rewritten while it was read looks damaged: then it is the source that changed

@@ -11,6 +11,8 @@ import type { Expiry, ExpiryMark } from "./plan.ts";
 export function expiryOf(
   desired: DesiredState,
   points: readonly RestorePoint[],
+  /** The time of grace of each destination as it was applied, in milliseconds. */
+  gracesBefore: ReadonlyMap<string, number>,
   now: Instant,
   blockedReason: (point: RestorePoint) => string | undefined,
 ): Expiry {
@@ -38,9 +40,12 @@ export function expiryOf(
       continue;
     }
     for (const point of leaving) {
-      const expiresAt = point.expiresAt ?? instantOf(nowMs + (graces.get(point.destination) ?? 7 * 86_400_000));
+      const graceMs = graces.get(point.destination) ?? 7 * 86_400_000;
+      // a longer time of grace is for what is marked already, too: nobody lengthens it to lose something
+      const addedMs = Math.max(0, graceMs - (gracesBefore.get(point.destination) ?? graceMs));
+      const expiresAt = instantOf(point.expiresAt === undefined ? nowMs + graceMs : epochMsOf(point.expiresAt) + addedMs);
       const entry = markOf(point, expiresAt, "no rule keeps it");
-      if (point.expiresAt === undefined) mark.push(entry);
+      if (point.expiresAt !== expiresAt) mark.push(entry);
       if (epochMsOf(expiresAt) <= nowMs) remove.push(entry);
     }
   }

@@ -57,7 +57,7 @@ export function plan({ desired, recorded: noted, observed, revision, now }: Plan
     const last = lastOf(recorded.points, point).state;
     return last === "good" ? undefined : `the last restore point ${last === "bad" ? "failed its verification" : "is not proved yet"}`;
   };
-  const expiry = expiryOf(desired, recorded.points, now, blocked);
+  const expiry = expiryOf(desired, recorded.points, gracesOf(recorded), now, blocked);
   const changes = changesOf(resources, recorded.resources, consequencesOf(desired, recorded, protectionChanges, expiry.mark, now));
   return {
     formatVersion: 1,
@@ -227,6 +227,17 @@ function dueContext(desired: DesiredState, recorded: Recorded, protections: Read
     protectionsOf: (schedule) => bySchedule.get(schedule) ?? [],
     isSuspended: (schedule) => suspended.has(schedule) || (schedules.get(schedule)?.suspend ?? false),
   };
+}
+
+/** The time of grace of each destination that has been applied. */
+function gracesOf({ resources }: Recorded): Map<string, number> {
+  return new Map(
+    resources.flatMap(({ address, spec }): [string, number][] => {
+      if (!address.startsWith("destination.")) return [];
+      const { expiryGraceMs } = JSON.parse(spec) as Partial<DesiredState["destinations"][number]>;
+      return expiryGraceMs === undefined ? [] : [[address.slice("destination.".length), expiryGraceMs]];
+    }),
+  );
 }
 
 /** Protections whose newest good restore point is older than their objective, with the words for it. */

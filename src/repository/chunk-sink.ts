@@ -14,7 +14,7 @@ import { sha256 } from "./sha256.ts";
 const compress = promisify(zstdCompress);
 
 /** What is hashed at once, and compressed at once, on the threads of the pool; no fewer chunks than the pool has threads. */
-const bytesAtOnce = 3 * 2 ** 20;
+const bytesAtOnce = 1.5 * 2 ** 20;
 const fewestAtOnce = 4;
 
 /** A disk as a repository holds it. */

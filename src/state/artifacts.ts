@@ -49,8 +49,11 @@ export class Artifacts {
     this.#db.prepare("UPDATE artifacts SET state = 'bad', proved = 1 WHERE destination_url = ? AND manifest_path = ?").run(destinationUrl, manifestPath);
   }
 
+  /** A mark that is there is never moved to an earlier time. */
   mark(id: string, expiresAt: Instant, rule: string): void {
-    this.#db.prepare("UPDATE artifacts SET expires_at = ?, expiry_rule = ? WHERE id = ? AND expires_at IS NULL").run(expiresAt, rule, id);
+    this.#db
+      .prepare("UPDATE artifacts SET expires_at = ?, expiry_rule = ? WHERE id = ? AND (expires_at IS NULL OR expires_at < ?)")
+      .run(expiresAt, rule, id, expiresAt);
   }
 
   withdraw(id: string): void {

@@ -57,8 +57,8 @@ function changeSection({ changes, at }: Plan, { style, timezoneOf }: PlanViewOpt
     if (change.kind === "create") for (const [name, text] of shownFields(change)) field(name, text);
     if (change.kind === "update") {
       for (const { field: name, before, after } of change.fields) {
-        if (Array.isArray(before) && Array.isArray(after)) field(name, listDiff(before, after));
-        else field(name, `${fieldText(name, before)} -> ${fieldText(name, after)}`);
+        if (Array.isArray(before) && Array.isArray(after)) field(shownField(name), listDiff(before, after));
+        else field(shownField(name), `${fieldText(name, before)} -> ${fieldText(name, after)}`);
       }
     }
     const { gained, lost, nextRunBefore, nextRunAfter, expirable, keepsPoints } = change.consequences;
@@ -104,11 +104,12 @@ function shownFields(change: Change & { readonly kind: "create" }): [string, str
   return fields[change.resource].flatMap((name): [string, string][] => {
     const value = spec[name];
     if (value === undefined || value === false || (Array.isArray(value) && value.length === 0) || value === fieldDefaults[name]) return [];
-    return [[fieldNames[name] ?? name, Array.isArray(value) && value.every((each) => typeof each === "string") ? value.join(", ") : fieldText(name, value)]];
+    return [[shownField(name), Array.isArray(value) && value.every((each) => typeof each === "string") ? value.join(", ") : fieldText(name, value)]];
   });
 }
 
-const fieldNames: Readonly<Record<string, string>> = { writtenPath: "path", writtenSockets: "sockets", writtenScratch: "scratch", rpoMs: "rpo" };
+const fieldNames: Readonly<Record<string, string>> = { writtenPath: "path", writtenSockets: "sockets", writtenScratch: "scratch" };
+const shownField = (name: string): string => fieldNames[name] ?? name.replace(/Ms$/, "");
 /** What goes without saying. */
 const fieldDefaults: Readonly<Record<string, string>> = { verify: "stored" };
 

@@ -1,4 +1,5 @@
 import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
 import {
   closeSync,
   copyFileSync,
@@ -19,7 +20,7 @@ import { expect, it } from "vitest";
 import type { Manifest } from "../../src/exports/manifest.ts";
 import { hypersdk, start, workTree } from "../support/cli.ts";
 import { bytes, KiB, MiB, writeRaw } from "../support/disks.ts";
-import { conforms } from "../support/schemas.ts";
+import { conforms, result } from "../support/schemas.ts";
 
 const yaml = (more = ""): string =>
   `version: v2\nschedules:\n  - {name: nightly, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/*"], destination: "file:./backups", incremental: true, concurrency: 1, verify: stored${more}}\n`;
@@ -291,6 +292,82 @@ it("a repository that somebody has replaced, with a key of his own, gets nothing
   renameSync(join(folder, "aside"), join(folder, "backups"));
   await ok(folder, ["run", "nightly"]);
   expect(await ok(folder, ["verify"])).toContain("4 restore points verified (restore), 0 damaged");
+});
+
+it("a repository that is gone, or another one, is never passed over, and keeps nobody from the others", { timeout: 120_000 }, async () => {
+  const { folder } = fleet();
+  writeFileSync(
+    join(folder, "infrastructure.yaml"),
+    `version: v2
+destinations:
+  - {name: aaa, url: "file:./backups", layout: repository}
+  - {name: bbb, url: "file:./other", layout: repository}
+schedules:
+  - {name: nightly, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/web"], destination: aaa, incremental: true, retry: {attempts: 0}, verify: none}
+  - {name: sealed, cron: "0 3 * * *", initialExport: immediate, vms: ["/datacenter/vm/web"], destination: bbb, incremental: true, verify: none, encryption: {key: "\${file:key}"}}
+`,
+  );
+  writeFileSync(join(folder, "key"), "a passphrase that nobody guesses");
+  await ok(folder, ["apply", "--auto-approve"]);
+  await ok(folder, ["check"]);
+  // a URL finds the key that the files have for it
+  expect(await ok(folder, ["check", "--destination", `file://${folder}/other`])).toContain("sound");
+
+  renameSync(join(folder, "backups"), join(folder, "aside"));
+  const gone = await hypersdk(folder, ["check"]);
+  expect(gone).toMatchObject({ code: 1, stdout: expect.stringContaining("bbb: 1 restore point") as string });
+  expect(gone.stderr).toMatch(/aaa: aaa is empty, and restore points are recorded there: is it mounted\?/);
+  const { repositories, failed } = result<{ repositories: { destination: string }[]; failed: unknown[] }>((await hypersdk(folder, ["check", "--json"])).stdout);
+  expect([repositories, failed]).toMatchObject([[{ destination: "bbb" }], [{ destination: "aaa", code: "DestinationUnreachable" }]]);
+  renameSync(join(folder, "aside"), join(folder, "backups"));
+  renameSync(join(folder, "backups/config"), join(folder, "config"));
+  expect(await hypersdk(folder, ["check"])).toMatchObject({ code: 11, stderr: expect.stringContaining("its config is gone") as string });
+  renameSync(join(folder, "config"), join(folder, "backups/config"));
+  writeFileSync(join(folder, "key"), "another passphrase that opens nothing");
+  const refused = await hypersdk(folder, ["check"]);
+  expect(refused).toMatchObject({ code: 10, stdout: expect.stringContaining("aaa: 1 restore point") as string });
+
+  const config = JSON.parse(readFileSync(join(folder, "backups/config"), "utf8")) as { digest: string };
+  const { digest: _, ...body } = { ...config, id: "11111111-2222-4333-8444-555555555555" };
+  writeFileSync(join(folder, "backups/config"), JSON.stringify({ ...body, digest: createHash("sha256").update(JSON.stringify(body)).digest("hex") }));
+  expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({
+    code: 7,
+    stderr: expect.stringContaining("is another one than at the last export") as string,
+  });
+});
+
+it("a copy that lies open is told of, and a longer time of grace is for what is marked, too", { timeout: 120_000 }, async () => {
+  const { folder } = fleet();
+  const files = (grace: string): void =>
+    writeFileSync(
+      join(folder, "infrastructure.yaml"),
+      `version: v2
+destinations:
+  - {name: sealed, url: "file:./sealed", layout: repository, expiryGrace: ${grace}}
+schedules:
+  - {name: nightly, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/web"], destination: sealed, incremental: true, retention: {keepLast: 1}, encryption: {key: "\${file:key}"}}
+`,
+    );
+  files("1h");
+  writeFileSync(join(folder, "key"), "a passphrase that nobody guesses");
+  await ok(folder, ["apply", "--auto-approve"]);
+  await ok(folder, ["run", "nightly"]);
+  await ok(folder, ["apply", "--auto-approve"]);
+  const goes = async (): Promise<number> => {
+    const { items } = result<{ items: { expiresAt: string | null }[] }>(await ok(folder, ["get", "artifacts", "--json"]));
+    return Date.parse(items.find(({ expiresAt }) => expiresAt !== null)?.expiresAt ?? "");
+  };
+  const first = await goes();
+  expect(first).toBeGreaterThan(Date.now() + 50 * 60_000);
+  files("30d");
+  await ok(folder, ["apply", "--auto-approve"]);
+  expect(await goes()).toBe(first + 30 * 86_400_000 - 3_600_000);
+  files("0s");
+  await ok(folder, ["apply", "--auto-approve"]);
+  expect(await goes()).toBe(first + 30 * 86_400_000 - 3_600_000);
+
+  const open = await hypersdk(folder, ["copy", "sealed", `file://${folder}/open`]);
+  expect(open).toMatchObject({ code: 0, stderr: expect.stringContaining("encrypted where it is, and lies open at") as string });
 });
 
 it("encryption without a key, of images, or in two ways at one destination is refused where it stands", async () => {

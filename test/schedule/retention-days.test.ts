@@ -76,7 +76,7 @@ describe("400 days of exports every six hours, with a plan after each", () => {
         held: false,
       });
       const kept = keptByHand(points);
-      const { mark, withdraw, remove } = expiryOf(desired, points, instant, () => undefined);
+      const { mark, withdraw, remove } = expiryOf(desired, points, new Map(), instant, () => undefined);
       const wasMarked = new Set(points.filter(({ expiresAt }) => expiresAt !== undefined).map(({ id }) => id));
       expect([instant, mark.map(({ point }) => point).sort()]).toEqual([
         instant,

@@ -10,8 +10,10 @@ import type { DesiredState, DestinationSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import type { ExportFormat } from "../../model/image-formats.ts";
 import type { RestorePoint } from "../../model/recorded.ts";
+import { Repository } from "../../repository/repository.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
+import { printable } from "../../ui/style.ts";
 import { adapters, clock, random } from "../compose.ts";
 import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
@@ -38,6 +40,7 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
   const state = State.openForWriting(statePath, random);
   const copied: object[] = [];
   let isThere = 0;
+  let isOpenTold = false;
   try {
     const layout = await layoutOf(target, desired, options);
     for (const open of points) {
@@ -48,6 +51,10 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
       if (state.artifacts.list().some((each) => each.destinationUrl === address.url && isSame(each, point))) {
         isThere++;
         continue;
+      }
+      if (!isOpenTold && repository && (await Repository.isSealed(point.destination)) && !(await sealsWhatItGets(target, layout))) {
+        isOpenTold = true;
+        io.err(`${io.errStyle.yellow("warning")}: what is copied is encrypted where it is, and lies open at ${printable(address.name)}\n`);
       }
       await claim(target, state.lineage, clock.now(), { adopt: false, layout, hasPoints: state.artifacts.hasAt(address.url) });
       const [first] = disks;
@@ -104,6 +111,10 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
   if (io.json) io.result("copy", { destination: address.name, copied, alreadyThere: isThere });
   else io.out(`${plural(copied.length, "restore point")} copied to ${address.name}, ${isThere} there already.\n`);
   return 0;
+}
+
+async function sealsWhatItGets(target: Destination, layout: DestinationSpec["layout"]): Promise<boolean> {
+  return layout === "repository" && ((await Repository.isSealed(target)) ?? target.encryption !== undefined);
 }
 
 function isSame(one: RestorePoint, { manifest: { source } }: StoredPoint): boolean {

@@ -1,5 +1,8 @@
 import type { Destination } from "../../destinations/destination.ts";
+import { emptied, readMarker } from "../../exports/lineage.ts";
+import { openRepository } from "../../exports/restore.ts";
 import { formatBytes } from "../../model/bytes.ts";
+import type { DestinationAddress } from "../../model/desired.ts";
 import { parseDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { checkRepository } from "../../repository/check.ts";
@@ -8,11 +11,12 @@ import { repairRepository } from "../../repository/repair.ts";
 import { Repository } from "../../repository/repository.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
+import { printable } from "../../ui/style.ts";
 import { adapters, clock, random } from "../compose.ts";
-import { exitCodes } from "../exit-codes.ts";
+import { exitCodeOf, exitCodes } from "../exit-codes.ts";
 import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
-import { load, type SourceOptions } from "../load.ts";
+import { load, type SourceOptions, statePathFor } from "../load.ts";
 import { askForYes } from "../prompt.ts";
 import { type ByteProgress, byteProgress } from "./byte-progress.ts";
 import { destinationNamed, type KeyOptions, withKey } from "./destinations.ts";
@@ -120,26 +124,46 @@ interface Care<Report extends object> {
   exitCode?(): number;
 }
 
-/** Takes care of the repository that was named, or of all that the files have, one after the other. */
+/** Takes care of the repository that was named, or of all that the files have, one after the other; one that cannot be had keeps nobody from the others. */
 async function eachRepository<Report extends object>(command: string, options: RepositoryOptions, io: Io, care: Care<Report>): Promise<number> {
   const interrupts = listenForInterrupts(io.err);
   const reports: object[] = [];
+  const failures: { readonly destination: string; readonly error: HypersdkError }[] = [];
   try {
-    for (const repository of await repositories(options, io)) {
-      const { name } = repository.destination.spec;
-      const progress = byteProgress(io, 0);
-      const report = await care.work(repository, { signal: interrupts.signal, progress }).finally(progress.stop);
-      reports.push({ destination: name, repository: repository.config.id, ...report });
-      if (!io.json) care.show(name, report);
+    const all = await addresses(options, io);
+    let none = 0;
+    for (const address of all) {
+      try {
+        const repository = await repositoryAt(address, options, io);
+        if (!repository) {
+          none++;
+          continue;
+        }
+        const { name } = repository.destination.spec;
+        const progress = byteProgress(io, 0);
+        const report = await care.work(repository, { signal: interrupts.signal, progress }).finally(progress.stop);
+        reports.push({ destination: name, repository: repository.config.id, ...report });
+        if (!io.json) care.show(name, report);
+      } catch (error) {
+        if (all.length === 1 || interrupts.exitCode !== undefined || !(error instanceof HypersdkError)) throw error;
+        failures.push({ destination: address.name, error });
+        if (!io.json)
+          io.err(
+            `${io.errStyle.red("error")}: ${printable(address.name)}: ${printable(error.message)}\n${error.hint ? `       ${printable(error.hint)}\n` : ""}`,
+          );
+      }
     }
+    if (none === all.length) throw noRepository();
   } catch (error) {
     if (interrupts.exitCode !== undefined) return interrupts.exitCode;
     throw error;
   } finally {
     interrupts.dispose();
   }
-  if (io.json) io.result(command, { ...care.result, repositories: reports });
-  return care.exitCode?.() ?? exitCodes.done;
+  const failed = failures.map(({ destination, error: { code, message } }) => ({ destination, code, message }));
+  if (io.json) io.result(command, { ...care.result, repositories: reports, failed });
+  const [first] = failures;
+  return care.exitCode?.() || (first ? exitCodeOf(first.error.code) : exitCodes.done);
 }
 
 async function recordBroken(paths: readonly string[], destination: Destination, options: RepositoryOptions, io: Io): Promise<void> {
@@ -169,20 +193,53 @@ async function recordBroken(paths: readonly string[], destination: Destination, 
 /** The repository at a destination that was named, or those at all destinations of the files. */
 export async function repositories(options: RepositoryOptions, io: Io): Promise<Repository[]> {
   const found: Repository[] = [];
-  const { desired } = options.destination?.includes(":") ? {} : await load(options, io.env, io.cwd);
-  const all = desired?.destinations.filter(({ layout }) => layout === "repository") ?? [];
-  for (const address of options.destination === undefined
-    ? all.map((each) => withKey(each, options, io.cwd))
-    : [destinationNamed(options.destination, desired, options, io.cwd)]) {
-    const repository = await Repository.open(await adapters.openDestination(address));
+  for (const address of await addresses(options, io)) {
+    const repository = await repositoryAt(address, options, io);
     if (repository) found.push(repository);
-    else if (options.destination !== undefined) throw new HypersdkError("NotFound", `there is no repository at ${address.url}`);
   }
-  if (found.length === 0)
-    throw new HypersdkError("NotFound", "no destination of the files holds a repository", {
-      hint: "name one with --destination NAME or --destination file:///…",
-    });
+  if (found.length === 0) throw noRepository();
   return found;
+}
+
+/** The destination that was named, or all of the files that are meant to be repositories. */
+async function addresses(options: RepositoryOptions, io: Io): Promise<DestinationAddress[]> {
+  // a URL needs no files, and where there are some they may know its key
+  const isUrl = options.destination?.includes(":") ?? false;
+  const { desired } = await load(options, io.env, io.cwd).catch((error: unknown) => {
+    if (isUrl && error instanceof HypersdkError) return { desired: undefined };
+    throw error;
+  });
+  if (options.destination !== undefined) return [destinationNamed(options.destination, desired, options, io.cwd)];
+  return (desired?.destinations ?? []).filter(({ layout }) => layout === "repository").map((each) => withKey(each, options, io.cwd));
+}
+
+/**
+ * The repository at a destination; undefined where nothing was ever written.
+ * @throws DestinationUnreachable, ArtifactDamaged where there was one, and NotFound where it was asked for by name
+ */
+async function repositoryAt(address: DestinationAddress, options: RepositoryOptions, io: Io): Promise<Repository | undefined> {
+  const destination = await adapters.openDestination(address);
+  const repository = await Repository.open(destination);
+  if (repository) return repository;
+  if ((await readMarker(destination))?.layout === "repository") return openRepository(destination);
+  if (await isRecorded(address.url, options, io)) throw emptied(destination);
+  if (options.destination !== undefined) throw new HypersdkError("NotFound", `there is no repository at ${address.url}`);
+  return undefined;
+}
+
+async function isRecorded(url: string, options: RepositoryOptions, io: Io): Promise<boolean> {
+  const state = State.openForReading(await statePathFor(options, io.env, io.cwd));
+  try {
+    return state?.artifacts.hasAt(url) ?? false;
+  } finally {
+    state?.close();
+  }
+}
+
+function noRepository(): HypersdkError {
+  return new HypersdkError("NotFound", "no destination of the files holds a repository", {
+    hint: "name one with --destination NAME or --destination file:///…",
+  });
 }
 
 function shareOf(readData: string | true | undefined): number {
