@@ -35,6 +35,10 @@ export interface CompactReport {
   readonly freeAt: Instant | null;
   /** Bytes of chunks in use that were moved into new packs. */
   readonly rewrittenBytes: number;
+  /** Unused, as far as can be told, and left alone while an export goes on that may have sent it. */
+  readonly waitingBytes: number;
+  /** When that export began; a lock that it left behind counts for a day. */
+  readonly exportSince: Instant | null;
 }
 
 /** An export writes its clock, the store its own; nothing but a needless retry depends on this. */
@@ -52,7 +56,7 @@ export async function compactRepository(repository: Repository, options: Compact
   const nowMs = epochMsOf(options.now);
   if (!options.dryRun) await clearPending(repository, nowMs);
   const before = await settle(repository, nowMs - options.graceMs, options);
-  const { condemnedBytes, rewrittenBytes } = await condemn(repository, options);
+  const { condemnedBytes, rewrittenBytes, waitingBytes, exportSince } = await condemn(repository, options);
   const after = options.graceMs === 0 && condemnedBytes > 0 ? await settle(repository, nowMs, options) : { freedBytes: 0, sparedBytes: 0 };
   return {
     freedBytes: before.freedBytes + after.freedBytes,
@@ -60,6 +64,8 @@ export async function compactRepository(repository: Repository, options: Compact
     condemnedBytes: condemnedBytes - after.freedBytes,
     freeAt: condemnedBytes - after.freedBytes > 0 ? instantOf(nowMs + options.graceMs) : null,
     rewrittenBytes,
+    waitingBytes,
+    exportSince,
   };
 }
 
@@ -167,7 +173,7 @@ function takenChunks(pack: NonNullable<ReturnType<ChunkIndex["pack"]>>, { index,
   return taken;
 }
 
-type Condemned = Pick<CompactReport, "condemnedBytes" | "rewrittenBytes">;
+type Condemned = Pick<CompactReport, "condemnedBytes" | "rewrittenBytes" | "waitingBytes" | "exportSince">;
 
 async function condemn(repository: Repository, options: CompactOptions): Promise<Condemned> {
   for (let attempt = 0; ; attempt++) {
@@ -189,8 +195,14 @@ async function condemnOnce(repository: Repository, options: CompactOptions): Pro
   const isOld = ({ modifiedMs }: StoredObject): boolean => exportMs === undefined || modifiedMs < exportMs - clockSlackMs;
   const packs: StoredObject[] = [];
   const rewritten: StoredObject[] = [];
+  let waitingBytes = 0;
   for (const object of present.packs.values()) {
-    if (!present.isUsable(object.name) || !isOld(object)) continue;
+    if (!present.isUsable(object.name)) continue;
+    if (!isOld(object)) {
+      const pack = index.pack(object.name);
+      waitingBytes += pack ? unusedOf(pack, index, used) : object.bytes;
+      continue;
+    }
     const pack = index.pack(object.name);
     const unused = pack ? unusedOf(pack, index, used) : object.bytes;
     const isWhollyUnused = !pack || takenChunks(pack, state).length === 0;
@@ -200,14 +212,15 @@ async function condemnOnce(repository: Repository, options: CompactOptions): Pro
   const segments = [...present.segments.values()].filter((object) => present.isUsable(object.name) && isOld(object) && !used.segments.has(object.name));
   const condemned = [...packs, ...rewritten, ...segments];
   const condemnedBytes = condemned.reduce((sum, { bytes }) => sum + bytes, 0);
-  if (condemned.length === 0) return { condemnedBytes: 0, rewrittenBytes: 0 };
+  const waiting = { waitingBytes, exportSince: exportMs === undefined ? null : instantOf(exportMs) };
+  if (condemned.length === 0) return { condemnedBytes: 0, rewrittenBytes: 0, ...waiting };
   const rewrittenBytes = await rewrite(repository, state, rewritten, options);
   if (!options.dryRun) {
     const names = (objects: readonly StoredObject[]): string[] => objects.map(({ name }) => name);
     const condemnation: Condemnation = { id: options.id, at: options.now, packs: names([...packs, ...rewritten]), segments: names(segments) };
     await repository.destination.put(`${condemnedFolder}/${options.id}.json`, `${JSON.stringify(condemnation, null, 2)}\n`, { exclusive: true });
   }
-  return { condemnedBytes, rewrittenBytes };
+  return { condemnedBytes, rewrittenBytes, ...waiting };
 }
 
 /** Moves the chunks that are used into new packs, as they are stored, each checked on the way. @returns their bytes */

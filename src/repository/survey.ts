@@ -36,10 +36,10 @@ function disksOf(repository: Repository, path: string, bytes: Buffer): ChunkList
   try {
     value = JSON.parse(bytes.toString("utf8")) as { disks?: unknown };
   } catch (error) {
-    throw new HypersdkError("ArtifactDamaged", `${path} is no JSON`, { cause: error });
+    throw damagedPoint(path, "it is no JSON", error);
   }
-  if (!isAsWritten(value)) throw damaged(path, "it is not what was written: its digest is wrong");
-  if (!isPointName(value)) throw damaged(path, "it is no manifest of a restore point");
+  if (!isAsWritten(value)) throw damagedPoint(path, "it is not what was written: its digest is wrong");
+  if (!isPointName(value)) throw damagedPoint(path, "it is no manifest of a restore point");
   const name = pointPath(repository, value);
   const owner = (value as { repository?: { id?: unknown } }).repository?.id;
   if (owner !== repository.config.id) throw damaged(path, `it belongs to repository ${String(owner)}, the config here is that of ${repository.config.id}`);
@@ -50,6 +50,14 @@ function disksOf(repository: Repository, path: string, bytes: Buffer): ChunkList
     if (!Number.isSafeInteger(disk.virtualBytes) || !Number.isSafeInteger(disk.chunkBytes) || !Array.isArray(disk.segments) || !disk.segments.every(isName))
       throw damaged(path, "a disk of it has no size, no chunk size or no segments");
     return disk as ChunkList;
+  });
+}
+
+/** Nothing can be told of a point without its manifest, so that compaction frees nothing beside it; and `repair` cannot make it up. */
+function damagedPoint(path: string, why: string, cause?: unknown): HypersdkError {
+  return new HypersdkError("ArtifactDamaged", `${path}: ${why}`, {
+    cause,
+    hint: "put it back from a copy of the destination, or move it away: nothing of its point can be restored",
   });
 }
 

@@ -366,6 +366,11 @@ schedules:
   await ok(folder, ["apply", "--auto-approve"]);
   expect(await goes()).toBe(first + 30 * 86_400_000 - 3_600_000);
 
+  const restored = await hypersdk(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"]);
+  expect(restored).toMatchObject({
+    code: 0,
+    stderr: expect.stringMatching(/^\/datacenter\/vm\/web as of \S+Z: point [0-9a-f]{8} of schedule nightly\n/) as string,
+  });
   const open = await hypersdk(folder, ["copy", "sealed", `file://${folder}/open`]);
   expect(open).toMatchObject({ code: 0, stderr: expect.stringContaining("encrypted where it is, and lies open at") as string });
 });

@@ -4,6 +4,7 @@ import { dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Destination } from "../../src/destinations/destination.ts";
 import { withDigest } from "../../src/model/digest.ts";
+import { epochMsOf, instantOf } from "../../src/model/instant.ts";
 import { checkRepository } from "../../src/repository/check.ts";
 import { compactRepository } from "../../src/repository/compact.ts";
 import { listPoints } from "../../src/repository/points.ts";
@@ -126,6 +127,24 @@ describe("a pack that another compaction moves", () => {
     const { destination, path, content } = await halfUsed(opening);
     expect(await repairRepository(await opened(destination), { now: clock.now() })).toMatchObject({ brokenPoints: [] });
     expect((await contentOf(destination, path)).equals(content)).toBe(true);
+  });
+});
+
+describe("a lock that a killed export left behind", () => {
+  it("holds back what it may have sent, and compaction says so", async () => {
+    const { destination, path } = await exported();
+    await destination.remove(path);
+    await destination.put("locks/00000000-0000-4000-8000-000000000000.json", JSON.stringify({ at: clock.now(), operation: "export" }));
+    const repository = await opened(destination);
+    const report = await compactRepository(repository, { now: clock.now(), id: randomUUID(), graceMs: 0, maxUnused: 0 });
+    expect(report).toMatchObject({ freedBytes: 0, condemnedBytes: 0, exportSince: clock.now() });
+    expect(report.waitingBytes).toBeGreaterThan(disk.length / 2);
+    const later = instantOf(epochMsOf(clock.now()) + 25 * 3_600_000);
+    expect(await compactRepository(repository, { now: later, id: randomUUID(), graceMs: 0, maxUnused: 0 })).toMatchObject({
+      waitingBytes: 0,
+      exportSince: null,
+    });
+    expect(await destination.list("packs")).toEqual([]);
   });
 });
 

@@ -10,6 +10,7 @@ import { nearestName } from "../../model/nearest.ts";
 import type { RestorePoint } from "../../model/recorded.ts";
 import { isRepositoryPoint } from "../../repository/points.ts";
 import { State } from "../../state/state.ts";
+import { printable } from "../../ui/style.ts";
 import { adapters } from "../compose.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
@@ -36,6 +37,7 @@ export async function findPoint(id: string | undefined, options: PointSelection,
   if (id !== undefined && existsSync(resolve(io.cwd, id))) return pointAt(resolve(io.cwd, id), options, io.cwd);
   const { points, addressOf, isCopy } = await recordedPoints(options, io);
   const point = choose(points, id, options, isCopy);
+  if (id === undefined && !io.json && !io.quiet) io.err(`${chosenText(point, points)}\n`);
   for (const [flag, wanted, is] of [
     ["--vm", options.vm, point.vmPath],
     ["--schedule", options.schedule, point.schedule],
@@ -84,6 +86,15 @@ export async function recordedPoints(
   }
 }
 
+/** Which point was chosen for a VM, and what of newer ones was passed over. */
+function chosenText(point: RestorePoint, points: readonly RestorePoint[]): string {
+  const passedOver = points.filter(({ vmPath, state, instant }) => vmPath === point.vmPath && state !== "good" && instant > point.instant).length;
+  return (
+    `${printable(point.vmPath)} as of ${point.instant}: point ${point.id.slice(0, 8)} of schedule ${point.schedule}` +
+    `${point.state === "good" ? "" : ", which is not proved yet"}${passedOver > 0 ? `; ${passedOver} newer ${passedOver === 1 ? "is" : "are"} bad or not proved` : ""}`
+  );
+}
+
 /** @param isCopy whether a point is one that was stored again, where its schedule does not write */
 function choose(
   points: readonly RestorePoint[],
@@ -111,7 +122,12 @@ function choose(
   if (newest) return found.find((point) => point.instant === newest.instant && point.schedule === newest.schedule && !isCopy(point)) ?? newest;
   const near = nearestName(vm, new Set(points.map((point) => point.vmPath)));
   throw new HypersdkError("NotFound", `${vm} has no good restore point${before ? ` at or before ${before}` : ""}`, {
-    hint: near && near !== vm ? `did you mean ${near}?` : "hypersdk get artifacts lists what there is",
+    hint:
+      points.length === 0
+        ? "none is known here at all: where the state was lost, hypersdk state rebuild --from DESTINATION finds them again"
+        : near && near !== vm
+          ? `did you mean ${near}?`
+          : "hypersdk get artifacts lists what there is",
   });
 }
 

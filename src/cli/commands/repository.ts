@@ -74,9 +74,12 @@ export async function compact(options: CompactCommandOptions, io: Io): Promise<n
       if (report.rewrittenBytes > 0) io.out(`, ${formatBytes(report.rewrittenBytes)} ${would}moved into new packs`);
       io.out(
         report.freeAt
-          ? `; ${formatBytes(report.condemnedBytes)} more ${dryRun ? "would be condemned" : "are condemned"}, and go when compact runs after ${report.freeAt}\n`
-          : "\n",
+          ? `; ${formatBytes(report.condemnedBytes)} more ${dryRun ? "would be condemned" : "are condemned"}, and go when compact runs after ${report.freeAt}`
+          : "",
       );
+      if (report.exportSince !== null && report.waitingBytes > 0)
+        io.out(`; ${formatBytes(report.waitingBytes)} wait for an export that began ${report.exportSince}: if it was killed, its lock counts for a day`);
+      io.out("\n");
     },
     result: { dryRun },
   });
