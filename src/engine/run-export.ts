@@ -16,6 +16,7 @@ import { exportScope, type Lease } from "../state/leases.ts";
 import type { RunRow } from "../state/runs.ts";
 import type { EngineContext } from "./context.ts";
 import { type RunName, runNameOf } from "./events.ts";
+import { progressNotes } from "./progress-notes.ts";
 import type { Place } from "./queue.ts";
 
 /** Everything one run needs of the desired state. */
@@ -137,7 +138,7 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
     layout: work.destination.layout,
     hasPoints: state.artifacts.hasAt(work.destination.url),
   });
-  const noteProgress = progressOf(run, lease, context);
+  const progress = progressNotes(run, lease, context);
   const keyAt = `repository key ${work.destination.url}`;
   const keyId = context.adopt ? undefined : state.configuration.meta(keyAt);
   const idAt = `repository id ${work.destination.url}`;
@@ -174,11 +175,11 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
           state.runs.setFolder(run.id, folder);
           state.runs.setState(run.id, "storing");
         });
-        noteProgress.expect(disks.reduce((sum, { dataBytes }) => sum + dataBytes, 0));
+        progress.expect(disks.reduce((sum, { dataBytes }) => sum + dataBytes, 0));
         emit({ type: "export_started", run: name, attempt, disks });
       },
       read(disk, bytes) {
-        noteProgress.add(bytes);
+        progress.add(bytes);
         emit({ type: "export_progress", run: name, disk, bytes });
       },
       diskDone: (disk, storedBytes) => emit({ type: "disk_stored", run: name, disk, storedBytes }),
@@ -197,32 +198,6 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
   if (keyNow !== undefined && keyNow !== keyId) state.write(lease, () => state.configuration.setMeta(keyAt, keyNow));
   if (schedule.keepImage) await keepLatest(work, destination, exported, context);
   return exported;
-}
-
-/** Each note is a write that reaches the disk. */
-const noteEveryMs = 2000;
-
-/** Notes in the state how far an export has come, for `status` in another process. */
-function progressOf(run: RunRow, lease: Lease, { state, clock }: EngineContext): { expect(totalBytes: number): void; add(bytes: number): void } {
-  let [totalBytes, readBytes, notedMs] = [0, 0, 0];
-  const note = (): void => {
-    notedMs = epochMsOf(clock.now());
-    try {
-      state.write(lease, () => state.runs.noteProgress(run.id, readBytes, Math.max(totalBytes, readBytes)));
-    } catch {
-      // it costs a bar; what is wrong with the state, the next step that matters will find
-    }
-  };
-  return {
-    expect(bytes) {
-      totalBytes = bytes;
-      note();
-    },
-    add(bytes) {
-      readBytes += bytes;
-      if (epochMsOf(clock.now()) - notedMs >= noteEveryMs) note();
-    },
-  };
 }
 
 /** An image that cannot be kept costs the image, not the point. */
