@@ -1,11 +1,10 @@
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, renameSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, realpathSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import { dirname, join, posix, relative, resolve, sep } from "node:path";
 import type { Access } from "../config/access.ts";
 import { type Combined, type ConfigFile, combine } from "../config/combine.ts";
 import { type Diagnostic, sortDiagnostics } from "../config/diagnostic.ts";
-import { type Fragment, readFile } from "../config/read-file.ts";
 import { SourceFile } from "../config/source-file.ts";
 import { checkOut, insideOf } from "../git/remote.ts";
 import { verifyCommit } from "../git/signatures.ts";
@@ -14,7 +13,7 @@ import { errnoOf, HypersdkError } from "../model/errors.ts";
 import type { Revision } from "../plan/plan.ts";
 import { ProcessLock } from "../state/process-lock.ts";
 import { lostFiles } from "./lost-files.ts";
-import { toolVersion } from "./tool-version.ts";
+import { ParseCache } from "./parse-cache.ts";
 
 /** Options that say where the desired state is. */
 export interface SourceOptions {
@@ -323,38 +322,4 @@ function listOf(value: string | undefined): string[] {
     .split(",")
     .map((each) => each.trim())
     .filter((each) => each !== "");
-}
-
-/**
- * What files parsed to, by the hash of their bytes and of this program's version: YAML takes most of the time of a plan in
- * which nothing changed. Losing it costs time only; it holds nothing that the files do not.
- */
-class ParseCache {
-  readonly #folder: string | undefined;
-  readonly #salt: string;
-
-  constructor(env: NodeJS.ProcessEnv) {
-    const home = env["XDG_CACHE_HOME"] ?? (env["HOME"] ? join(env["HOME"], ".cache") : undefined);
-    this.#folder = env["HYPERSDK_NO_CACHE"] || !home ? undefined : join(home, "hypersdk", "parse");
-    // a build of its own has a cache of its own, even with the same version
-    this.#salt = `3 ${toolVersion()} ${statSync(new URL(import.meta.url)).mtimeMs}`;
-  }
-
-  fragmentOf(file: string, bytes: Buffer, wasNamed: boolean): Fragment {
-    if (this.#folder === undefined) return readFile(file, bytes, wasNamed);
-    const key = createHash("sha256").update(`${this.#salt}\n${file}\n${wasNamed}\n`).update(bytes).digest("hex");
-    const path = join(this.#folder, `${key}.json`);
-    try {
-      const known = JSON.parse(readFileSync(path, "utf8")) as Fragment;
-      if ([known.items, known.defaults, known.later, known.broken, known.diagnostics].every(Array.isArray)) return known;
-    } catch {}
-    const fragment = readFile(file, bytes, wasNamed);
-    try {
-      mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
-      const temporary = `${path}.${process.pid}`;
-      writeFileSync(temporary, JSON.stringify(fragment), { mode: 0o600 });
-      renameSync(temporary, path);
-    } catch {}
-    return fragment;
-  }
 }
