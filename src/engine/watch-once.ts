@@ -25,7 +25,8 @@ export async function watchOnce(
       throw error;
     });
     if (!reading) throw new HypersdkError("SourceUnavailable", `${source.name} gave nothing`);
-    const { revision, content } = reading;
+    const { revision, content, warnings = [] } = reading;
+    for (const { code, text } of warnings) emit({ type: "warning", code, text });
     const problem = "problem" in content ? content.problem : undefined;
     if (problem) emit(rejection(revision, problem, undefined));
     noteRevision(revision, problem, lease, context);

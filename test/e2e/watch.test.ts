@@ -265,6 +265,9 @@ describe("watch on a work tree", { timeout: 120_000 }, () => {
     const folder = workTree(yaml());
     machines(folder, "a");
     expect(await hypersdk(folder, ["watch", "--once", "--json"])).toMatchObject({ code: 0, stdout: expect.stringContaining('"completed": 1') as string });
+    writeFileSync(join(folder, "infrastructure.yaml"), yaml(", rpo: 1h"));
+    const warned = await hypersdk(folder, ["watch", "--once"]);
+    expect(warned).toMatchObject({ code: 0, stderr: expect.stringContaining("HSW020: infrastructure.yaml:3: an rpo of 1h cannot be met") as string });
     writeFileSync(join(folder, "infrastructure.yaml"), yaml("", "x"));
     expect(await hypersdk(folder, ["watch", "--once", "--events", "events"])).toMatchObject({ code: 3 });
     // the one that looks in the morning sees what became of it
