@@ -145,10 +145,10 @@ describe("schedule preview", () => {
   it("says when it fires, when it starts and why then", async () => {
     const { stdout } = await hypersdk(night(), ["schedule", "preview", "web", "--from", "2026-10-24T12:00:00Z", "--count", "3"]);
     expect(stdout).toMatchInlineSnapshot(`
-      "fires                  starts                because                                                                             after
-      Sun 25 Oct 02:45 CEST  Sun 25 Oct 03:00 CET  the clock goes back over its time: the first of two; its window opens 1h 15m later  databases of Sun 25 Oct 02:30 CEST completed
-      Mon 26 Oct 02:45 CET   Mon 26 Oct 03:00 CET  its window opens 15m later                                                          databases of Mon 26 Oct 02:30 CET completed
-      Tue 27 Oct 02:45 CET   Tue 27 Oct 03:00 CET  its window opens 15m later                                                          databases of Tue 27 Oct 02:30 CET completed
+      "fires                  starts                window       because                                                                             after
+      Sun 25 Oct 02:45 CEST  Sun 25 Oct 03:00 CET  03:00-05:00  the clock goes back over its time: the first of two; its window opens 1h 15m later  databases of Sun 25 Oct 02:30 CEST completed
+      Mon 26 Oct 02:45 CET   Mon 26 Oct 03:00 CET  03:00-05:00  its window opens 15m later                                                          databases of Mon 26 Oct 02:30 CET completed
+      Tue 27 Oct 02:45 CET   Tue 27 Oct 03:00 CET  03:00-05:00  its window opens 15m later                                                          databases of Tue 27 Oct 02:30 CET completed
       "
     `);
   });

@@ -4,7 +4,7 @@ import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
 import { soonestStarts } from "../../plan/soonest.ts";
 import { fireTimes } from "../../schedule/cron.ts";
-import { nextOpening } from "../../schedule/windows.ts";
+import { isOpen, nextOpening } from "../../schedule/windows.ts";
 import { State } from "../../state/state.ts";
 import { renderTable } from "../../ui/table.ts";
 import { formatTime } from "../../ui/times.ts";
@@ -41,12 +41,14 @@ export async function preview(name: string, options: PreviewOptions, io: Io): Pr
   else {
     if (isSuspended(schedule)) io.err(`${io.errStyle.yellow("warning")}: the schedule is suspended: none of these fires\n`);
     const shown = (instant: Instant): string => formatTime(instant, schedule.timezone, from);
+    const hasWindows = schedule.windows.length > 0;
     io.out(
       renderTable(
-        ["fires", "starts", "because", "after"],
-        items.map(({ fireTime, starts, reason, dependsOn }) => [
+        ["fires", "starts", ...(hasWindows ? ["window"] : []), "because", "after"],
+        items.map(({ fireTime, starts, window, reason, dependsOn }) => [
           shown(fireTime),
           starts ? shown(starts) : "never",
+          ...(hasWindows ? [window ?? ""] : []),
           reason ?? "",
           dependsOn.map((each) => `${each.schedule} of ${shown(each.firing)} ${each.state}`).join(", "),
         ]),
@@ -60,10 +62,20 @@ interface Item {
   readonly fireTime: Instant;
   /** The soonest that its windows and what it depends on let it start; null when it never does. */
   readonly starts: Instant | null;
+  /** The window in which it starts, or that it would have to wait for; null where it may start at any time. */
+  readonly window: string | null;
   /** Why it starts later, or fires at another time than its cron expression says. */
   readonly reason: string | null;
   /** What has to have ended first. */
   readonly dependsOn: readonly { readonly schedule: string; readonly firing: Instant; readonly state: string; readonly until: Instant }[];
+}
+
+/** `22:00-06:00`, with its zone where that is not the schedule's. */
+function windowAt({ windows, timezone }: ScheduleSpec, at: number | undefined): string | null {
+  const window = at === undefined ? undefined : windows.find((each) => isOpen([each], at));
+  if (!window) return null;
+  const time = (minute: number): string => `${String(Math.floor(minute / 60)).padStart(2, "0")}:${String(minute % 60).padStart(2, "0")}`;
+  return `${time(window.startMinute)}-${time(window.endMinute)}${window.timezone === timezone ? "" : ` ${window.timezone}`}`;
 }
 
 /** What `hypersdk suspend` holds back. */
@@ -94,6 +106,7 @@ function itemOf(schedule: ScheduleSpec, schedules: readonly ScheduleSpec[], soon
   return {
     fireTime: instantOf(at),
     starts: soonest === undefined ? null : instantOf(soonest),
+    window: windowAt(schedule, soonest ?? opening),
     reason: reasons.length > 0 ? reasons.join("; ") : null,
     dependsOn: schedule.dependsOn.flatMap(({ schedule: name, state, timeoutMs }) => {
       const other = schedules.find((each) => each.name === name);
