@@ -124,8 +124,9 @@ function waitsOf({ cron, timezone, windows }: ScheduleSpec): { readonly longestM
 
 /** An objective that the fire times alone miss: the protection is overdue most of the time. */
 function rpoFinding({ cron, timezone }: ScheduleSpec, owner: ScheduleSpec | PolicySpec, report: Report): void {
+  if (owner.rpoMs === undefined) return;
   const gapMs = fireTimes(cron, timezone).longestGapMs();
-  if (owner.rpoMs === undefined || owner.rpoMs >= gapMs) return;
+  if (owner.rpoMs >= gapMs) return;
   report.warn(
     "HSW020",
     owner.origin,

@@ -4,8 +4,6 @@ import { manifestName } from "../exports/manifest.ts";
 import type { DesiredState } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Observed, ObservedDestination, ObservedVm, Unknown } from "../model/observed.ts";
-import { listPoints } from "../repository/points.ts";
-import { Repository } from "../repository/repository.ts";
 import type { EngineContext } from "./context.ts";
 
 /** Asks every provider and destination. What cannot be reached becomes unknown with its reason; it never fails the rest. */
@@ -62,8 +60,10 @@ async function observeDestination(destination: Destination): Promise<ObservedDes
   const points: { manifestPath: string; storedBytes: number }[] = [];
   const bytes = new Map<string, number>();
   const base = { name: destination.spec.name, url: destination.spec.url, ...(marker ? { lineage: marker.lineage, layout: marker.layout } : {}) };
-  if (marker?.layout === "repository")
+  if (marker?.layout === "repository") {
+    const { listPoints } = await import("../repository/points.ts");
     return { ...base, ...(await sealOf(destination)), points: (await listPoints(destination)).map(({ path }) => ({ manifestPath: path, storedBytes: null })) };
+  }
   const files = marker ? await destination.list() : [];
   for (const file of files) {
     if (file.isLink) continue;
@@ -78,6 +78,7 @@ async function observeDestination(destination: Destination): Promise<ObservedDes
 }
 
 async function sealOf(destination: Destination): Promise<Pick<ObservedDestination, "isSealed" | "keyProblem">> {
+  const { Repository } = await import("../repository/repository.ts");
   const isSealed = await Repository.isSealed(destination);
   try {
     destination.encryption?.key();

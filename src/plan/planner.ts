@@ -50,11 +50,12 @@ export function plan({ desired, recorded: noted, observed, revision, now }: Plan
   }
   const overdue = overdueOf(joined, protections, newestGoodOf(recorded.points, now), context, now);
   const urls = new Set(desired.destinations.map(({ url }) => url));
+  const newest = newestOf(recorded.points);
   const blocked = (point: RestorePoint): string | undefined => {
     if (!urls.has(point.destinationUrl)) return `no destination of the files has the URL ${point.destinationUrl}`;
     const key = protectionKey(point.schedule, point.provider, point.identity);
     if (overdue.has(key)) return "the protection is overdue";
-    const last = lastOf(recorded.points, point).state;
+    const last = newest.get(key)?.state;
     return last === "good" ? undefined : `the last restore point ${last === "bad" ? "failed its verification" : "is not proved yet"}`;
   };
   const expiry = expiryOf(desired, recorded.points, gracesOf(recorded), now, blocked);
@@ -283,12 +284,13 @@ function isFresh(member: Member, sinceMs: number, nowMs: number): boolean {
   return nowMs - sinceMs <= 60_000 || sinceMs >= fireTimes(member.schedule.cron, member.schedule.timezone).latest(nowMs);
 }
 
-/** The newest restore point of the same protection. */
-function lastOf(points: readonly RestorePoint[], of: RestorePoint): RestorePoint {
-  let newest = of;
+/** The newest restore point of each protection, whatever its state. */
+function newestOf(points: readonly RestorePoint[]): Map<string, RestorePoint> {
+  const newest = new Map<string, RestorePoint>();
   for (const point of points) {
-    if (point.schedule !== of.schedule || point.provider !== of.provider || point.identity !== of.identity) continue;
-    if (point.instant > newest.instant) newest = point;
+    const key = protectionKey(point.schedule, point.provider, point.identity);
+    const known = newest.get(key);
+    if (!known || point.instant > known.instant) newest.set(key, point);
   }
   return newest;
 }

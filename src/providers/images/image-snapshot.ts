@@ -6,22 +6,9 @@ import { tarMembers } from "../../converters/machine/tar-members.ts";
 import { neighboursOf, noNeighbours } from "../../converters/neighbours.ts";
 import { type OpenedImage, openImageFile } from "../../converters/open-image.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import type { ObservedVm } from "../../model/observed.ts";
 import type { Clock } from "../../model/ports.ts";
 import type { DiskTracking, SnapshotDisk, VmSnapshot } from "../provider.ts";
 import type { FoundDisk, FoundVm } from "./discover.ts";
-
-export function observedVm(provider: string, path: ObservedVm["path"], { identity, names, disks, descriptor }: FoundVm): ObservedVm {
-  return {
-    provider,
-    path,
-    identity,
-    name: descriptor?.name ?? (names.at(-1) as string),
-    disks: disks.map(({ name, peeked }) => ({ name, ...peeked })),
-    ...(descriptor?.guestType ? { guestType: descriptor.guestType } : {}),
-    ...(descriptor?.firmware ? { firmware: descriptor.firmware } : {}),
-  };
-}
 
 /**
  * The disks of a VM that does not run, as its files are: an export fails with `SourceChanged` when size, time or inode of one of them is

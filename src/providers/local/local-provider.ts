@@ -4,7 +4,7 @@ import type { ObservedVm } from "../../model/observed.ts";
 import type { Clock } from "../../model/ports.ts";
 import { vmPathUnder } from "../../model/vm-path.ts";
 import { discover } from "../images/discover.ts";
-import { imageSnapshot, observedVm } from "../images/image-snapshot.ts";
+import { observedVm } from "../images/observed-vm.ts";
 import type { Provider } from "../provider.ts";
 
 /**
@@ -34,6 +34,8 @@ export function localProvider(spec: ProviderSpec, clock: Clock): Provider {
     async snapshot(identity) {
       const vm = discover(spec.path).vms.find((each) => each.identity === identity);
       if (!vm) throw new HypersdkError("NotFound", `provider ${spec.name} has no VM ${JSON.stringify(identity)}`);
+      // the readers of all formats come with it, and a plan needs none
+      const { imageSnapshot } = await import("../images/image-snapshot.ts");
       return imageSnapshot(vm, clock);
     },
   };
