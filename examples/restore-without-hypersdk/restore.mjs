@@ -12,28 +12,37 @@ import { zstdDecompressSync } from "node:zlib";
 const [repository, point, disk, out] = process.argv.slice(2);
 const sha256 = (...parts) => parts.reduce((hash, part) => hash.update(part), createHash("sha256"));
 const json = (path, bytes = readFileSync(join(repository, path))) => {
-  const { digest, ...rest } = JSON.parse(bytes.toString("utf8"));
-  return sha256(JSON.stringify(rest)).digest("hex") === digest ? rest : fail(`${path} is damaged`);
+  try {
+    const { digest, ...rest } = JSON.parse(bytes.toString("utf8"));
+    if (sha256(JSON.stringify(rest)).digest("hex") === digest) return rest;
+  } catch {}
+  throw new Error(`${path} is damaged`);
 };
 const fail = (why) => {
   console.error(why);
   process.exit(1);
 };
+process.on("uncaughtException", ({ message }) => fail(message));
 
 if (!repository || repository.startsWith("-") || (point && !out)) fail("node restore.mjs REPOSITORY [POINT DISK OUT.raw]");
 for (const path of ["config", ...(point ? [point] : [])]) if (!existsSync(join(repository, path))) fail(`there is no ${join(repository, path)}`);
 const config = json("config");
 if (config.kind !== "hypersdk-repository" || config.formatVersion !== 1) fail("this is no repository of version 1");
 const masterKey = config.encryption === "aes-256-gcm" ? theMasterKey() : undefined;
-const pointAt = (path) => json(path, opened("point", readFileSync(join(repository, path))) ?? fail(`${path} does not open`));
+const pointAt = (path) => json(path, opened("point", readFileSync(join(repository, path))) ?? Buffer.alloc(0));
 
 if (!point) {
   for (const path of readdirSync(join(repository, "points"), { recursive: true }).sort()) {
     if (!path.endsWith(".json")) continue;
-    const { source, disks } = pointAt(join("points", path));
-    console.log(`points/${path}  ${source.vm}  ${source.instant}  ${disks.map(({ name, virtualBytes }) => `${name} (${virtualBytes} bytes)`).join(", ")}`);
+    // one that is damaged hides no other
+    try {
+      show(path, pointAt(join("points", path)));
+    } catch ({ message }) {
+      console.error(message);
+      process.exitCode = 1;
+    }
   }
-  process.exit(0);
+  process.exit();
 }
 
 // an index lists packs, each with the directory of its chunks: 48 bytes a chunk
@@ -41,7 +50,10 @@ const places = new Map();
 for (const name of readdirSync(join(repository, "index")).filter((each) => /^[0-9a-f]{64}$/.test(each))) {
   const bytes = readFileSync(join(repository, "index", name));
   const index = sha256(bytes).digest("hex") === name ? opened("index", bytes) : undefined;
-  if (!index) fail(`index/${name} is damaged`);
+  if (!index) {
+    console.error(`index/${name} is damaged: what is in no other index cannot be found`);
+    continue;
+  }
   let at = 24;
   for (let packs = index.readUInt32LE(8); packs > 0; packs--) {
     const pack = join(repository, "packs", index.toString("hex", at, at + 32));
@@ -84,6 +96,10 @@ closeSync(file);
 if (content.digest("hex") !== contentHash.value) fail("the disk is not what was exported");
 console.log(`${out}: ${virtualBytes} bytes, as they were exported`);
 
+function show(path, { source, disks }) {
+  console.log(`points/${path}  ${source.vm}  ${source.instant}  ${disks.map(({ name, virtualBytes }) => `${name} (${virtualBytes} bytes)`).join(", ")}`);
+}
+
 /** The id of a chunk, as the segment of its GiB lists it; undefined for zeros. */
 function idOf(chunk) {
   const name = segments[Math.floor(chunk / inSegment)];
@@ -104,8 +120,8 @@ function opened(purpose, sealed, key = masterKey) {
   if (!key) return sealed;
   const salt = sealed.subarray(0, 32);
   const objectKey = createHmac("sha256", key).update(`hypersdk ${purpose}\0`).update(salt).digest();
-  const gcm = createDecipheriv("aes-256-gcm", objectKey, Buffer.alloc(12)).setAuthTag(sealed.subarray(-16));
   try {
+    const gcm = createDecipheriv("aes-256-gcm", objectKey, Buffer.alloc(12)).setAuthTag(sealed.subarray(-16));
     return Buffer.concat([gcm.update(sealed.subarray(32, -16)), gcm.final()]);
   } catch {
     return undefined;
@@ -117,11 +133,15 @@ function theMasterKey() {
   if (HYPERSDK_MASTER_KEY) return Buffer.from(HYPERSDK_MASTER_KEY.trim(), "hex");
   if (!HYPERSDK_PASSPHRASE) fail("the repository is encrypted: set HYPERSDK_PASSPHRASE, or HYPERSDK_MASTER_KEY to what age makes of a slot");
   for (const name of readdirSync(join(repository, "keys")).filter((each) => each.endsWith(".json"))) {
-    const { kind, N, r, p, salt, wrapped } = json(join("keys", name));
-    if (kind !== "passphrase") continue;
-    const key = scryptSync(HYPERSDK_PASSPHRASE.normalize("NFC"), Buffer.from(salt, "base64"), 32, { N, r, p, maxmem: 256 * N * r });
-    const found = opened("key", Buffer.from(wrapped, "base64"), key);
-    if (found) return found;
+    try {
+      const { kind, N, r, p, salt, wrapped } = json(join("keys", name));
+      if (kind !== "passphrase") continue;
+      const key = scryptSync(HYPERSDK_PASSPHRASE.normalize("NFC"), Buffer.from(salt, "base64"), 32, { N, r, p, maxmem: 256 * N * r });
+      const found = opened("key", Buffer.from(wrapped, "base64"), key);
+      if (found) return found;
+    } catch ({ message }) {
+      console.error(message);
+    }
   }
   return fail("the passphrase opens no slot of keys/");
 }

@@ -233,8 +233,10 @@ export function modeOf(
   const { incremental } = schedule;
   if (!incremental) return { isIncremental: false, mode: "full", modeReason: "the schedule is not incremental", diskModes: [] };
   if (protection?.lastSuccessAt === undefined) return { isIncremental: true, mode: "full", modeReason: "the first export of this VM", diskModes: [] };
-  const diskModes = disks.map((disk) => {
-    const last = protection.lastDisks?.find(({ name }) => name === disk.name);
+  const { lastDisks } = protection;
+  const diskModes = disks.map((disk): DiskMode => {
+    const last = lastDisks?.find(({ name }) => name === disk.name);
+    if (lastDisks && !last) return { name: disk.name, mode: "full", reason: "the first export of this disk" };
     return { name: disk.name, ...diskModeOf(disk, last, incremental.fullReadEveryMs, nowMs) };
   });
   const mode = diskModes.some((each) => each.mode === "incremental") ? "incremental" : "full";
@@ -243,8 +245,7 @@ export function modeOf(
 
 function diskModeOf(disk: ObservedDisk, last: RecordedDisk | undefined, fullReadEveryMs: number, nowMs: number): Omit<DiskMode, "name"> {
   if (!disk.marks) return { mode: "incremental", reason: "its changes are not tracked: all is read, what is new is stored" };
-  if (!last) return { mode: "full", reason: "the first export of this disk" };
-  if (last.mark === undefined || last.wholeReadAt === undefined) return { mode: "full", reason: "nothing was marked before" };
+  if (last?.mark === undefined || last.wholeReadAt === undefined) return { mode: "full", reason: "nothing was marked before" };
   const mark = disk.marks.find(({ name }) => name === last.mark);
   if (!mark) return { mode: "full", reason: `its bitmap ${last.mark} is gone` };
   if (last.virtualBytes !== disk.virtualBytes) return { mode: "full", reason: `its size was ${last.virtualBytes} bytes` };

@@ -163,9 +163,7 @@ export function turnOf({ priority, waitingSince, schedule, vmPath, identity }: P
 }
 
 export type Drift =
-  | { readonly kind: "vm-missing"; readonly schedule: string; readonly vmPath: VmPath; readonly message: string }
-  | { readonly kind: "vm-new"; readonly schedule: string; readonly vmPath: VmPath; readonly message: string }
-  | { readonly kind: "overdue"; readonly schedule: string; readonly vmPath: VmPath; readonly message: string }
+  | { readonly kind: "vm-missing" | "vm-new" | "vm-changed" | "overdue"; readonly schedule: string; readonly vmPath: VmPath; readonly message: string }
   | { readonly kind: "point-missing" | "point-altered"; readonly point: string; readonly destination: string; readonly message: string }
   | { readonly kind: "unknown"; readonly what: string; readonly message: string };
 

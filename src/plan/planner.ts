@@ -2,8 +2,8 @@ import { createHash, type Hash } from "node:crypto";
 import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
 import { formatDuration } from "../model/duration.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
-import type { Observed, ObservedVm } from "../model/observed.ts";
-import type { Recorded, RecordedProtection, RecordedRun, RestorePoint } from "../model/recorded.ts";
+import type { Observed, ObservedDisk, ObservedVm } from "../model/observed.ts";
+import type { Recorded, RecordedDisk, RecordedProtection, RecordedRun, RestorePoint } from "../model/recorded.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import { fireTimes } from "../schedule/cron.ts";
 import { byUrgency } from "../schedule/run-queue.ts";
@@ -74,7 +74,7 @@ export function plan({ desired, recorded: noted, observed, revision, now }: Plan
     exports: decisions.flatMap((each) => (each.kind === "due" ? [each.export] : [])).sort(inTurn),
     deferred: decisions.flatMap((each) => (each.kind === "deferred" ? [each.export] : [])).sort(inTurn),
     skipped: decisions.flatMap((each) => (each.kind === "skipped" ? [each.export] : [])).sort(inTurn),
-    drift: driftOf(recorded, observed, protectionChanges, overdue, protections),
+    drift: driftOf(recorded, observed, protectionChanges, overdue, joined, protections),
     expiry,
     suspended,
     warnings: warningsOf(desired, observed, joined, moved),
@@ -335,6 +335,7 @@ function driftOf(
   observed: Observed,
   changes: readonly ProtectionChange[],
   overdue: ReadonlyMap<string, string>,
+  joined: Membership,
   protections: ReadonlyMap<string, RecordedProtection>,
 ): Drift[] {
   const drift: Drift[] = [];
@@ -351,6 +352,11 @@ function driftOf(
     const protection = protections.get(key) as RecordedProtection;
     drift.push({ kind: "overdue", schedule: protection.schedule, vmPath: protection.vmPath, message });
   }
+  for (const [key, { schedule, vmPath, vm }] of joined.members) {
+    const lastDisks = protections.get(key)?.lastDisks;
+    const differences = vm && lastDisks ? diskDifferences(vm.disks, lastDisks) : [];
+    if (differences.length > 0) drift.push({ kind: "vm-changed", schedule: schedule.name, vmPath, message: `since its last export ${differences.join(", ")}` });
+  }
   for (const destination of observed.destinations) {
     const there = new Map(destination.points.map((point) => [point.manifestPath, point.storedBytes]));
     for (const point of recorded.points) {
@@ -363,6 +369,19 @@ function driftOf(
     }
   }
   return drift.sort((a, b) => order(a.kind, b.kind) || order(JSON.stringify(a), JSON.stringify(b)));
+}
+
+/** A disk that is gone is in no export from now on, and one that was exchanged is another one's content under its name. */
+function diskDifferences(disks: readonly ObservedDisk[], last: readonly RecordedDisk[]): string[] {
+  const before = new Map(last.map(({ name, virtualBytes }) => [name, virtualBytes]));
+  const differences: string[] = [];
+  for (const { name, virtualBytes } of disks) {
+    const had = before.get(name);
+    before.delete(name);
+    if (had === undefined) differences.push(`disk ${name} is new`);
+    else if (had !== virtualBytes) differences.push(`disk ${name} has ${virtualBytes} bytes instead of ${had}`);
+  }
+  return [...differences, ...[...before.keys()].map((name) => `disk ${name} is gone`)];
 }
 
 function warningsOf(desired: DesiredState, observed: Observed, joined: Membership, moved: readonly MovedPoint[]): PlanWarning[] {
@@ -383,9 +402,15 @@ function warningsOf(desired: DesiredState, observed: Observed, joined: Membershi
         warnings.push({ code: "HSW003", message: `schedule "${name}" protects no VM`, address: `schedule.${name}` });
     }
   }
-  for (const { name, isSealed, keyProblem } of observed.destinations) {
-    const encryption = desired.destinations.find((each) => each.name === name)?.encryption;
-    const warn = (message: string): void => void warnings.push({ code: "HSW015", message, address: `destination.${name}` });
+  for (const { name, layout, isSealed, keyProblem } of observed.destinations) {
+    const spec = desired.destinations.find((each) => each.name === name);
+    const encryption = spec?.encryption;
+    const warn = (message: string, code = "HSW015"): void => void warnings.push({ code, message, address: `destination.${name}` });
+    if (spec && layout !== undefined && layout !== spec.layout)
+      warn(
+        `${name} holds the layout ${layout}, and the files say ${spec.layout}: exports there will fail; say layout: ${layout}, or name another destination`,
+        "HSW021",
+      );
     if (isSealed === true && !encryption) warn(`the repository at ${name} is encrypted, and no schedule of it names the key: exports will fail`);
     if (isSealed === false && encryption) warn(`the files want ${name} encrypted, and the repository there is not: exports will fail; name a new destination`);
     if (keyProblem !== undefined) warn(`the key of ${name} cannot be had here: ${keyProblem}`);

@@ -30,7 +30,7 @@ export interface CompactReport {
   readonly freedBytes: number;
   /** Condemned before, and still in use. */
   readonly sparedBytes: number;
-  /** Condemned now: free from `freeAt` on, when compact runs again. */
+  /** Condemned, now or before, and not free yet: from `freeAt` on they are, when compact runs again. */
   readonly condemnedBytes: number;
   readonly freeAt: Instant | null;
   /** Bytes of chunks in use that were moved into new packs. */
@@ -58,15 +58,27 @@ export async function compactRepository(repository: Repository, options: Compact
   const before = await settle(repository, nowMs - options.graceMs, options);
   const { condemnedBytes, rewrittenBytes, waitingBytes, exportSince } = await condemn(repository, options);
   const after = options.graceMs === 0 && condemnedBytes > 0 ? await settle(repository, nowMs, options) : { freedBytes: 0, sparedBytes: 0 };
+  const waits = await waitingFor(repository, nowMs - options.graceMs, options.id);
+  const newBytes = condemnedBytes - after.freedBytes;
+  const freeMs = newBytes > 0 ? nowMs : waits.sinceMs;
   return {
     freedBytes: before.freedBytes + after.freedBytes,
     sparedBytes: before.sparedBytes + after.sparedBytes,
-    condemnedBytes: condemnedBytes - after.freedBytes,
-    freeAt: condemnedBytes - after.freedBytes > 0 ? instantOf(nowMs + options.graceMs) : null,
+    condemnedBytes: newBytes + waits.bytes,
+    freeAt: newBytes + waits.bytes > 0 ? instantOf(freeMs + options.graceMs) : null,
     rewrittenBytes,
     waitingBytes,
     exportSince,
   };
+}
+
+/** What earlier runs condemned after `untilMs`, and when the last of them did. @param but the condemnation of this run */
+async function waitingFor(repository: Repository, untilMs: number, but: string): Promise<{ readonly bytes: number; readonly sinceMs: number }> {
+  const present = await repository.present();
+  const waiting = present.condemned.filter(({ id, at }) => id !== but && epochMsOf(at) > untilMs);
+  const there = condemnedObjects(waiting, present);
+  const objects = [...there.packs, ...there.segments];
+  return { bytes: objects.reduce((sum, { bytes }) => sum + bytes, 0), sinceMs: Math.max(0, ...waiting.map(({ at }) => epochMsOf(at))) };
 }
 
 /** A manifest on its way that has arrived, or whose export died a day ago, holds nothing back any longer. */
@@ -119,6 +131,22 @@ async function lookOnce(repository: Repository): Promise<State> {
   return { index, indexPaths: indexes.map(({ path }) => path), present, used };
 }
 
+/** What is still there of what was condemned. */
+function condemnedObjects(condemnations: readonly Condemnation[], present: Present): { readonly packs: StoredObject[]; readonly segments: StoredObject[] } {
+  const there = (names: readonly string[], objects: ReadonlyMap<string, StoredObject>): StoredObject[] =>
+    [...new Set(names)].flatMap((name) => objects.get(name) ?? []);
+  return {
+    packs: there(
+      condemnations.flatMap((each) => each.packs),
+      present.packs,
+    ),
+    segments: there(
+      condemnations.flatMap((each) => each.segments),
+      present.segments,
+    ),
+  };
+}
+
 /** Deletes what was condemned before `untilMs` and is still unused; what is used is spared as long as it is. */
 async function settle(
   repository: Repository,
@@ -129,16 +157,7 @@ async function settle(
   if (due.length === 0) return { freedBytes: 0, sparedBytes: 0 };
   const state = await look(repository);
   const { index, indexPaths, present, used } = state;
-  const there = (names: readonly string[], objects: ReadonlyMap<string, StoredObject>): StoredObject[] =>
-    [...new Set(names)].flatMap((name) => objects.get(name) ?? []);
-  const packs = there(
-    due.flatMap((each) => each.packs),
-    present.packs,
-  );
-  const segments = there(
-    due.flatMap((each) => each.segments),
-    present.segments,
-  );
+  const { packs, segments } = condemnedObjects(due, present);
   const goingPacks = packs.filter(({ name }) => {
     const pack = index.pack(name);
     return pack !== undefined && takenChunks(pack, state).length === 0;

@@ -91,16 +91,20 @@ export class Repository {
    * destination's key does not open
    */
   static async open(destination: Destination): Promise<Repository | undefined> {
-    const bytes = await getOrNothing(destination, configPath, 65_536);
-    if (!bytes) return undefined;
-    const config = decodeConfig(destination, bytes);
-    return new Repository(destination, config, config.encryption ? sealedWith(await unlock(destination, config.id)) : unsealed);
+    const config = await Repository.configAt(destination);
+    return config && new Repository(destination, config, config.encryption ? sealedWith(await unlock(destination, config.id)) : unsealed);
   }
 
-  /** Whether the repository at a destination is sealed, which its key is not needed for; undefined where there is none. */
-  static async isSealed(destination: Destination): Promise<boolean | undefined> {
+  /** What can be told of the repository at a destination without its key; undefined where there is none. */
+  static async configAt(destination: Destination): Promise<RepositoryConfig | undefined> {
     const bytes = await getOrNothing(destination, configPath, 65_536);
-    return bytes && decodeConfig(destination, bytes).encryption !== undefined;
+    return bytes && decodeConfig(destination, bytes);
+  }
+
+  /** Whether the repository at a destination is sealed; undefined where there is none. */
+  static async isSealed(destination: Destination): Promise<boolean | undefined> {
+    const config = await Repository.configAt(destination);
+    return config && config.encryption !== undefined;
   }
 
   /** Stands for the key, and tells nothing of it: another key in its place is found out by whoever remembers it. Undefined where nothing is sealed. */

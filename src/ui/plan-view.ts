@@ -232,6 +232,7 @@ export function driftSection({ drift }: Plan, style: Style): string[] {
   const words = {
     "vm-missing": style.red("! VM missing"),
     "vm-new": style.green("+ VM new"),
+    "vm-changed": style.yellow("~ VM changed"),
     overdue: style.red("! overdue"),
     "point-missing": style.red("! restore point missing"),
     "point-altered": style.red("! restore point altered"),
@@ -245,13 +246,14 @@ export function driftSection({ drift }: Plan, style: Style): string[] {
 }
 
 function expirySection({ expiry, at }: Plan, { style, timezoneOf }: PlanViewOptions): string[] {
+  const goes = new Set(expiry.remove.map(({ point }) => point));
   const lines = [
     ...expiry.remove.map(
       (mark) =>
         `  ${style.red("-")} ${mark.schedule}  ${printable(mark.vmPath)}  ${formatTime(mark.instant, timezoneOf(mark.schedule), at)}  ${formatBytes(mark.storedBytes)}  is removed: ${mark.rule}`,
     ),
     ...expiry.mark
-      .filter(({ point }) => !expiry.remove.some((each) => each.point === point))
+      .filter(({ point }) => !goes.has(point))
       .map(
         (mark) =>
           `  ${style.yellow("-")} ${mark.schedule}  ${printable(mark.vmPath)}  ${formatTime(mark.instant, timezoneOf(mark.schedule), at)}  ${formatBytes(mark.storedBytes)}  ${mark.rule}; removed after ${formatTime(mark.expiresAt, timezoneOf(mark.schedule), at)}`,

@@ -4,6 +4,7 @@ import { describe, expect, it } from "vitest";
 import { makeMachines } from "../../examples/quickstart/make-machines.ts";
 import { hypersdk, workTree } from "../support/cli.ts";
 import { has, qemuImg } from "../support/qemu.ts";
+import { result } from "../support/schemas.ts";
 
 const yaml = (more: string, destinations = '[{name: backups, url: "file:./backups"}, {name: cellar, url: "file:./cellar", layout: image}]'): string =>
   `version: v2\ndestinations: ${destinations}\nschedules:\n  - {name: nightly, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/*"], destination: backups, incremental: true${more}}\n`;
@@ -62,7 +63,7 @@ it("copy stores points at another destination, in another layout, once, and they
   const folder = machines("");
   await ok(folder, ["apply", "--auto-approve"]);
   await ok(folder, ["run", "nightly"]);
-  const { copied } = JSON.parse(await ok(folder, ["copy", "backups", "cellar", "--json"])) as { copied: { point: string; of: string; vm: string }[] };
+  const { copied } = result<{ copied: { point: string; of: string; vm: string }[] }>(await ok(folder, ["copy", "backups", "cellar", "--json"]));
   expect(copied.length).toBe(4);
   expect(await ok(folder, ["copy", "backups", "cellar"])).toContain("0 restore points copied to cellar, 4 there already");
   expect(await ok(folder, ["copy", copied[0]?.point as string, `file://${folder}/third`])).toContain("1 restore point copied");

@@ -1,5 +1,5 @@
 import { execFileSync, spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { git, hypersdk, program, temporaryFolder, workTree } from "../support/cli.ts";
@@ -70,6 +70,18 @@ describe("answers as JSON", () => {
     for (const args of reading.filter(([name]) => name !== "state"))
       expect((await hypersdk(folder, args)).stdout, args.join(" ")).not.toMatch(/undefined|NaN|\[object/);
   });
+});
+
+it("the schema of results has every type that a command gives", () => {
+  const folder = join(import.meta.dirname, "../../src/cli");
+  const code = readdirSync(folder, { recursive: true, encoding: "utf8" })
+    .filter((name) => name.endsWith(".ts"))
+    .map((name) => readFileSync(join(folder, name), "utf8"))
+    .join("\n");
+  const given = [...code.matchAll(/io\.result\("([a-z-]+)"/g)].map(([, type]) => type as string);
+  expect(given.length).toBeGreaterThan(30);
+  const schema = readFileSync(join(import.meta.dirname, "../../schemas/results.schema.json"), "utf8");
+  expect([...new Set(given)].filter((type) => !schema.includes(`"${type}"`))).toEqual([]);
 });
 
 describe("in GitHub Actions", () => {

@@ -1,5 +1,5 @@
-import { execFile, execFileSync } from "node:child_process";
-import { existsSync, readFileSync, statSync } from "node:fs";
+import { execFile, execFileSync, spawnSync } from "node:child_process";
+import { existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -62,6 +62,21 @@ describe.skipIf(!has("qemu-img") || !has("nbdinfo"))("a restore point that is mo
       expect(await boots(uri(0), "raw")).toContain("HYPERSDK-BOOT db");
     });
     expect(await hypersdk(folder, ["mount", "--vm", "/datacenter/vm/db", "--listen", "0.0.0.0:10809"])).toMatchObject({ code: 64 });
+    // the socket that a killed one leaves is taken over; one that is listened to is not, nor is a file
+    const socket = join(folder, "nbd.sock");
+    const killed = start(folder, ["mount", "--vm", "/datacenter/vm/db", "--socket", socket]);
+    while (!existsSync(socket)) await new Promise((resolve) => setTimeout(resolve, 50));
+    const again = ["mount", "--vm", "/datacenter/vm/db", "--socket", socket];
+    expect(await hypersdk(folder, again)).toMatchObject({ code: 1, stderr: expect.stringContaining("exists already") as string });
+    killed.kill("SIGKILL");
+    await killed.done;
+    expect(existsSync(socket)).toBe(true);
+    const next = start(folder, again);
+    while (spawnSync("nbdinfo", [`nbd+unix:///?socket=${socket}`]).status !== 0) await new Promise((resolve) => setTimeout(resolve, 50));
+    next.kill("SIGINT");
+    expect(await next.done).toMatchObject({ code: 0 });
+    writeFileSync(socket, "mine");
+    expect(await hypersdk(folder, again)).toMatchObject({ code: 1, stderr: expect.stringContaining("exists already") as string });
   });
 });
 

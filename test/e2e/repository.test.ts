@@ -111,7 +111,13 @@ it("an incremental schedule stores what is new once, restores every point byte f
   await ok(folder, ["restore", old.id, "--to", "kept.raw"]);
   expect(readFileSync(join(folder, "kept.raw")).equals(readFileSync(join(folder, "web-0.raw")))).toBe(true);
   await ok(folder, ["unhold", old.id]);
+  expect(await hypersdk(folder, ["unhold", old.id])).toMatchObject({ code: 1, stderr: expect.stringContaining("is not held") as string });
   await ok(folder, ["expire", "--schedule", "nightly", "--auto-approve"]);
+  // what waits is told of each time, not only when it is condemned
+  const compacted = async (): Promise<unknown> => result<{ repositories: unknown[] }>(await ok(folder, ["compact", "--grace", "2h", "--json"])).repositories[0];
+  const waits = (await compacted()) as { condemnedBytes: number; freeAt: string };
+  expect(waits.condemnedBytes).toBeGreaterThan(0);
+  expect(await compacted()).toMatchObject({ freedBytes: 0, condemnedBytes: waits.condemnedBytes, freeAt: waits.freeAt });
   await ok(folder, ["compact", "--grace", "0s"]);
   expect([objects(folder, "packs"), objects(folder, "segments"), objects(folder, "condemned"), objects(folder, "points")]).toEqual([[], [], [], []]);
 });
@@ -254,7 +260,11 @@ it("an encrypted repository opens with its key alone, and the key is nowhere els
   writeFileSync(join(folder, "new"), "another passphrase");
   const there = ["--destination", `file://${folder}/backups`];
   await ok(folder, ["key", "add", ...there, "--key-file", "old", "--new-key-file", "new"]);
-  const { slots } = JSON.parse(await ok(folder, ["key", "list", ...there, "--key-file", "new", "--json"])) as { slots: { id: string; isUsed: boolean }[] };
+  expect(await hypersdk(folder, ["key", "add", ...there, "--key-file", "old", "--new-key-file", "new"])).toMatchObject({
+    code: 1,
+    stderr: expect.stringContaining("already, by slot") as string,
+  });
+  const { slots } = result<{ slots: { id: string; isUsed: boolean }[] }>(await ok(folder, ["key", "list", ...there, "--key-file", "new", "--json"]));
   const id = (isUsed: boolean): string => slots.find((slot) => slot.isUsed === isUsed)?.id as string;
   expect(await hypersdk(folder, ["key", "remove", id(true), ...there, "--key-file", "new"])).toMatchObject({ code: 64 });
   await ok(folder, ["key", "remove", id(false), ...there, "--key-file", "new"]);
@@ -317,6 +327,22 @@ schedules:
   const gone = await hypersdk(folder, ["check"]);
   expect(gone).toMatchObject({ code: 1, stdout: expect.stringContaining("bbb: 1 restore point") as string });
   expect(gone.stderr).toMatch(/aaa: aaa is empty, and restore points are recorded there: is it mounted\?/);
+  const proved = await hypersdk(folder, ["verify", "--json"]);
+  expect(proved.code).toBe(1);
+  expect(result(proved.stdout)).toMatchObject({ points: [{ ok: true }], failed: [{ code: "DestinationUnreachable", vm: "/datacenter/vm/web" }] });
+  expect(await hypersdk(folder, ["verify"])).toMatchObject({
+    code: 1,
+    stdout: expect.stringContaining("1 restore point verified (restore), 0 damaged, 1 could not be looked at") as string,
+  });
+  const doctor = async (): Promise<[what: string, ok: boolean, text: string][]> =>
+    result<{ findings: { what: string; ok: boolean; text: string }[] }>((await hypersdk(folder, ["doctor", "--json"])).stdout)
+      .findings.filter(({ what }) => what.startsWith("destination.") || what.startsWith("provider."))
+      .map(({ what, ok, text }) => [what, ok, text]);
+  expect(await doctor()).toEqual([
+    ["provider.local", true, "2 VMs"],
+    ["destination.aaa", false, expect.stringContaining("is it mounted?")],
+    ["destination.bbb", true, expect.stringMatching(/other: repository [0-9a-f]{8}, encrypted, and the key opens it$/)],
+  ]);
   const { repositories, failed } = result<{ repositories: { destination: string }[]; failed: unknown[] }>((await hypersdk(folder, ["check", "--json"])).stdout);
   expect([repositories, failed]).toMatchObject([[{ destination: "bbb" }], [{ destination: "aaa", code: "DestinationUnreachable" }]]);
   renameSync(join(folder, "aside"), join(folder, "backups"));
@@ -326,6 +352,14 @@ schedules:
   writeFileSync(join(folder, "key"), "another passphrase that opens nothing");
   const refused = await hypersdk(folder, ["check"]);
   expect(refused).toMatchObject({ code: 10, stdout: expect.stringContaining("aaa: 1 restore point") as string });
+  expect((await doctor()).slice(1)).toMatchObject([
+    ["destination.aaa", true, expect.stringContaining("not encrypted")],
+    ["destination.bbb", false, expect.stringContaining("the key opens none of the 1 slots of bbb")],
+  ]);
+  // the slots can be looked at all the same
+  const slots = await hypersdk(folder, ["key", "list"]);
+  expect(slots).toMatchObject({ code: 0, stderr: expect.stringContaining("the key at hand opens none of them") as string });
+  expect(slots.stdout).toContain("passphrase");
 
   const config = JSON.parse(readFileSync(join(folder, "backups/config"), "utf8")) as { digest: string };
   const { digest: _, ...body } = { ...config, id: "11111111-2222-4333-8444-555555555555" };
@@ -373,6 +407,13 @@ schedules:
   });
   const open = await hypersdk(folder, ["copy", "sealed", `file://${folder}/open`]);
   expect(open).toMatchObject({ code: 0, stderr: expect.stringContaining("encrypted where it is, and lies open at") as string });
+  // named later, without a word of its layout, it is still the repository that it is
+  writeFileSync(
+    join(folder, "infrastructure.yaml"),
+    readFileSync(join(folder, "infrastructure.yaml"), "utf8").replace("schedules:", '  - {name: open, url: "file:./open"}\nschedules:'),
+  );
+  expect(await ok(folder, ["plan"])).toContain("open holds the layout repository, and the files say image");
+  expect(await ok(folder, ["check"])).toMatch(/^open: 2 restore points[\s\S]*^sealed: 2 restore points/m);
 });
 
 it("encryption without a key, of images, or in two ways at one destination is refused where it stands", async () => {

@@ -170,6 +170,25 @@ describe("a plan", () => {
     expect(made.drift).toMatchObject([{ kind: "unknown", what: "provider.local" }]);
   });
 
+  it("says which disks of a VM are new, gone or of another size since its last export", () => {
+    const lastDisks = [
+      { name: "disk.qcow2", virtualBytes: 20 * 2 ** 30 },
+      { name: "data.qcow2", virtualBytes: 2 ** 30 },
+    ];
+    const differs = make(desired, recordedOf(desired, [protection("a", { lastDisks }), protection("b", { lastDisks: [] })]), seen("a", "b"));
+    expect(differs.drift).toEqual([
+      {
+        kind: "vm-changed",
+        schedule: "nightly",
+        vmPath: "/datacenter/vm/a",
+        message: `since its last export disk disk.qcow2 has ${40 * 2 ** 30} bytes instead of ${20 * 2 ** 30}, disk data.qcow2 is gone`,
+      },
+      { kind: "vm-changed", schedule: "nightly", vmPath: "/datacenter/vm/b", message: "since its last export disk disk.qcow2 is new" },
+    ]);
+    const same = [{ name: "disk.qcow2", virtualBytes: 40 * 2 ** 30 }];
+    expect(make(desired, recordedOf(desired, [protection("a", { lastDisks: same }), protection("b")]), seen("a", "b")).drift).toEqual([]);
+  });
+
   it("knows a renamed VM by what renames says", () => {
     const renamed = desiredOf(`${smallest}renames:\n  - {vm: /datacenter/vm/www, formerly: /datacenter/vm/web}\n`);
     expect(make(renamed, recordedOf(renamed, [protection("web")]), seen("www")).protections).toMatchObject([

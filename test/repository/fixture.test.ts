@@ -1,6 +1,6 @@
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { createHash, randomUUID } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { cpSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { readManifest } from "../../src/exports/restore.ts";
@@ -72,5 +72,15 @@ describe.each([
   it("is listed by that reader", () => {
     const list = execFileSync(process.execPath, [reader, fixture], { encoding: "utf8", env });
     for (const [point] of disks) expect(list).toContain(point);
+  });
+
+  it("is listed by it as far as it is sound", () => {
+    const copy = join(temporaryFolder(), "copy");
+    cpSync(fixture, copy, { recursive: true });
+    const points = [...new Set(disks.map(([point]) => point))];
+    writeFileSync(join(copy, points[0] as string), "{");
+    const { status, stdout, stderr } = spawnSync(process.execPath, [reader, copy], { encoding: "utf8", env });
+    expect([status, stderr]).toEqual([1, `${points[0]} is damaged\n`]);
+    for (const point of points.slice(1)) expect(stdout).toContain(point);
   });
 });

@@ -2,9 +2,14 @@ import { execFileSync } from "node:child_process";
 import { accessSync, constants, existsSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import { loadHoleFinder } from "../../converters/raw/hole-finder.ts";
+import { emptied, readMarker } from "../../exports/lineage.ts";
+import { openRepository } from "../../exports/restore.ts";
+import type { DestinationSpec, ProviderSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
+import { printable } from "../../ui/style.ts";
+import { adapters } from "../compose.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import { type Loaded, load, type SourceOptions } from "../load.ts";
@@ -19,7 +24,7 @@ interface Finding {
 /** Looks at everything a run needs and says what is amiss, in words that can be sent to somebody else. */
 export async function doctor(options: SourceOptions, io: Io): Promise<number> {
   const findings: Finding[] = [];
-  const add = (what: string, ok: boolean, text: string): void => void findings.push({ what, ok, text });
+  const add = (...[what, ok, text]: Found): void => void findings.push({ what, ok, text });
   add("hypersdk", true, `${toolVersion()} on Node ${process.versions.node}, ${process.platform} ${process.arch}`);
   try {
     add("git", true, execFileSync("git", ["--version"], { encoding: "utf8" }).trim());
@@ -37,48 +42,93 @@ export async function doctor(options: SourceOptions, io: Io): Promise<number> {
     if (!(error instanceof HypersdkError)) throw error;
     add("files", false, error.message);
   }
-  if (loaded) checkState(loaded.statePath, add);
-  for (const { name, path, type } of loaded?.desired?.providers ?? [])
-    if (type === "local") add(`provider.${name}`, existsSync(path), existsSync(path) ? path : `${path} is not there`);
-  for (const { name, url } of loaded?.desired?.destinations ?? [])
-    if (url.startsWith("file://")) checkFolder(`destination.${name}`, url.slice("file://".length), add);
+  const recorded = loaded && checkState(loaded.statePath, add);
+  for (const spec of loaded?.desired?.providers ?? []) add(...(await lookAtProvider(spec)));
+  for (const spec of loaded?.desired?.destinations ?? []) add(...(await lookAtDestination(spec, recorded)));
   const isWell = findings.every(({ ok }) => ok);
   if (io.json) io.result("doctor", { ok: isWell, findings });
-  else for (const { what, ok, text } of findings) io.out(`${ok ? io.style.green("✓") : io.style.red("✗")} ${what.padEnd(24)} ${text}\n`);
+  else for (const { what, ok, text } of findings) io.out(`${ok ? io.style.green("✓") : io.style.red("✗")} ${what.padEnd(24)} ${printable(text)}\n`);
   return isWell ? exitCodes.done : exitCodes.failed;
 }
 
-function checkState(path: string, add: (what: string, ok: boolean, text: string) => void): void {
+type Found = readonly [what: string, ok: boolean, text: string];
+
+/** What a state says of destinations. */
+interface RecordedThere {
+  readonly lineage: string;
+  /** URLs at which it has restore points. */
+  readonly urls: ReadonlySet<string>;
+}
+
+function checkState(path: string, add: (...found: Found) => void): RecordedThere | undefined {
   try {
     const state = State.openForReading(path);
     if (!state) {
       add("state", true, `${path}: not made yet`);
-      return;
+      return undefined;
     }
-    const chain = state.audit.verify();
-    add(
-      "state",
-      chain.brokenAt === undefined,
-      chain.brokenAt === undefined
-        ? `${path}: serial ${state.serial}, audit chain of ${chain.rows} rows holds`
-        : `${path}: the audit chain is broken at row ${chain.brokenAt}`,
-    );
-    const mode = statSync(path).mode & 0o777;
-    if (mode & 0o077) add("state", false, `${path} can be read by others (mode ${mode.toString(8)})`);
-    state.close();
+    try {
+      const chain = state.audit.verify();
+      const holds = `serial ${state.serial}, audit chain of ${chain.rows} rows holds`;
+      add("state", chain.brokenAt === undefined, `${path}: ${chain.brokenAt === undefined ? holds : `the audit chain is broken at row ${chain.brokenAt}`}`);
+      const mode = statSync(path).mode & 0o777;
+      if (mode & 0o077) add("state", false, `${path} can be read by others (mode ${mode.toString(8)})`);
+      return { lineage: state.lineage, urls: new Set(state.artifacts.list().map(({ destinationUrl }) => destinationUrl)) };
+    } finally {
+      state.close();
+    }
   } catch (error) {
     if (!(error instanceof HypersdkError)) throw error;
     add("state", false, error.message);
+    return undefined;
   }
 }
 
-function checkFolder(what: string, path: string, add: (what: string, ok: boolean, text: string) => void): void {
+async function lookAtProvider(spec: ProviderSpec): Promise<Found> {
+  const what = `provider.${spec.name}`;
+  try {
+    const { vms, unknown = [], problems } = await (await adapters.openProvider(spec)).inventory();
+    const amiss = [...problems, ...unknown.map(({ identity, reason }) => `${identity}: ${reason}`)];
+    return [
+      what,
+      amiss.length === 0,
+      [plural(vms.length, "VM"), ...amiss.slice(0, 3), ...(amiss.length > 3 ? [`and ${amiss.length - 3} more`] : [])].join("; "),
+    ];
+  } catch (error) {
+    if (!(error instanceof HypersdkError)) throw error;
+    return [what, false, error.message];
+  }
+}
+
+/** Whether exports can go there: it can be written, is this state's own, holds what it should, and opens. */
+async function lookAtDestination(spec: DestinationSpec, recorded: RecordedThere | undefined): Promise<Found> {
+  const what = `destination.${spec.name}`;
+  try {
+    const destination = await adapters.openDestination(spec);
+    const marker = await readMarker(destination);
+    if (!marker && recorded?.urls.has(spec.url)) throw emptied(destination);
+    if (marker && marker.lineage !== recorded?.lineage)
+      return [what, false, `it belongs to state ${marker.lineage.slice(0, 8)}, not to this one: hypersdk state rebuild --from ${spec.name}, or apply --adopt`];
+    const folder = spec.url.startsWith("file://") ? spec.url.slice("file://".length) : undefined;
+    if (folder !== undefined) requireWritable(folder);
+    if (marker && marker.layout !== spec.layout) return [what, false, `it holds the layout ${marker.layout}, and the files say ${spec.layout}`];
+    if (!marker) return [what, true, `${spec.url}: nothing is written there yet`];
+    if (marker.layout === "image") return [what, true, `${spec.url}: images`];
+    const { config } = await openRepository(destination);
+    return [what, true, `${spec.url}: repository ${config.id.slice(0, 8)}, ${config.encryption ? "encrypted, and the key opens it" : "not encrypted"}`];
+  } catch (error) {
+    if (!(error instanceof HypersdkError)) throw error;
+    return [what, false, error.hint ? `${error.message}: ${error.hint}` : error.message];
+  }
+}
+
+/** The folder itself, or what it would be made in. */
+function requireWritable(path: string): void {
   let existing = path;
   while (!existsSync(existing)) existing = dirname(existing);
   try {
-    accessSync(existing, constants.W_OK);
-    add(what, true, existing === path ? path : `${path}: not made yet`);
-  } catch {
-    add(what, false, `${existing} cannot be written`);
+    accessSync(existing, constants.W_OK | constants.X_OK);
+  } catch (error) {
+    throw new HypersdkError("DestinationUnreachable", `${existing} cannot be written`, { cause: error });
   }
 }

@@ -33,6 +33,10 @@ async function setHeld(id: string, reason: string | undefined, options: SourceOp
           hint: "hypersdk get artifacts lists them",
         },
       );
+    if (reason === undefined && !point.held)
+      throw new HypersdkError("NotFound", `${point.id.slice(0, 8)} of ${point.vmPath}, ${point.instant}, is not held`, {
+        hint: "hypersdk get artifacts shows which are",
+      });
     state.writeUnlocked(() => {
       state.artifacts.setHeld(point.id, reason);
       // a mark would have let it go

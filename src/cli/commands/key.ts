@@ -1,30 +1,36 @@
 import { resolve } from "node:path";
+import type { Destination } from "../../destinations/destination.ts";
 import { readSecret } from "../../files/read-secret.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { addSlot, isRecipient, type KeySlot, listSlots, opens, slotPath, unlock } from "../../repository/keys.ts";
-import type { Repository } from "../../repository/repository.ts";
+import { Repository } from "../../repository/repository.ts";
+import { printable } from "../../ui/style.ts";
 import { renderTable } from "../../ui/table.ts";
-import { clock } from "../compose.ts";
+import { adapters, clock } from "../compose.ts";
 import type { Io } from "../io.ts";
-import { type RepositoryOptions, repositories } from "./repository.ts";
+import { type RepositoryOptions, repositoryAddresses } from "./repository.ts";
 
 interface AddOptions extends RepositoryOptions {
   readonly newKeyFile?: string;
   readonly recipient?: string;
 }
 
-/** The ways into an encrypted repository. */
+/** The ways into an encrypted repository, which a key that opens none of them is no reason not to show. */
 export async function keyList(options: RepositoryOptions, io: Io): Promise<number> {
-  const { repository, slots, secret } = await sealedRepository(options, io);
-  const rows = await Promise.all(slots.map(async (slot) => ({ ...shownOf(slot), isUsed: await opens(slot, secret) })));
-  if (io.json) io.result("key-list", { destination: repository.destination.spec.name, repository: repository.config.id, slots: rows });
-  else
+  const { destination, repository, slots } = await sealedRepository(options, io);
+  const { secret, problem } = secretOf(destination);
+  const rows = await Promise.all(slots.map(async (slot) => ({ ...shownOf(slot), isUsed: secret !== undefined && (await opens(slot, secret)) })));
+  const keyProblem = problem ?? (rows.some(({ isUsed }) => isUsed) ? null : "the key at hand opens none of them");
+  if (io.json) io.result("key-list", { destination: destination.spec.name, repository, slots: rows, keyProblem });
+  else {
     io.out(
       renderTable(
         ["SLOT", "KIND", "RECIPIENT", "CREATED", ""],
         rows.map(({ id, kind, recipient, createdAt, isUsed }) => [id, kind, recipient ?? "", createdAt, isUsed ? "opened by the key at hand" : ""]),
       ),
     );
+    if (keyProblem !== null) io.err(`${io.errStyle.yellow("warning")}: ${printable(keyProblem)}\n`);
+  }
   return 0;
 }
 
@@ -33,25 +39,31 @@ export async function keyAdd(options: AddOptions, io: Io): Promise<number> {
   const { newKeyFile, recipient } = options;
   if ((newKeyFile === undefined) === (recipient === undefined)) throw new HypersdkError("Usage", "which key? say --new-key-file FILE or --recipient age1…");
   if (recipient !== undefined && !isRecipient(recipient)) throw new HypersdkError("Usage", `${JSON.stringify(recipient)} is no recipient of age`);
-  const { repository } = await sealedRepository(options, io);
-  const { destination, config } = repository;
+  const { destination, repository, slots } = await sealedRepository(options, io);
+  const { name } = destination.spec;
+  const masterKey = await unlock(destination, repository);
   const secret = recipient ?? readSecret({ kind: "file", path: resolve(io.cwd, newKeyFile as string) }, io.env);
-  const path = await addSlot(destination, config.id, await unlock(destination, config.id), secret, clock.now());
+  for (const slot of slots) {
+    if (recipient === undefined ? !(await opens(slot, secret)) : slot.kind !== "age" || slot.recipient !== recipient) continue;
+    throw new HypersdkError("AlreadyExists", `it opens ${name} already, by slot ${slot.id}`);
+  }
+  const path = await addSlot(destination, repository, masterKey, secret, clock.now());
   const id = path.slice(path.lastIndexOf("/") + 1, -".json".length);
-  if (io.json) io.result("key-add", { destination: destination.spec.name, slot: id });
-  else io.out(`slot ${id} opens ${destination.spec.name} from now on\n`);
+  if (io.json) io.result("key-add", { destination: name, slot: id });
+  else io.out(`slot ${id} opens ${name} from now on\n`);
   return 0;
 }
 
 /** Takes one way in away. Who had the key before can still read copies of what was there then. */
 export async function keyRemove(id: string, options: RepositoryOptions, io: Io): Promise<number> {
-  const { repository, slots, secret } = await sealedRepository(options, io);
-  const { destination } = repository;
+  const { destination, repository, slots } = await sealedRepository(options, io);
   const [chosen, ...more] = slots.filter((slot) => slot.id.startsWith(id));
   if (!chosen || more.length > 0)
     throw new HypersdkError("NotFound", chosen ? `${more.length + 1} slots begin with ${id}` : `no slot begins with ${JSON.stringify(id)}`, {
       hint: "hypersdk key list shows which there are",
     });
+  await unlock(destination, repository);
+  const secret = secretOf(destination).secret as string;
   const others = await Promise.all(slots.filter((slot) => slot !== chosen).map((slot) => opens(slot, secret)));
   if (!others.includes(true))
     throw new HypersdkError("Usage", "this is the only slot that the key at hand opens", {
@@ -63,15 +75,40 @@ export async function keyRemove(id: string, options: RepositoryOptions, io: Io):
   return 0;
 }
 
+/** The one that was named, or the only one that there is. `repository` is its id. */
 async function sealedRepository(
   options: RepositoryOptions,
   io: Io,
-): Promise<{ readonly repository: Repository; readonly slots: readonly KeySlot[]; readonly secret: string }> {
-  const [repository, ...more] = await repositories(options, io);
-  if (!repository || more.length > 0) throw new HypersdkError("Usage", "the files have several repositories", { hint: "name one with --destination" });
-  const { destination, config } = repository;
-  if (!config.encryption || !destination.encryption) throw new HypersdkError("Usage", `the repository at ${destination.spec.name} is not encrypted`);
-  return { repository, slots: await listSlots(destination, config.id), secret: destination.encryption.key() };
+): Promise<{ readonly destination: Destination; readonly repository: string; readonly slots: readonly KeySlot[] }> {
+  const found: { readonly destination: Destination; readonly repository: string }[] = [];
+  const open: string[] = [];
+  for (const address of await repositoryAddresses(options, io)) {
+    const destination = await adapters.openDestination(address);
+    const config = await Repository.configAt(destination);
+    if (config?.encryption) found.push({ destination, repository: config.id });
+    else if (config) open.push(address.name);
+  }
+  const [chosen, ...more] = found;
+  if (more.length > 0) throw new HypersdkError("Usage", "the files have several encrypted repositories", { hint: "name one with --destination" });
+  if (!chosen)
+    throw open.length > 0
+      ? new HypersdkError("Usage", `the repository at ${open.join(", ")} is not encrypted`)
+      : new HypersdkError(
+          "NotFound",
+          options.destination === undefined ? "no destination of the files holds a repository" : `${options.destination} holds no repository`,
+        );
+  return { ...chosen, slots: await listSlots(chosen.destination, chosen.repository) };
+}
+
+/** The key at hand, or why there is none. */
+function secretOf({ encryption }: Destination): { readonly secret?: string; readonly problem?: string } {
+  if (!encryption) return { problem: "there is no key at hand: name one with --key-file" };
+  try {
+    return { secret: encryption.key() };
+  } catch (error) {
+    if (!(error instanceof HypersdkError)) throw error;
+    return { problem: error.message };
+  }
 }
 
 function shownOf(slot: KeySlot): { readonly id: string; readonly kind: string; readonly createdAt: string; readonly recipient?: string } {

@@ -1,12 +1,14 @@
-import { existsSync } from "node:fs";
+import { once } from "node:events";
+import { existsSync, lstatSync } from "node:fs";
 import { rm } from "node:fs/promises";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { umask } from "node:process";
 import type { BlockSource } from "../../converters/block-source.ts";
 import { storedDisks } from "../../exports/restore.ts";
 import { formatBytes } from "../../model/bytes.ts";
-import { HypersdkError } from "../../model/errors.ts";
+import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import { nbdServer } from "../../nbd/server.ts";
 import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
@@ -31,7 +33,7 @@ export async function mount(id: string | undefined, options: MountOptions, io: I
     const server = nbdServer(exports);
     const place =
       options.listen === undefined
-        ? socketPlace(resolve(io.cwd, options.socket ?? join(tmpdir(), `hypersdk-${manifest.id.slice(0, 8)}.sock`)))
+        ? await socketPlace(resolve(io.cwd, options.socket ?? join(tmpdir(), `hypersdk-${manifest.id.slice(0, 8)}.sock`)))
         : tcpPlace(options.listen);
     // whoever may connect may read the disk
     const before = umask(0o177);
@@ -63,10 +65,24 @@ interface Place {
   uri(name: string): string;
 }
 
-function socketPlace(path: string): Place {
+async function socketPlace(path: string): Promise<Place> {
+  // one that a killed mount left behind is in nobody's way
+  if (lstatSync(path, { throwIfNoEntry: false })?.isSocket() && !(await isListenedTo(path))) await rm(path, { force: true });
   if (existsSync(path)) throw new HypersdkError("AlreadyExists", `${path} exists already`, { hint: "name another with --socket" });
   if (Buffer.byteLength(path) > 107) throw new HypersdkError("Usage", `${path} is too long for a socket`, { hint: "name a shorter one with --socket" });
   return { listen: { path }, file: path, uri: (name) => `nbd+unix:///${name}?socket=${path}` };
+}
+
+async function isListenedTo(path: string): Promise<boolean> {
+  const socket = connect(path);
+  try {
+    await once(socket, "connect");
+    return true;
+  } catch (error) {
+    return errnoOf(error) !== "ECONNREFUSED";
+  } finally {
+    socket.destroy();
+  }
 }
 
 /** This machine only: NBD has no password. */

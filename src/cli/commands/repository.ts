@@ -74,7 +74,7 @@ export async function compact(options: CompactCommandOptions, io: Io): Promise<n
       if (report.rewrittenBytes > 0) io.out(`, ${formatBytes(report.rewrittenBytes)} ${would}moved into new packs`);
       io.out(
         report.freeAt
-          ? `; ${formatBytes(report.condemnedBytes)} more ${dryRun ? "would be condemned" : "are condemned"}, and go when compact runs after ${report.freeAt}`
+          ? `; ${formatBytes(report.condemnedBytes)} ${report.freedBytes > 0 ? "more " : ""}${dryRun ? "would be condemned" : "are condemned"}, and go when compact runs after ${report.freeAt}`
           : "",
       );
       if (report.exportSince !== null && report.waitingBytes > 0)
@@ -133,7 +133,7 @@ async function eachRepository<Report extends object>(command: string, options: R
   const reports: object[] = [];
   const failures: { readonly destination: string; readonly error: HypersdkError }[] = [];
   try {
-    const all = await addresses(options, io);
+    const all = await repositoryAddresses(options, io);
     let none = 0;
     for (const address of all) {
       try {
@@ -193,19 +193,8 @@ async function recordBroken(paths: readonly string[], destination: Destination, 
   }
 }
 
-/** The repository at a destination that was named, or those at all destinations of the files. */
-export async function repositories(options: RepositoryOptions, io: Io): Promise<Repository[]> {
-  const found: Repository[] = [];
-  for (const address of await addresses(options, io)) {
-    const repository = await repositoryAt(address, options, io);
-    if (repository) found.push(repository);
-  }
-  if (found.length === 0) throw noRepository();
-  return found;
-}
-
-/** The destination that was named, or all of the files that are meant to be repositories. */
-async function addresses(options: RepositoryOptions, io: Io): Promise<DestinationAddress[]> {
+/** The destination that was named, or all of the files that are repositories, or are meant to be. */
+export async function repositoryAddresses(options: RepositoryOptions, io: Io): Promise<DestinationAddress[]> {
   // a URL needs no files, and where there are some they may know its key
   const isUrl = options.destination?.includes(":") ?? false;
   const { desired } = await load(options, io.env, io.cwd).catch((error: unknown) => {
@@ -213,7 +202,19 @@ async function addresses(options: RepositoryOptions, io: Io): Promise<Destinatio
     throw error;
   });
   if (options.destination !== undefined) return [destinationNamed(options.destination, desired, options, io.cwd)];
-  return (desired?.destinations ?? []).filter(({ layout }) => layout === "repository").map((each) => withKey(each, options, io.cwd));
+  const found: DestinationAddress[] = [];
+  for (const each of desired?.destinations ?? []) if (each.layout === "repository" || (await holdsRepository(each))) found.push(withKey(each, options, io.cwd));
+  return found;
+}
+
+/** A copy may have made one where the files say nothing of a layout. */
+async function holdsRepository(address: DestinationAddress): Promise<boolean> {
+  try {
+    return (await readMarker(await adapters.openDestination(address)))?.layout === "repository";
+  } catch (error) {
+    if (error instanceof HypersdkError) return false;
+    throw error;
+  }
 }
 
 /**

@@ -1,11 +1,12 @@
 import { verifyPoint } from "../../exports/verify.ts";
 import { parseDuration } from "../../model/duration.ts";
-import { HypersdkError } from "../../model/errors.ts";
+import { type ErrorCode, HypersdkError } from "../../model/errors.ts";
 import type { RestorePoint } from "../../model/recorded.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
+import { printable } from "../../ui/style.ts";
 import { clock, random } from "../compose.ts";
-import { exitCodes } from "../exit-codes.ts";
+import { exitCodeOf, exitCodes } from "../exit-codes.ts";
 import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import { load } from "../load.ts";
@@ -24,9 +25,17 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
   const boot = bootOf(options);
   const all = id === undefined && options.vm === undefined ? await recordedPoints(options, io) : undefined;
   const results: { point: string; vm: string; instant: string; ok: boolean; reason?: string }[] = [];
+  const failed: { point: string; vm: string; instant: string; code: ErrorCode; message: string }[] = [];
+  /** Destinations that cannot be had: what else is there is not tried. */
+  const unreachable = new Map<string, HypersdkError>();
   const interrupts = listenForInterrupts(io.err);
   try {
     for (const wanted of all?.points ?? [undefined]) {
+      const known = wanted && unreachable.get(wanted.destinationUrl);
+      if (known) {
+        failed.push(failureOf(wanted, known));
+        continue;
+      }
       let found: FoundPoint | undefined;
       try {
         found = wanted ? await openPoint(wanted, (all as NonNullable<typeof all>).addressOf(wanted)) : await findPoint(id, options, io);
@@ -41,6 +50,13 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
         if (interrupts.exitCode !== undefined) return interrupts.exitCode;
         const isDamage = error instanceof HypersdkError && ["ArtifactDamaged", "ImageDamaged", "NotBooted"].includes(error.code);
         const point: RestorePoint | undefined = wanted ?? found?.point;
+        if (!isDamage && wanted && error instanceof HypersdkError) {
+          // it keeps nobody from the others
+          failed.push(failureOf(wanted, error));
+          if (error.code === "DestinationUnreachable" || error.code === "KeyRefused") unreachable.set(wanted.destinationUrl, error);
+          if (!io.json) io.err(`${io.errStyle.red("error")}: ${printable(wanted.destination)}: ${printable(error.message)}\n`);
+          continue;
+        }
         if (!isDamage || (!point && !found)) throw error;
         results.push({
           point: point?.id ?? found?.manifest.id ?? "",
@@ -63,9 +79,17 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
     interrupts.dispose();
   }
   const bad = results.filter(({ ok }) => !ok).length;
-  if (io.json) io.result("verify", { level, points: results });
-  else io.out(`${plural(results.length, "restore point")} verified (${level}), ${bad} ${level === "boot" ? "not started" : "damaged"}.\n`);
-  return bad > 0 ? exitCodes.damaged : exitCodes.done;
+  if (io.json) io.result("verify", { level, points: results, failed });
+  else {
+    const unread = failed.length > 0 ? `, ${failed.length} could not be looked at` : "";
+    io.out(`${plural(results.length, "restore point")} verified (${level}), ${bad} ${level === "boot" ? "not started" : "damaged"}${unread}.\n`);
+  }
+  const [first] = failed;
+  return bad > 0 ? exitCodes.damaged : first ? exitCodeOf(first.code) : exitCodes.done;
+}
+
+function failureOf({ id, vmPath, instant }: RestorePoint, { code, message }: HypersdkError) {
+  return { point: id, vm: vmPath, instant, code, message };
 }
 
 function bootOf({ level, marker, timeout }: VerifyOptions): { readonly marker?: string; readonly timeoutMs?: number } {
