@@ -1,4 +1,4 @@
-import { closeSync, ftruncateSync, openSync, writeSync } from "node:fs";
+import { closeSync, fstatSync, ftruncateSync, openSync, writeSync } from "node:fs";
 
 export const KiB = 1024;
 export const MiB: number = 1024 * KiB;
@@ -82,5 +82,15 @@ export function writeRaw(path: string, { sizeBytes, islands }: Pick<Shape, "size
   const file = openSync(path, "w");
   ftruncateSync(file, sizeBytes);
   for (const [i, { offset, length }] of islands.entries()) writeSync(file, bytes(length, seed + i), 0, length, offset);
+  closeSync(file);
+}
+
+/** Writes some sectors, or zeros, somewhere into a raw file. */
+export function overwrite(path: string, next: () => number): void {
+  const file = openSync(path, "r+");
+  const sectors = Math.floor(fstatSync(file).size / 512);
+  const at = Math.floor(next() * sectors);
+  const length = Math.min(sectors - at, 1 + Math.floor(next() * 300)) * 512;
+  writeSync(file, next() < 0.25 ? Buffer.alloc(length) : bytes(length, Math.floor(next() * 2 ** 31)), 0, length, at * 512);
   closeSync(file);
 }
