@@ -31,6 +31,8 @@ export interface Extent extends ByteRange {
 export interface Piece {
   readonly offset: number;
   readonly data: Buffer;
+  /** Small pieces in a row that share a buffer have one number, and count as one for who keeps them; without it, a piece counts for itself. */
+  readonly turn?: number;
 }
 
 const pieceBytes = 1 << 20;
@@ -38,7 +40,7 @@ const readAhead = 3;
 /** How many pieces may be asked for before the buffer of the first is used again: what is written behind lives on them. */
 export const piecesKept: number = 4;
 
-/** The data of a source in disk order, read ahead by three buffers of 1 MiB. */
+/** The data of a source in disk order, read ahead by three buffers of 1 MiB; small pieces share one, so that many of them are on their way. */
 export async function* piecesOf(source: BlockSource, signal?: AbortSignal): AsyncGenerator<Piece> {
   if (source.pieces) {
     yield* source.pieces(signal);
@@ -46,8 +48,9 @@ export async function* piecesOf(source: BlockSource, signal?: AbortSignal): Asyn
   }
   const ring: Buffer[] = [];
   const ringLength = readAhead + 1 + piecesKept;
-  const reading: { piece: Piece; done: Promise<void> }[] = [];
-  let turn = 0;
+  const reading: { piece: Piece & { readonly turn: number }; done: Promise<void> }[] = [];
+  let turn = -1;
+  let filled = pieceBytes;
   try {
     for await (const extent of source.extents()) {
       if (extent.kind !== "data") continue;
@@ -56,15 +59,18 @@ export async function* piecesOf(source: BlockSource, signal?: AbortSignal): Asyn
         signal?.throwIfAborted();
         // pieces keep to the grid of 1 MiB, so that clusters and hash pieces are never cut
         const length = Math.min(end - offset, pieceBytes - (offset % pieceBytes));
+        if (filled + length > pieceBytes) {
+          turn++;
+          filled = 0;
+          while (reading[0] && turn - reading[0].piece.turn > readAhead) yield* first(reading);
+        }
         const buffer = (ring[turn % ringLength] ??= Buffer.allocUnsafeSlow(Math.min(pieceBytes, source.sizeBytes)));
-        turn++;
-        const data = buffer.subarray(0, length);
+        const data = buffer.subarray(filled, filled + length);
+        filled += length;
         const done = source.read(offset, data);
         done.catch(() => {});
-        reading.push({ piece: { offset, data }, done });
+        reading.push({ piece: { offset, data, turn }, done });
         offset += length;
-        if (reading.length <= readAhead) continue;
-        yield* first(reading);
       }
     }
     while (reading.length > 0) yield* first(reading);

@@ -1,5 +1,5 @@
 import { TreeHash } from "../model/tree-hash.ts";
-import { type BlockSource, isZero, piecesKept, piecesOf } from "./block-source.ts";
+import { type BlockSource, isZero, type Piece, piecesKept, piecesOf } from "./block-source.ts";
 import type { DiskSink } from "./disk-sink.ts";
 
 export interface PourOptions {
@@ -26,8 +26,17 @@ export async function pour(source: BlockSource, sink: DiskSink, options: PourOpt
   const behind: Promise<void>[] = [];
   let readBytes = 0;
   let end = 0;
-  for await (const { offset, data } of piecesOf(source, options.signal)) {
+  let last: Piece | undefined;
+  for await (const piece of piecesOf(source, options.signal)) {
     options.signal?.throwIfAborted();
+    const { offset, data, turn } = piece;
+    if (last && (turn === undefined || turn !== last.turn)) {
+      behind.push(sink.settled());
+      behind.at(-1)?.catch(() => {});
+      // this piece is one of those that are kept
+      if (behind.length >= piecesKept - 1) await behind.shift();
+    }
+    last = piece;
     if (offset < end || offset + data.length > source.sizeBytes) throw new Error(`a source gave ${data.length} bytes at ${offset} after ${end}`);
     if (offset > end) hash?.updateZeros(offset - end);
     hash?.update(data);
@@ -35,9 +44,6 @@ export async function pour(source: BlockSource, sink: DiskSink, options: PourOpt
     end = offset + data.length;
     readBytes += data.length;
     options.onRead?.(data.length);
-    behind.push(sink.settled());
-    behind.at(-1)?.catch(() => {});
-    if (behind.length >= piecesKept) await behind.shift();
   }
   hash?.updateZeros(source.sizeBytes - end);
   await blocks.flush();

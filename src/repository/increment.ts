@@ -90,26 +90,43 @@ function rangesOf(isRead: Bits, chunks: number, chunkBytes: number, virtualBytes
   return ranges;
 }
 
+/** What lies in some ranges is asked for by spans of so much: a question for each range is a round trip for each. */
+const spanBytes = 256 * 2 ** 20;
+
 /** The part of a disk that lies in some ranges; the rest reads as not written. Closing it leaves the disk open. */
 export function partsOf(source: BlockSource, { ranges, readBytes }: Increment): BlockSource {
   return {
     sizeBytes: source.sizeBytes,
     dataBytes: readBytes,
     async *extents(wanted = { offset: 0, length: source.sizeBytes }) {
+      const inside = ranges.flatMap((each) => clip({ ...each, kind: "data" }, wanted) ?? []);
       let at = wanted.offset;
-      for (const each of ranges) {
-        const range = clip({ ...each, kind: "data" }, wanted);
-        if (!range) continue;
-        if (range.offset > at) yield { offset: at, length: range.offset - at, kind: "absent" };
-        yield* source.extents(range);
-        at = range.offset + range.length;
+      for (let next = 0; next < inside.length; ) {
+        const { offset } = inside[next] as ByteRange;
+        let last = next;
+        while (last + 1 < inside.length && endOf(inside[last + 1] as ByteRange) <= offset + spanBytes) last++;
+        for await (const extent of source.extents({ offset, length: endOf(inside[last] as ByteRange) - offset })) {
+          for (; next <= last; next++) {
+            const range = inside[next] as ByteRange;
+            const part = clip(extent, range);
+            if (part && part.offset > at) yield { offset: at, length: part.offset - at, kind: "absent" };
+            if (part) yield part;
+            if (part) at = endOf(part);
+            if (endOf(range) > endOf(extent)) break;
+          }
+        }
+        next = last + 1;
       }
-      const end = wanted.offset + wanted.length;
+      const end = endOf(wanted);
       if (end > at) yield { offset: at, length: end - at, kind: "absent" };
     },
     read: (offset, into) => source.read(offset, into),
     close: async () => {},
   };
+}
+
+function endOf({ offset, length }: ByteRange): number {
+  return offset + length;
 }
 
 /** Chunks of an increment that are read again to see whether they are what they were: a hundredth, within these bounds. */
