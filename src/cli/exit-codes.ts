@@ -49,6 +49,7 @@ const byError: Readonly<Record<ErrorCode, number>> = {
   SourceLocked: exitCodes.failed,
   ProviderUnreachable: exitCodes.sourceUnavailable,
   DestinationUnreachable: exitCodes.failed,
+  DestinationDenied: exitCodes.failed,
   DestinationForeign: exitCodes.stale,
   DestinationFull: exitCodes.failed,
   DestinationChanged: exitCodes.failed,

@@ -104,7 +104,7 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
       async ([name], options, io) => (await import("./commands/run.ts")).run(name as string, options, io),
     ),
   )
-    .option("--vm <pattern...>", "only these VMs")
+    .option("--vm <pattern>", "only these VMs; may be said again", collect)
     .option("--full", "read everything, whatever has changed")
     .option("--parallelism <n>", "exports at once", positive)
     .option("--adopt", "take destinations over that belong to another state");
@@ -406,8 +406,8 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
   )
     .option("--from <time>", "now otherwise; from then on, as the state is now")
     .option("--to <time>", "a week later otherwise")
-    .option("--provider-speed <speed...>", "200MiB/s, or lab=200MiB/s for one provider; otherwise the last run of each VM, or 100MiB/s")
-    .option("--schedule <name...>", "tell of these alone; all are simulated, as they share what there is")
+    .option("--provider-speed <speed>", "200MiB/s, or lab=200MiB/s for one provider; otherwise the last run of each VM, or 100MiB/s", collect)
+    .option("--schedule <name>", "tell of these alone; all are simulated, as they share what there is", collect)
     .option("--all", "the whole timeline, not only its first 200 runs");
   const state = group("state", "look at the state file and care for it", ["hypersdk state list", "hypersdk state backup state-copy.db"]);
   source(
@@ -506,14 +506,16 @@ function source(command: Command): Command {
     .option("--branch <name>", "its branch")
     .option("--ref <ref>", "its tag or commit")
     .option("--path <dir>", "the folder in the repository")
-    .option("--allow-env <name...>", "with --repo: variables that ${env:…} may name")
-    .option("--allow-path <dir...>", "with --repo: folders outside the checkout that it may use")
+    .option("--allow-env <name>", "with --repo: a variable that ${env:…} may name; may be said again", collect)
+    .option("--allow-path <dir>", "with --repo: a folder outside the checkout that it may use; may be said again", collect)
     .option("--state <file>", "the state file; HYPERSDK_STATE")
     .option("--verify-signatures <file>", "take only commits that a key of this file has signed: OpenPGP keys, or SSH's allowed signers");
 }
 
 function narrowing(command: Command): Command {
-  return command.option("--target <what...>", "only this: a VM pattern or an address such as schedule.nightly").option("--exclude <what...>", "all but this");
+  return command
+    .option("--target <what>", "only this: a VM pattern or an address such as schedule.nightly; may be said again", collect)
+    .option("--exclude <what>", "all but this; may be said again", collect);
 }
 
 const keyFile = ["--key-file <file>", "the key of an encrypted repository, where the files do not name it"] as const;
@@ -527,6 +529,11 @@ function point(command: Command): Command {
     .option("--vm <path>", "the newest good restore point of this VM")
     .option("--at <time>", "the newest at or before this time")
     .option("--schedule <name>", "of this schedule");
+}
+
+/** For an option that may be said again: one that takes a list would swallow the arguments behind it. */
+function collect(value: string, before: readonly string[] = []): string[] {
+  return [...before, value];
 }
 
 function positive(text: string): number {

@@ -1,3 +1,4 @@
+import { HypersdkError } from "../model/errors.ts";
 import { type BlockSource, type ByteRange, clip, type Extent, joined } from "./block-source.ts";
 import type { ByteFile } from "./byte-file.ts";
 import { loadHoleFinder } from "./raw/hole-finder.ts";
@@ -68,6 +69,7 @@ export function blockMapSource(file: ByteFile, sizeBytes: number, blockBytes: nu
       const blocks = block.kind === "data" ? 1 : (block.blocks ?? 1);
       const length = Math.min(blocks * blockBytes, sizeBytes - start);
       const extent: Extent = { offset: start, length, kind: block.kind };
+      if (block.kind === "data") checkPlace(file, block, index, length);
       if (block.kind !== "data") yield { extent };
       else if (!block.units) yield { extent, at: block.offset };
       else for (const unit of unitRuns(block.units, start, length)) yield { extent: unit };
@@ -122,6 +124,16 @@ export function blockMapSource(file: ByteFile, sizeBytes: number, blockBytes: nu
     },
     close: () => file.close(),
   };
+}
+
+/** A file that is sparse would read as zeros where it is cut. @param length of the block inside the disk */
+function checkPlace(file: ByteFile, { offset, units }: Block & { kind: "data" }, index: number, length: number): void {
+  const used = units ? [...unitRuns(units, 0, length)].reduce((end, unit) => (unit.kind === "data" ? unit.offset + unit.length : end), 0) : length;
+  if (offset + used > file.sizeBytes)
+    throw new HypersdkError(
+      "ImageDamaged",
+      `${file.name}: block ${index} has ${used} bytes at ${offset}, and the file ends at ${file.sizeBytes}: it is cut short`,
+    );
 }
 
 function isSparse({ allocatedBytes, sizeBytes }: ByteFile): boolean {

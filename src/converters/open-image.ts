@@ -104,6 +104,11 @@ async function openLayer(file: ByteFile, neighbours: Neighbours, from: ImageForm
       throw unsupported(file.name, `this is ${found.name}, which is not read`, /^(gzip|xz|zstd|bzip2|ZIP)$/.test(found.name) ? "unpack it first" : undefined);
     const format = found.kind === "nothing" ? "raw" : (found.format.split("-")[0] as ImageFormat);
     if (from && from !== format) throw new HypersdkError("ImageDamaged", `${file.name}: this is no ${from} image, its content says ${format}`);
+    const [, named] = /\.(qcow2|vmdk|vhdx?|vdi)$/i.exec(file.name) ?? [];
+    if (found.kind === "nothing" && from === undefined && !isParent && named !== undefined)
+      throw new HypersdkError("ImageDamaged", `${file.name} holds no ${named.toLowerCase()} image: its header is missing`, {
+        hint: "where the disk's content lies in it as it is, say --from raw",
+      });
     if (found.kind === "nothing") return isParent ? await wholeRaw(file) : await rawLayer(file, neighbours);
     if (from === undefined && !isParent && /\.raw$/i.test(file.name))
       throw new HypersdkError("ImageUnsafe", `${file.name} is named raw, but begins like a ${format} image: a guest may have written that`, {

@@ -25,7 +25,7 @@ export type EngineEvent =
   /** What a pass should have done was not done; it is tried again. */
   | { readonly type: "pass_failed"; readonly code: string; readonly reason: string; readonly hint: string | null }
   | { readonly type: "config_applied"; readonly serial: number; readonly changes: number; readonly protections: number }
-  | { readonly type: "run_recovered"; readonly run: RunName; readonly outcome: "completed" | "queued" | "failed" }
+  | { readonly type: "run_recovered"; readonly run: RunName; readonly outcome: "completed" | "queued" | "failed" | "cancelled" }
   | {
       readonly type: "export_started";
       readonly run: RunName;

@@ -7,7 +7,7 @@ import { HypersdkError } from "../model/errors.ts";
 import { isOfRepository } from "../repository/layout.ts";
 import { lockPath } from "../repository/locks.ts";
 import { isRepositoryPoint, pendingPath } from "../repository/points.ts";
-import { exportScope, type Lease } from "../state/leases.ts";
+import { exportScope, type Lease, manualScope } from "../state/leases.ts";
 import type { RunRow } from "../state/runs.ts";
 import type { EngineContext } from "./context.ts";
 import { type RunName, runNameOf } from "./events.ts";
@@ -24,10 +24,10 @@ export async function recover(desired: DesiredState, context: EngineContext): Pr
   const swept = new Set<string>();
   const failed: RunRow[] = [];
   for (const run of state.runs.open()) {
-    if (run.state === "queued") continue;
+    if (run.state === "queued" && run.kind === "scheduled") continue;
     let lease: Lease;
     try {
-      lease = await state.take(exportScope(run), `recovery of ${run.vmPath}`, 0, clock, random);
+      lease = await state.take(run.state === "queued" ? manualScope(run) : exportScope(run), `recovery of ${run.vmPath}`, 0, clock, random);
     } catch (error) {
       if (error instanceof HypersdkError && error.code === "LockHeld") continue;
       throw error;
@@ -40,8 +40,9 @@ export async function recover(desired: DesiredState, context: EngineContext): Pr
         emit({ type: "export_failed", run: name, code: failure.code, reason: failure.message, hint: failure.hint ?? null });
         failed.push(run);
       }
-      if (!swept.has(run.destinationUrl)) await sweep(await context.openDestination({ name: run.destination, url: run.destinationUrl }));
-      swept.add(run.destinationUrl);
+      if (outcome !== "cancelled" && !swept.has(run.destinationUrl))
+        await sweep(await context.openDestination({ name: run.destination, url: run.destinationUrl }));
+      if (outcome !== "cancelled") swept.add(run.destinationUrl);
     } catch (error) {
       context.signal.throwIfAborted();
       if (!(error instanceof HypersdkError)) throw error;
@@ -54,7 +55,7 @@ export async function recover(desired: DesiredState, context: EngineContext): Pr
 }
 
 interface Recovery {
-  readonly outcome: "completed" | "queued" | "failed";
+  readonly outcome: "completed" | "queued" | "failed" | "cancelled";
   /** What its proof has found; undefined where nothing is known but that its process ended. */
   readonly failure?: HypersdkError;
 }
@@ -73,6 +74,10 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
     else failFor(new HypersdkError("Interrupted", "the process that ran it ended"), "interrupted");
     return { outcome: mayStartAnew ? "queued" : "failed" };
   };
+  if (run.state === "queued") {
+    state.write(lease, () => state.runs.end(run.id, "cancelled", clock.now(), { code: "NotStarted", message: "the process that would have run it ended" }));
+    return { outcome: "cancelled" };
+  }
   if (run.folder === undefined) return putBack();
   const spec = desired.destinations.find((each) => each.url === run.destinationUrl) ?? {
     name: run.destination,

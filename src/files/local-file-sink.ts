@@ -147,7 +147,7 @@ export function fileError(path: string, error: unknown): unknown {
     case "EACCES":
     case "EPERM":
     case "EROFS":
-      return new HypersdkError("DestinationUnreachable", `no permission to write ${path}`, { ...details, hint: "give this user the right to write there" });
+      return new HypersdkError("DestinationDenied", `no permission to write ${path}`, { ...details, hint: "give this user the right to write there" });
     case "ENOENT":
       return new HypersdkError("DestinationUnreachable", `cannot write ${path}: its folder is not there`, { ...details, hint: "make the folder first" });
     case "ENOTDIR":

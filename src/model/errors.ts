@@ -14,6 +14,7 @@ export type ErrorCode =
   | "SourceLocked"
   | "ProviderUnreachable"
   | "DestinationUnreachable"
+  | "DestinationDenied"
   | "DestinationForeign"
   | "DestinationFull"
   | "DestinationChanged"

@@ -3,6 +3,7 @@ import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
 import { formatDuration } from "../model/duration.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import type { Observed, ObservedDisk, ObservedVm } from "../model/observed.ts";
+import { patternOf } from "../model/pattern.ts";
 import type { Recorded, RecordedDisk, RecordedProtection, RecordedRun, RestorePoint } from "../model/recorded.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import { fireTimes } from "../schedule/cron.ts";
@@ -150,7 +151,9 @@ function protectionChangesOf(
 ): ProtectionChange[] {
   const changes: ProtectionChange[] = [];
   const unknown = new Set(observed.unknownProviders.map(({ name }) => name));
-  const unknownVms = new Set(observed.unknownVms.map(({ provider, identity }) => `${provider}\n${identity}`));
+  const isUnknown = ({ provider, identity }: Member): boolean =>
+    unknown.has(provider) ||
+    observed.unknownVms.some((each) => each.provider === provider && (identity === each.identity || identity.startsWith(`${each.identity}/`)));
   const providers = new Set(desired.providers.map(({ name }) => name));
   const rescheduled = rescheduledOf(desired, recorded, resources);
   const known = new Set(recorded.resources.map(({ address }) => address));
@@ -164,8 +167,7 @@ function protectionChangesOf(
     }
     if (!member.vm) {
       // an unreachable provider changes nothing; one that is gone from the files shows no VMs
-      if (!unknown.has(member.provider) && !unknownVms.has(`${member.provider}\n${member.identity}`) && protection.state === "active")
-        changes.push({ ...at, kind: "missing" });
+      if (protection.state === "active" && !isUnknown(member)) changes.push({ ...at, kind: "missing" });
       continue;
     }
     if (protection.state === "missing") changes.push({ ...at, kind: "found" });
@@ -390,15 +392,23 @@ function warningsOf(desired: DesiredState, observed: Observed, joined: Membershi
     message: `${destination} has moved: ${points} restore ${points === 1 ? "point is" : "points are"} at ${url} now`,
     address: `destination.${destination}`,
   }));
-  if (observed.unknownProviders.length + observed.unknownVms.length === 0) {
-    for (const { address, pattern } of joined.unmatched) warnings.push({ code: "HSW008", message: `the pattern ${pattern} matches no VM`, address });
+  if (observed.unknownProviders.length === 0) {
+    const roots = new Map(desired.providers.map(({ name, root }) => [name, root]));
+    const unseen = observed.unknownVms.map(({ provider, identity }) => `${roots.get(provider) ?? ""}/${identity}`);
+    /** What cannot be seen may be what a pattern means. */
+    const mayBeUnseen = (text: string): boolean =>
+      unseen.some(
+        (path) => [path, path.replace(/\.[^./]+$/, ""), `${path}/any`].some(patternOf(text).matches) || patternOf(text).prefix.startsWith(`${path}/`),
+      );
+    for (const { address, pattern } of joined.unmatched)
+      if (!mayBeUnseen(pattern)) warnings.push({ code: "HSW008", message: `the pattern ${pattern} matches no VM`, address });
     const protectedSchedules = new Set([...joined.members.values()].map(({ schedule }) => schedule.name));
     // where no pattern of its own matches, that says it; where nothing names a VM, the files' own finding does
     const told = new Set(joined.unmatched.map(({ address }) => address));
     const named = new Set(desired.policies.map(({ schedule }) => schedule));
     for (const { name, vms } of desired.schedules) {
       const isTold = told.has(`schedule.${name}`) || (vms.length === 0 && !named.has(name));
-      if (!protectedSchedules.has(name) && !isTold)
+      if (!protectedSchedules.has(name) && !isTold && !vms.some(mayBeUnseen))
         warnings.push({ code: "HSW003", message: `schedule "${name}" protects no VM`, address: `schedule.${name}` });
     }
   }

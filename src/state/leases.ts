@@ -5,7 +5,7 @@ import type { Instant } from "../model/instant.ts";
 import type { Db } from "./database.ts";
 import { isAlive } from "./process-lock.ts";
 
-/** What one process at a time may do: `reconcile`, `watcher`, or an {@link exportScope}. */
+/** What one process at a time may do: `reconcile`, `watcher`, an {@link exportScope} or a {@link manualScope}. */
 export interface Lease {
   readonly scope: string;
   readonly token: string;
@@ -13,6 +13,11 @@ export interface Lease {
 
 export function exportScope({ schedule, provider, identity }: { readonly schedule: string; readonly provider: string; readonly identity: string }): string {
   return `export ${schedule} ${provider} ${identity}`;
+}
+
+/** Held while a command works through the manual runs that it has queued: without it, they are nobody's. */
+export function manualScope({ schedule, fireTime }: { readonly schedule: string; readonly fireTime: Instant }): string {
+  return `manual ${schedule} ${fireTime}`;
 }
 
 export interface LeaseRow extends Lease {

@@ -1,5 +1,5 @@
 import { chmodSync, existsSync, statSync } from "node:fs";
-import { HypersdkError } from "../model/errors.ts";
+import { errnoOf, HypersdkError } from "../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import type { Clock, Random } from "../model/ports.ts";
 import type { Recorded, RecordedRun } from "../model/recorded.ts";
@@ -64,7 +64,15 @@ export class State {
         state.configuration.setMeta("lineage", random.uuid());
         state.configuration.setMeta("serial", "0");
       }).immediate();
-      chmodSync(path, 0o600);
+      try {
+        chmodSync(path, 0o600);
+      } catch (error) {
+        state.close();
+        throw new HypersdkError("StateUnusable", `the permissions of the state file ${path} cannot be set: ${errnoOf(error)}`, {
+          cause: error,
+          hint: "run as the user to whom it belongs, or name another with --state",
+        });
+      }
       return state;
     });
   }

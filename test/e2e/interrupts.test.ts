@@ -38,6 +38,29 @@ describe("one interrupt", () => {
   });
 });
 
+describe("a run that is killed", () => {
+  it("leaves no run in the queue for ever; what another process still waits with stays", async () => {
+    const folder = fleet();
+    await hypersdk(folder, ["apply", "--auto-approve", "--no-exports"]);
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    const run = start(folder, ["run", "nightly", "--parallelism", "1", "--events", "events.jsonl"]);
+    await waitForEvent(folder, "export_progress");
+    const states = async (): Promise<string[]> =>
+      result<{ items: { state: string; kind: string }[] }>((await hypersdk(folder, ["get", "runs", "--json"])).stdout)
+        .items.filter(({ kind }) => kind === "manual")
+        .map(({ state }) => state)
+        .sort();
+    run.kill("SIGSTOP");
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    expect(await states()).toContain("queued");
+    run.kill("SIGKILL");
+    await run.done;
+    expect((await hypersdk(folder, ["apply", "--auto-approve"])).code).toBe(0);
+    expect(await states()).not.toContain("queued");
+    expect(await states()).toContain("cancelled");
+  });
+});
+
 describe("two processes on one state", () => {
   it("work one after the other, or the second says who holds the lock", async () => {
     const folder = fleet();

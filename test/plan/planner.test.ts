@@ -168,6 +168,17 @@ describe("a plan", () => {
     const made = make(desired, recorded, unreachable);
     expect(kinds(made)).toEqual([]);
     expect(made.drift).toMatchObject([{ kind: "unknown", what: "provider.local" }]);
+    // so is one whose disks, or whose folder, cannot be read
+    const below = { ...protection("prod/db"), identity: "prod/db" };
+    const unread: Observed = {
+      ...seen(),
+      unknownVms: [
+        { provider: "local", identity: "web", reason: "its header is missing" },
+        { provider: "local", identity: "prod", reason: "cannot be read" },
+      ],
+    };
+    const unseen = make(desired, recordedOf(desired, [protection("web"), below, protection("gone")]), unread);
+    expect([kinds(unseen), unseen.warnings]).toEqual([["missing gone"], []]);
   });
 
   it("says which disks of a VM are new, gone or of another size since its last export", () => {

@@ -1,5 +1,5 @@
 import { execFileSync, spawn } from "node:child_process";
-import { appendFileSync, copyFileSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { appendFileSync, chmodSync, copyFileSync, mkdirSync, renameSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { makeMachines } from "../../examples/quickstart/make-machines.ts";
@@ -25,13 +25,46 @@ describe("the local provider", () => {
     raw(join(top, "prod", "db-01", "b.raw"));
     raw(join(top, "prod", "db-01", "a.raw"));
     raw(join(top, "lone.raw"));
-    const { vms, problems } = await provider(top).inventory();
+    const { vms, problems, unknown } = await provider(top).inventory();
     expect(vms.map(({ path, identity, disks }) => [path, identity, disks.map(({ name }) => name)])).toEqual([
       ["/dc/vm/lone", "lone.raw", ["lone.raw"]],
       ["/dc/vm/prod/db-01", "prod/db-01", ["a.raw", "b.raw"]],
     ]);
     expect(problems).toEqual([]);
-    expect(await provider(top).inventory()).toEqual({ vms, problems });
+    expect(unknown).toEqual([]);
+    expect(await provider(top).inventory()).toEqual({ vms, problems, unknown });
+  });
+
+  it("says of a VM that it cannot read that it is there, and why, and goes on with the others", async () => {
+    const top = temporaryFolder();
+    for (const name of ["well", "empty", "cut"]) mkdirSync(join(top, name));
+    raw(join(top, "well", "disk.raw"));
+    writeFileSync(join(top, "empty", "disk.qcow2"), "");
+    writeFileSync(join(top, "cut", "disk.vmdk"), "KDM");
+    symlinkSync(join(top, "well"), join(top, "linked"));
+    const { vms, problems, unknown } = await provider(top).inventory();
+    expect(vms.map(({ identity }) => identity)).toEqual(["well"]);
+    expect(unknown?.map(({ identity, reason }) => `${identity}: ${reason}`).sort()).toEqual([
+      "cut: disk.vmdk holds no vmdk image: its header is missing",
+      "empty: disk.qcow2 holds no qcow2 image: its header is missing",
+    ]);
+    expect(problems).toHaveLength(3);
+    expect(problems).toContainEqual(expect.stringContaining("linked is a link to a folder"));
+    await expect(provider(top).snapshot("empty")).rejects.toMatchObject({ code: "SourceUnavailable", message: expect.stringContaining("header is missing") });
+  });
+
+  it.skipIf(process.getuid?.() === 0)("nor does a file or a folder without permission keep it from the others", async () => {
+    const top = temporaryFolder();
+    for (const name of ["well", "file", "folder"]) {
+      mkdirSync(join(top, name));
+      raw(join(top, name, "disk.raw"));
+    }
+    renameSync(join(top, "file", "disk.raw"), join(top, "file", "disk.qcow2"));
+    chmodSync(join(top, "file", "disk.qcow2"), 0);
+    chmodSync(join(top, "folder"), 0);
+    const { vms, unknown } = await provider(top).inventory();
+    expect([vms.map(({ identity }) => identity), unknown?.map(({ identity }) => identity).sort()]).toEqual([["well"], ["file", "folder"]]);
+    chmodSync(join(top, "folder"), 0o700);
   });
 
   it("follows a .vmx: its name, its disks with the boot disk first, the extents no disks of their own", async () => {

@@ -2,7 +2,7 @@ import { type Reconciled, reconcile } from "../../engine/reconcile.ts";
 import { parseDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { narrow } from "../../plan/narrow.ts";
-import { isEmpty, type Plan, unsafeReasons } from "../../plan/plan.ts";
+import { type Change, isEmpty, type Plan, unsafeReasons } from "../../plan/plan.ts";
 import { type PlanFile, planDigest, whatMoved } from "../../plan/plan-file.ts";
 import { isRepositoryPoint } from "../../repository/points.ts";
 import type { RunRow } from "../../state/runs.ts";
@@ -17,7 +17,7 @@ import { askForYes } from "../prompt.ts";
 import { inSession, progressOn } from "../session.ts";
 import { toolVersion } from "../tool-version.ts";
 import { timezonesOf } from "../view.ts";
-import { checkTargets, refuseUnknownAddresses, tellGitHub } from "./plan.ts";
+import { checkTargets, nothingOfTargets, refuseUnknownAddresses, tellGitHub } from "./plan.ts";
 import { readPlanFile } from "./show.ts";
 
 export interface ApplyOptions extends SourceOptions {
@@ -51,7 +51,8 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
       },
     });
     settle();
-    report(result, state, interrupts.exitCode, timezonesOf(loaded.desired), io);
+    const isNarrowed = (options.target ?? []).length + (options.exclude ?? []).length > 0;
+    report(result, { state, isNarrowed, interruptedWith: interrupts.exitCode, zones: timezonesOf(loaded.desired) }, io);
     return result.failed.length + result.notRemoved > 0 ? exitCodes.partlyFailed : exitCodes.done;
   });
 }
@@ -72,10 +73,16 @@ function bounded(saved: PlanFile, current: Plan): Plan {
   const addresses = new Set(saved.plan.changes.map(({ address }) => address));
   const protections = new Set(saved.plan.protections.map(({ kind, schedule, provider, identity }) => `${kind}\n${schedule}\n${provider}\n${identity}`));
   const withdrawn = new Set(saved.plan.expiry.withdraw.map(({ point }) => point));
+  const kept = current.protections.filter(({ kind, schedule, provider, identity }) => protections.has(`${kind}\n${schedule}\n${provider}\n${identity}`));
+  const begins = new Set(kept.flatMap(({ kind, schedule, vmPath }) => (kind === "begin" ? [`schedule.${schedule}\n${vmPath}`] : [])));
+  const boundedChange = (change: Change): Change => {
+    const { consequences } = change;
+    return { ...change, consequences: { ...consequences, gained: consequences.gained.filter((path) => begins.has(`${change.address}\n${path}`)) } };
+  };
   return {
     ...current,
-    changes: current.changes.filter(({ address }) => addresses.has(address)),
-    protections: current.protections.filter(({ kind, schedule, provider, identity }) => protections.has(`${kind}\n${schedule}\n${provider}\n${identity}`)),
+    changes: current.changes.filter(({ address }) => addresses.has(address)).map(boundedChange),
+    protections: kept,
     exports: current.exports.filter((each) => due.has(`${each.schedule}\n${each.provider}\n${each.identity}`)),
     expiry: {
       ...current.expiry,
@@ -104,7 +111,15 @@ async function approve(plan: Plan, isSaved: boolean, { autoApprove }: ApplyOptio
   await askForYes("\nApply this plan?", "nothing was changed");
 }
 
-function report(result: Reconciled, state: State, interruptedWith: number | undefined, zones: (schedule: string) => string, io: Io): void {
+interface ReportContext {
+  readonly state: State;
+  /** Whether --target or --exclude left something out. */
+  readonly isNarrowed: boolean;
+  readonly interruptedWith: number | undefined;
+  readonly zones: (schedule: string) => string;
+}
+
+function report(result: Reconciled, { state, isNarrowed, interruptedWith, zones }: ReportContext, io: Io): void {
   const { plan, completed, failed, interrupted, notStarted, removed } = result;
   const names = (works: Reconciled["failed"]): { schedule: string; vmPath: string; run: string }[] =>
     works.map(({ run }) => ({ schedule: run.schedule, vmPath: run.vmPath, run: run.id }));
@@ -122,7 +137,8 @@ function report(result: Reconciled, state: State, interruptedWith: number | unde
     return;
   }
   if (isEmpty(plan)) {
-    io.out(plan.drift.length > 0 ? "Nothing to carry out; what drifted needs a look.\n" : "Nothing to do: what is recorded is what the files say.\n");
+    if (isNarrowed) io.out(nothingOfTargets);
+    else io.out(plan.drift.length > 0 ? "Nothing to carry out; what drifted needs a look.\n" : "Nothing to do: what is recorded is what the files say.\n");
     return;
   }
   const { style } = io;

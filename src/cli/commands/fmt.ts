@@ -1,7 +1,9 @@
-import { readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
+import { readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { createTwoFilesPatch } from "diff";
 import { formatText } from "../../config/format.ts";
+import { fileError } from "../../files/local-file-sink.ts";
+import { HypersdkError } from "../../model/errors.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
@@ -25,8 +27,14 @@ export async function fmt(options: FmtOptions, io: Io): Promise<number> {
     } else {
       // whole or not at all: somebody may be reading it
       const temporary = `${path}.hypersdk-fmt`;
-      writeFileSync(temporary, formatted, { mode: statSync(path).mode });
-      if (readFileSync(path, "utf8") === source.text) renameSync(temporary, path);
+      try {
+        writeFileSync(temporary, formatted, { mode: statSync(path).mode });
+        if (readFileSync(path, "utf8") === source.text) renameSync(temporary, path);
+        else throw new HypersdkError("SourceChanged", `${file} changed while it was formatted`, { hint: "run it again" });
+      } catch (error) {
+        rmSync(temporary, { force: true });
+        throw fileError(path, error);
+      }
     }
   }
   if (io.json) io.result("fmt", { changed });

@@ -1,10 +1,10 @@
-import { appendFileSync, writeFileSync } from "node:fs";
+import { appendFileSync, existsSync, rmSync, writeFileSync } from "node:fs";
 import { observe, observeNothing } from "../../engine/observe.ts";
 import type { DesiredState } from "../../model/desired.ts";
 import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
-import { parsePattern } from "../../model/pattern.ts";
+import { parsePattern, patternOf } from "../../model/pattern.ts";
 import { narrow } from "../../plan/narrow.ts";
 import { hasDifference, isEmpty, type Plan } from "../../plan/plan.ts";
 import { encodePlanFile, planDigest } from "../../plan/plan-file.ts";
@@ -75,7 +75,10 @@ async function makeFrom(options: PlanOptions, io: Io): Promise<{ made: Plan; loa
     }
     if (state && epochMsOf(now) < newestInstantMs(state) - 300_000 && options.at === undefined)
       io.err(`${io.errStyle.yellow("warning")}: the clock is behind what was recorded; nothing expires early, but check it\n`);
-    refuseUnknownAddresses([...(options.target ?? []), ...(options.exclude ?? [])], made, loaded.desired);
+    const targets = [...(options.target ?? []), ...(options.exclude ?? [])];
+    refuseUnknownAddresses(targets, made, loaded.desired);
+    if (!options.offline && observed.unknownProviders.length === 0)
+      refuseUnknownVms(targets, [...observed.vms.map(({ path }) => path), ...recorded.protections.map(({ vmPath }) => vmPath)]);
     return { made: narrow(made, options.target ?? [], options.exclude ?? []), loaded };
   } finally {
     state?.close();
@@ -110,7 +113,20 @@ export function refuseUnknownAddresses(targets: readonly string[], made: Plan, d
   }
 }
 
-function nextStep(made: Plan, { out, at }: PlanOptions): string {
+function refuseUnknownVms(targets: readonly string[], paths: readonly string[]): void {
+  for (const target of targets.filter((each) => each.startsWith("/"))) {
+    const pattern = patternOf(target);
+    if (paths.some((path) => pattern.matches(path))) continue;
+    const near = nearestName(target, new Set(paths));
+    throw new HypersdkError("Usage", `no VM matches ${JSON.stringify(target)}`, { hint: near ? `did you mean ${near}?` : "hypersdk get vms lists them" });
+  }
+}
+
+/** What is left out may have plenty to do. */
+export const nothingOfTargets = "Nothing to do of what --target and --exclude leave; the rest is left out.\n";
+
+function nextStep(made: Plan, { out, at, target = [], exclude = [] }: PlanOptions): string {
+  if (isEmpty(made) && target.length + exclude.length > 0) return nothingOfTargets;
   if (isEmpty(made))
     return made.drift.length > 0 ? "Nothing to carry out; what drifted needs a look.\n" : "Nothing to do: what is recorded is what the files say.\n";
   if (at !== undefined) return "This is a look at another time; apply always works at the present.\n";
@@ -118,9 +134,12 @@ function nextStep(made: Plan, { out, at }: PlanOptions): string {
 }
 
 function writeOut(path: string, text: string): void {
+  const isNew = !existsSync(path);
   try {
     writeFileSync(path, text, { mode: 0o600 });
   } catch (error) {
+    // a part of a plan is of no use to anybody
+    if (isNew) rmSync(path, { force: true });
     throw new HypersdkError("Failed", `cannot write ${path}: ${errnoOf(error)}`, { cause: error });
   }
 }

@@ -9,6 +9,7 @@ import { parsePattern } from "../../model/pattern.ts";
 import { modeOf } from "../../plan/due.ts";
 import { membership } from "../../plan/membership.ts";
 import { withRenames } from "../../plan/planner.ts";
+import { manualScope } from "../../state/leases.ts";
 import { plural } from "../../ui/plan-view.ts";
 import { clock, random } from "../compose.ts";
 import { loadDesired, scheduleNamed } from "../desired.ts";
@@ -50,6 +51,7 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
       throw new HypersdkError("NotFound", `schedule "${name}" has no VM${patterns.length > 0 ? " that matches --vm" : ""}`, {
         hint: "hypersdk get vms lists what the providers show",
       });
+    const lease = await state.take(manualScope({ schedule: name, fireTime: at }), `run ${name}`, 5000, clock, random);
     const { protections } = state.recorded(at);
     const destination = desired.destinations.find((each) => each.name === schedule.destination) as DestinationSpec;
     const work = members.map(
@@ -89,6 +91,7 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     const result = await runQueue(work, options.parallelism ?? desired.concurrency, context.signal, (item, place) => runExport(item, place, context));
     for (const { run: left } of result.notStarted)
       state.writeUnlocked(() => state.runs.end(left.id, "cancelled", clock.now(), { code: "NotStarted", message: "not started" }));
+    state.release(lease);
     settle();
     const names = (works: readonly RunWork[]): object[] => works.map((each) => ({ schedule: each.run.schedule, vmPath: each.run.vmPath, run: each.run.id }));
     if (io.json)
@@ -99,6 +102,8 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
         notStarted: names(result.notStarted),
       });
     else io.out(`${io.style.bold(`${plural(result.completed, "export")} completed, ${result.failed.length} failed.`)}\n`);
+    const left = result.notStarted.length + result.interrupted.length;
+    if (!io.json && left > 0 && context.signal.aborted) io.out(`${plural(left, "export")} not made: hypersdk run ${name} begins them anew\n`);
     if (result.failed.length > 0) return exitCodes.partlyFailed;
     return result.notStarted.length > 0 ? exitCodes.locked : exitCodes.done;
   });

@@ -53,7 +53,7 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
         if (!isDamage && wanted && error instanceof HypersdkError) {
           // it keeps nobody from the others
           failed.push(failureOf(wanted, error));
-          if (error.code === "DestinationUnreachable" || error.code === "KeyRefused") unreachable.set(wanted.destinationUrl, error);
+          if (["DestinationUnreachable", "DestinationDenied", "KeyRefused"].includes(error.code)) unreachable.set(wanted.destinationUrl, error);
           if (!io.json) io.err(`${io.errStyle.red("error")}: ${printable(wanted.destination)}: ${printable(error.message)}\n`);
           continue;
         }

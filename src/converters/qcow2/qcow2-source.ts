@@ -93,7 +93,7 @@ async function sourceOf(file: ByteFile, header: Qcow2Header): Promise<BlockSourc
   }
   async function readCluster(index: number, within: number, into: Buffer): Promise<void> {
     const cluster = await clusterAt(file, header, table, index);
-    if (cluster.kind === "data") await readPlain(cluster.offset + within, into);
+    if (cluster.kind === "data") await file.read(cluster.offset + within, into);
     else if (cluster.kind === "compressed") (await unpack(file, header, cluster, index)).copy(into, 0, within, within + into.length);
     else if (cluster.kind === "mixed") await readMixed(cluster, within, into);
     else into.fill(0);
@@ -103,16 +103,10 @@ async function sourceOf(file: ByteFile, header: Qcow2Header): Promise<BlockSourc
       const at = within + done;
       const i = Math.floor(at / subclusterBytes);
       const part = into.subarray(done, done + Math.min(into.length - done, (i + 1) * subclusterBytes - at));
-      if (subclusterKind(cluster, i) === "data") await readPlain(cluster.offset + at, part);
+      if (subclusterKind(cluster, i) === "data") await file.read(cluster.offset + at, part);
       else part.fill(0);
       done += part.length;
     }
-  }
-  /** The last cluster of a file may be cut: what is behind it reads as zeros. */
-  async function readPlain(offset: number, into: Buffer): Promise<void> {
-    const inFile = Math.max(0, Math.min(into.length, file.sizeBytes - offset));
-    into.fill(0, inFile);
-    await file.read(offset, into.subarray(0, inFile));
   }
   async function* dataClusters(signal: AbortSignal | undefined): AsyncGenerator<{ index: number; cluster: Cluster }> {
     for await (const extent of joined(runs())) {
@@ -130,7 +124,7 @@ async function sourceOf(file: ByteFile, header: Qcow2Header): Promise<BlockSourc
       const length = Math.min(count * clusterBytes, virtualBytes - offset);
       if (cluster.kind === "compressed") return { offset, data: (await unpack(file, header, cluster, index)).subarray(0, length) };
       const data = Buffer.allocUnsafeSlow(length);
-      if (cluster.kind === "data") await readPlain(cluster.offset, data);
+      if (cluster.kind === "data") await file.read(cluster.offset, data);
       return { offset, data };
     });
   }
@@ -222,19 +216,23 @@ function decodeEntry(file: ByteFile, header: Qcow2Header, bytes: Buffer, index: 
     const [zeros, allocated] = [bytes.readUInt32BE(8), bytes.readUInt32BE(12)];
     if ((zeros & allocated) !== 0) throw damaged(file.name, `cluster ${index} has subclusters that are allocated and zeros at once`);
     if (allocated === 0 && offset === 0) return zeros === 0 ? absent : zeros === 0xffffffff ? zero : { kind: "mixed", offset: 0, allocated, zeros };
-    checkPlace(file, header, offset, index);
+    // the last subcluster that is there, counted from 1
+    checkPlace(file, header, offset, index, (32 - Math.clz32(allocated)) * (header.clusterBytes / subclustersPerCluster));
     return allocated === 0xffffffff ? { kind: "data", offset } : { kind: "mixed", offset, allocated, zeros };
   }
   // with an external data file offset 0 would be data; those are refused
   if (offset === 0 && !(entry & copied)) return absent;
-  checkPlace(file, header, offset, index);
+  checkPlace(file, header, offset, index, header.clusterBytes);
   return { kind: "data", offset };
 }
 
-function checkPlace(file: ByteFile, header: Qcow2Header, offset: number, index: number): void {
+/** @param used how much of the cluster holds data; what lies behind the end of the disk may be missing */
+function checkPlace(file: ByteFile, header: Qcow2Header, offset: number, index: number, used: number): void {
   if (offset === 0 || offset % header.clusterBytes !== 0)
     throw damaged(file.name, `cluster ${index} is at ${offset}, which is no multiple of ${header.clusterBytes}`);
-  if (offset >= file.sizeBytes) throw damaged(file.name, `cluster ${index} is at ${offset}, beyond the end of the file`);
+  const needed = Math.min(used, header.virtualBytes - index * header.clusterBytes);
+  if (offset + needed > file.sizeBytes)
+    throw damaged(file.name, `cluster ${index} has ${needed} bytes at ${offset}, and the file ends at ${file.sizeBytes}: it is cut short`);
 }
 
 /** No more than a cluster is ever unpacked. What follows the stream in the last sector belongs to the next cluster and is ignored. */

@@ -34,10 +34,11 @@ export function sparseSource(file: ByteFile, header: SparseHeader): BlockSource 
     if (entry === 0) return 0;
     if (entry === 1 && header.hasZeroGrains) return -1;
     const offset = entry * 512;
-    const needed = header.isCompressed ? markerBytes + 1 : 1;
+    const needed = header.isCompressed ? markerBytes + 1 : lengthOf(index);
     if (overlaps(offset, 0, header.descriptorOffset + header.descriptorBytes) || overlaps(offset, header.directoryOffset, header.directoryBytes))
       throw damaged(file.name, `grain ${index} is at ${offset}, where the image keeps its own structures`);
-    if (offset + needed > file.sizeBytes) throw damaged(file.name, `grain ${index} is at ${offset}, beyond the end of the file at ${file.sizeBytes}`);
+    if (offset + needed > file.sizeBytes)
+      throw damaged(file.name, `grain ${index} has ${needed} bytes at ${offset}, and the file ends at ${file.sizeBytes}: it is cut short`);
     return offset;
   }
   function overlaps(offset: number, from: number, length: number): boolean {

@@ -50,7 +50,7 @@ export function fileDestination(spec: DestinationAddress, random: Random): Desti
         return await openByteFile(at(path), path);
       } catch (error) {
         if (!(error instanceof HypersdkError) || error.code !== "SourceUnavailable" || errnoOf(error.cause) === "ENOENT") throw error;
-        throw new HypersdkError("DestinationUnreachable", `cannot read ${at(path)}: ${errnoOf(error.cause)}`, { cause: error });
+        throw unreadable(at(path), error.cause);
       }
     },
     async list(prefix = "") {
@@ -129,6 +129,13 @@ function uploadOver(sink: LocalFileSink, partial: string, final: string): Upload
   };
 }
 
+function unreadable(path: string, cause: unknown): HypersdkError {
+  const errno = errnoOf(cause);
+  if (errno === "EACCES" || errno === "EPERM")
+    return new HypersdkError("DestinationDenied", `no permission to read ${path}`, { cause, hint: "give this user the right to read and write there" });
+  return new HypersdkError("DestinationUnreachable", `cannot read ${path}: ${errno}`, { cause });
+}
+
 /** A folder that is not there yet is an empty destination; one that cannot be read is unreachable. */
 function listInto(files: StoredFile[], root: string, prefix: string): void {
   let entries: import("node:fs").Dirent[];
@@ -136,7 +143,7 @@ function listInto(files: StoredFile[], root: string, prefix: string): void {
     entries = readdirSync(join(root, prefix), { withFileTypes: true });
   } catch (error) {
     if (errnoOf(error) === "ENOENT") return;
-    throw new HypersdkError("DestinationUnreachable", `cannot list ${join(root, prefix)}: ${errnoOf(error)}`, { cause: error });
+    throw unreadable(join(root, prefix), error);
   }
   for (const entry of entries) {
     const path = prefix === "" ? entry.name : `${prefix}/${entry.name}`;

@@ -4,7 +4,7 @@ import { readSlice } from "../../converters/machine/read-slice.ts";
 import { tarMembers } from "../../converters/machine/tar-members.ts";
 import { readVmDescriptor, type VmDescriptor } from "../../converters/machine/vm-descriptor.ts";
 import { parseDescriptor } from "../../converters/vmdk/descriptor.ts";
-import { HypersdkError } from "../../model/errors.ts";
+import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import { type Peeked, peek } from "./peek.ts";
 
 /** A VM as its files in a folder tree. */
@@ -31,6 +31,8 @@ export interface FoundDisk {
 export interface Discovery {
   readonly vms: readonly FoundVm[];
   readonly problems: readonly string[];
+  /** What is there and cannot be read: a VM, or a folder with VMs below. */
+  readonly unknown: readonly { readonly identity: string; readonly reason: string }[];
 }
 
 const imageExtensions: ReadonlySet<string> = new Set([".vmdk", ".qcow2", ".qcow", ".raw", ".img", ".vhd", ".vhdx", ".vdi", ".ova"]);
@@ -44,12 +46,18 @@ const maxDepth = 32;
 export function discover(top: string): Discovery {
   const vms: FoundVm[] = [];
   const problems: string[] = [];
+  const unknown: { identity: string; reason: string }[] = [];
   const root = rootOf(top);
   walk(root, []);
-  return { vms: vms.sort((a, b) => (a.identity < b.identity ? -1 : 1)), problems: problems.sort() };
+  return { vms: vms.sort((a, b) => (a.identity < b.identity ? -1 : 1)), problems: problems.sort(), unknown };
+
+  function cannotBeRead(identity: string, reason: string): void {
+    unknown.push({ identity, reason });
+    problems.push(`${shown(join(root, identity))}: ${reason}`);
+  }
 
   function walk(folder: string, names: readonly string[]): void {
-    const entries = listOf(folder);
+    const entries = listOf(folder, names);
     if (!entries) return;
     const images: string[] = [];
     const descriptors: string[] = [];
@@ -64,6 +72,7 @@ export function discover(top: string): Discovery {
       }
       const extension = extname(entry.name).toLowerCase();
       const isImage = imageExtensions.has(extension);
+      if (entry.isSymbolicLink() && leadsToFolder(path)) problems.push(`${shown(path)} is a link to a folder: only folders themselves are looked into`);
       if (!isImage && extension !== ".vmx" && extension !== ".ovf") continue;
       if (entry.isSymbolicLink() && !leadsInside(path)) continue;
       if (!entry.isSymbolicLink() && !entry.isFile()) continue;
@@ -72,7 +81,7 @@ export function discover(top: string): Discovery {
     const archives = images.filter((name) => extname(name).toLowerCase() === ".ova");
     for (const name of archives) add(folder, names, [name], undefined, true);
     const disks = images.filter((name) => !archives.includes(name)).sort();
-    if (names.length === 0) for (const name of disksOf(folder, disks)) add(folder, names, [name], undefined, true);
+    if (names.length === 0) for (const name of singleDisks(folder, disks)) add(folder, names, [name], undefined, true);
     else if (disks.length > 0) add(folder, names, disks, descriptorOf(folder, descriptors), false);
   }
 
@@ -89,8 +98,17 @@ export function discover(top: string): Discovery {
       const disks = ordered.map((name): FoundDisk => ({ name, path: `${folder}/${name}`, peeked: peek(`${folder}/${name}`, name) }));
       vms.push({ identity, names: isSingle ? [...names, stem(first)] : names, disks, descriptor });
     } catch (error) {
-      if (!(error instanceof HypersdkError)) throw error;
-      problems.push(`${shown(join(root, identity))}: ${error.message}`);
+      cannotBeRead(identity, reasonOf(error));
+    }
+  }
+
+  /** An image that cannot be read, so that nobody knows what belongs to it, is told of when it is looked at. */
+  function singleDisks(folder: string, files: readonly string[]): string[] {
+    try {
+      return disksOf(folder, files);
+    } catch (error) {
+      reasonOf(error);
+      return [...files];
     }
   }
 
@@ -120,20 +138,27 @@ export function discover(top: string): Discovery {
     try {
       return readVmDescriptor(join(folder, chosen));
     } catch (error) {
-      if (!(error instanceof HypersdkError)) throw error;
-      problems.push(`${shown(join(folder, chosen))}: ${error.message}; the disks are taken in the order of their names`);
+      problems.push(`${shown(join(folder, chosen))}: ${reasonOf(error)}; the disks are taken in the order of their names`);
       return undefined;
     }
   }
 
-  function listOf(folder: string): Dirent[] | undefined {
+  function listOf(folder: string, names: readonly string[]): Dirent[] | undefined {
     try {
       return readdirSync(folder, { withFileTypes: true });
     } catch (error) {
       const code = (error as NodeJS.ErrnoException).code;
       if (folder === root) throw new HypersdkError("ProviderUnreachable", `cannot read the folder ${top}: ${code}`, { cause: error });
-      problems.push(`${shown(folder)}: cannot be read (${code})`);
+      cannotBeRead(names.join("/"), `cannot be read (${code})`);
       return undefined;
+    }
+  }
+
+  function leadsToFolder(path: string): boolean {
+    try {
+      return statSync(path).isDirectory();
+    } catch {
+      return false;
     }
   }
 
@@ -160,6 +185,14 @@ function rootOf(top: string): string {
   } catch (error) {
     throw new HypersdkError("ProviderUnreachable", `the folder ${top} is not there`, { cause: error, hint: "create it, or correct the provider's path" });
   }
+}
+
+/** Of an expected failure; anything else is a bug and goes on. */
+function reasonOf(error: unknown): string {
+  if (error instanceof HypersdkError) return error.message;
+  const errno = errnoOf(error);
+  if (errno === undefined) throw error;
+  return `cannot be read (${errno})`;
 }
 
 function stem(name: string): string {

@@ -16,7 +16,7 @@ export function localProvider(spec: ProviderSpec, clock: Clock): Provider {
     name: spec.name,
     type: "local",
     async inventory() {
-      const { vms, problems } = discover(spec.path);
+      const { vms, problems, unknown } = discover(spec.path);
       const taken = new Set<string>();
       const observed: ObservedVm[] = [];
       const more: string[] = [];
@@ -29,10 +29,13 @@ export function localProvider(spec: ProviderSpec, clock: Clock): Provider {
           observed.push(observedVm(spec.name, path, vm));
         }
       }
-      return { vms: observed.sort((a, b) => (a.path < b.path ? -1 : 1)), problems: [...problems, ...more] };
+      return { vms: observed.sort((a, b) => (a.path < b.path ? -1 : 1)), problems: [...problems, ...more], unknown };
     },
     async snapshot(identity) {
-      const vm = discover(spec.path).vms.find((each) => each.identity === identity);
+      const { vms, unknown } = discover(spec.path);
+      const vm = vms.find((each) => each.identity === identity);
+      const reason = unknown.find((each) => each.identity === identity)?.reason;
+      if (!vm && reason !== undefined) throw new HypersdkError("SourceUnavailable", `${identity}: ${reason}`);
       if (!vm) throw new HypersdkError("NotFound", `provider ${spec.name} has no VM ${JSON.stringify(identity)}`);
       // the readers of all formats come with it, and a plan needs none
       const { imageSnapshot } = await import("../images/image-snapshot.ts");

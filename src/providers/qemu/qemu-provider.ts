@@ -68,7 +68,8 @@ export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
         if (!path || live.has(vm.identity) || unknown.some(({ identity }) => identity === vm.identity)) continue;
         vms.push({ ...(await withMarks(observedVm(spec.name, path, vm), vm)), isRunning: false });
       }
-      return { vms: vms.sort((a, b) => (a.path < b.path ? -1 : 1)), problems: problems.sort(), unknown };
+      const unread = off.unknown.filter(({ identity }) => !live.has(identity) && !unknown.some((each) => each.identity === identity));
+      return { vms: vms.sort((a, b) => (a.path < b.path ? -1 : 1)), problems: problems.sort(), unknown: [...unknown, ...unread] };
     },
     async snapshot(identity, { track } = {}) {
       if (!identity.includes("/")) {
@@ -114,7 +115,7 @@ function imagesIn(path: string): ReturnType<typeof discover> {
   try {
     return discover(path);
   } catch (error) {
-    if (error instanceof HypersdkError && errnoOf(error.cause) === "ENOENT") return { vms: [], problems: [] };
+    if (error instanceof HypersdkError && errnoOf(error.cause) === "ENOENT") return { vms: [], problems: [], unknown: [] };
     throw error;
   }
 }
