@@ -16,7 +16,7 @@ export class ParseCache {
     const home = env["XDG_CACHE_HOME"] ?? (env["HOME"] ? join(env["HOME"], ".cache") : undefined);
     this.#folder = env["HYPERSDK_NO_CACHE"] || !home ? undefined : join(home, "hypersdk", "parse");
     // a build of its own has a cache of its own, even with the same version
-    this.#salt = `3 ${toolVersion()} ${statSync(new URL(import.meta.url)).mtimeMs}`;
+    this.#salt = `4 ${toolVersion()} ${statSync(new URL(import.meta.url)).mtimeMs}`;
   }
 
   fragmentOf(file: string, bytes: Buffer, wasNamed: boolean): Fragment {

@@ -127,7 +127,8 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
         }),
       );
     }
-    if (document.errors.length > 0) return;
+    // a key too many hides nothing else that is wrong
+    if (document.errors.some(({ code }) => code !== "DUPLICATE_KEY")) return;
     let value: unknown;
     try {
       value = source.valueOf(document);
@@ -184,8 +185,11 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
       if (isWrong(section)) continue;
       const entries = (value[section] ?? []) as Record<string, unknown>[];
       for (const [i, entry] of entries.entries()) {
-        if (isWrong(section, i)) broken.push({ section, value: soundPartOf(entry, section, i, problems), document: index, pointer: [section, i] });
-        else items.push({ section, value: entry, document: index, pointer: [section, i] });
+        const at = { section, document: index, pointer: [section, i] };
+        const sound = isWrong(section, i) ? soundPartOf(entry, section, i, problems) : undefined;
+        // one that is whole without what is wrong is looked at like any other: its file is refused anyway, and all that is wrong is told
+        if (sound && !sound.standsAlone) broken.push({ ...at, value: sound.value });
+        else items.push({ ...at, value: sound?.value ?? entry });
       }
     }
     if (isMapping(value["defaults"]) && !problems.some(({ pointer }) => pointer[0] === "defaults"))
@@ -202,11 +206,21 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
   }
 }
 
-/** An entry without the fields whose shape is wrong. */
-function soundPartOf(entry: unknown, section: Section, i: number, problems: readonly ShapeProblem[]): Record<string, unknown> {
-  if (!isMapping(entry)) return {};
+/** Fields that others are judged by: without them, what is right would look wrong. */
+const judging: ReadonlySet<unknown> = new Set(["layout", "incremental", "encryption", "format", "type"]);
+
+/** An entry without the fields whose shape is wrong, and whether it could be one of its own. */
+function soundPartOf(
+  entry: unknown,
+  section: Section,
+  i: number,
+  problems: readonly ShapeProblem[],
+): { readonly value: Record<string, unknown>; readonly standsAlone: boolean } {
+  if (!isMapping(entry)) return { value: {}, standsAlone: false };
   const wrong = new Set(problems.filter(({ pointer }) => pointer[0] === section && pointer[1] === i).map(({ pointer }) => pointer[2]));
-  return Object.fromEntries(Object.entries(entry).filter(([key]) => !wrong.has(key)));
+  const value = Object.fromEntries(Object.entries(entry).filter(([key]) => !wrong.has(key)));
+  const isJudged = ![...wrong].some((key) => judging.has(key));
+  return { value, standsAlone: isJudged && shapeProblems("infrastructure", { version: "v2", [section]: [value] }).length === 0 };
 }
 
 function isMapping(value: unknown): value is Record<string, unknown> {

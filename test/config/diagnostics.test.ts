@@ -70,7 +70,13 @@ describe("an error", () => {
     const all = read({ "b.yaml": schedule("    priority: 101\n    rpo: soon\n"), "a.yaml": schedule("").replace("0 2 * * *", "0 2 31 2 *") }).diagnostics.map(
       ({ file, code }) => `${file} ${code}`,
     );
-    expect(all).toEqual(["a.yaml HSE015", "b.yaml HSE009", "b.yaml HSE018"]);
+    // both are called nightly
+    expect(all).toEqual(["a.yaml HSE015", "b.yaml HSE010", "b.yaml HSE009", "b.yaml HSE018"]);
+  });
+
+  it("hides none of another kind: a key twice, a wrong shape and a reference to nothing are told at once", () => {
+    const text = `${schedule("    priority: 101\n    dependsOn: [{schedule: weekly}]\n")}policies:\n  - {name: p, match: "/a/../b", schedule: nightly}\ndestinations:\n  - {name: x, url: "file:///a"}\ndestinations:\n  - {name: y, url: "s3://key:secret@b"}\n`;
+    expect(codes(text).map((each) => each.split(" ")[0])).toEqual(expect.arrayContaining(["HSE005", "HSE009", "HSE013", "HSE017", "HSE022"]));
   });
 
   it("about a name that stands twice shows both places", () => {
