@@ -1,5 +1,6 @@
 import type { DesiredState, PolicySpec, RetentionSpec, ScheduleSpec } from "../model/desired.ts";
 import { formatDuration } from "../model/duration.ts";
+import { patternOf } from "../model/pattern.ts";
 import { fireTimes, setsBothDayFields } from "../schedule/cron.ts";
 import { isOpen, nextOpening } from "../schedule/windows.ts";
 import type { Report } from "./report.ts";
@@ -180,23 +181,46 @@ function alertFindings(alerts: ScheduleSpec["alerts"], owner: ScheduleSpec | Pol
   }
 }
 
-/** Policies with the same pattern that say different things: the stronger wins, which is worth knowing. */
+/** So many patterns of one schedule are held against each other; of more, only those that are the same. */
+const mostCompared = 400;
+
+/** Policies that mean the same VMs of a schedule and say different things of them: the stronger wins, which is worth knowing. */
 function policyFindings(policies: readonly PolicySpec[], report: Report): void {
-  const first = new Map<string, PolicySpec>();
-  for (const policy of policies) {
-    for (const pattern of policy.match) {
-      const key = `${policy.schedule} ${pattern}`;
-      const other = first.get(key);
-      if (!other) first.set(key, policy);
-      else if (other.priority !== policy.priority || other.rpoMs !== policy.rpoMs) {
-        report.warn(
-          "HSW002",
-          policy.origin,
-          ["match"],
-          `policies "${other.name}" and "${policy.name}" disagree about ${pattern}`,
-          "the highest priority and the shortest rpo win",
-        );
-      }
+  const patterns = policies.flatMap((policy) => policy.match.map((text) => ({ policy, text, samplePath: samplePathOf(text) })));
+  for (const group of Map.groupBy(patterns, ({ policy }) => policy.schedule).values()) {
+    const first = new Map<string, PolicySpec>();
+    for (const [i, one] of group.entries()) {
+      const before = group.length <= mostCompared ? group.slice(0, i).find((other) => disagree(one.policy, other.policy) && overlap(one, other)) : undefined;
+      const other = before?.policy ?? first.get(one.text);
+      if (!first.has(one.text)) first.set(one.text, one.policy);
+      if (!other || !disagree(one.policy, other)) continue;
+      report.warn(
+        "HSW002",
+        one.policy.origin,
+        ["match"],
+        `policies "${other.name}" and "${one.policy.name}" disagree about ${before && before.text !== one.text ? `VMs that both ${before.text} and ${one.text} match` : one.text}`,
+        "the highest priority and the shortest rpo win",
+      );
     }
   }
+}
+
+function disagree(one: PolicySpec, other: PolicySpec): boolean {
+  return one !== other && (one.priority !== other.priority || one.rpoMs !== other.rpoMs);
+}
+
+interface Sampled {
+  readonly text: string;
+  readonly samplePath: string;
+}
+
+/** Whether a path is known that both match. */
+function overlap(one: Sampled, other: Sampled): boolean {
+  const [a, b] = [patternOf(one.text), patternOf(other.text)];
+  return one.text === other.text || [one.samplePath, other.samplePath].some((path) => a.matches(path) && b.matches(path));
+}
+
+/** A path that a pattern matches. */
+function samplePathOf(text: string): string {
+  return text.replace(/\{([^,}]*)[^}]*\}/g, "$1").replace(/\*+|\?/g, "x");
 }

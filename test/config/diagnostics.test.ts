@@ -140,6 +140,17 @@ describe("a finding", () => {
   );
 
   it.each([
+    ["the same pattern", "/datacenter/vm/*", "/datacenter/vm/*", true],
+    ["one inside the other", "/datacenter/vm/*", "/datacenter/vm/prod/web", true],
+    ["the other inside the one", "/datacenter/vm/prod/web-??", "/datacenter/**", true],
+    ["folders apart", "/datacenter/vm/prod/*", "/datacenter/vm/test/*", false],
+  ])("policies that disagree about VMs are told of: %s", (_, one, other, isTold) => {
+    const text = `${schedule("")}policies:\n  - {name: p, match: "${one}", schedule: nightly, priority: high}\n  - {name: q, match: "${other}", schedule: nightly, priority: low}\n`;
+    expect(codes(text).some((each) => each.startsWith("HSW002"))).toBe(isTold);
+    expect(codes(text.replace("low", "high")).some((each) => each.startsWith("HSW002"))).toBe(false);
+  });
+
+  it.each([
     ["HSW001", '"0 2 1 * 1"'],
     ["HSW004", '"0 2 * * 0"\n    retention: 3d'],
     ["HSW006", '"0 12 * * *"\n    windows: [{start: "22:00", end: "06:00"}]'],
