@@ -117,7 +117,12 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
   function readDocument(document: Document.Parsed, index: number): void {
     for (const error of document.errors) {
       const duplicate = error.code === "DUPLICATE_KEY";
-      const message = duplicate ? "a key stands twice in one mapping" : `this is not valid YAML: ${error.message.split("\n")[0]}`;
+      const isDeep = error.message.includes("call stack");
+      const message = duplicate
+        ? "a key stands twice in one mapping"
+        : isDeep
+          ? "the document is nested too deeply"
+          : `this is not valid YAML: ${error.message.split("\n")[0]}`;
       diagnostics.push(
         source.atOffset(error.pos[0], error.pos[1] - error.pos[0], {
           severity: "error",

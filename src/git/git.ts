@@ -66,7 +66,7 @@ export function gitIn(folder: string, env: NodeJS.ProcessEnv, { signal, config: 
 }
 
 /** What git said on its error stream, without credentials, as one error. */
-export function gitError(what: string, error: unknown): HypersdkError {
+export function gitError(what: string, error: unknown, hint?: string): HypersdkError {
   const said = String((error as Error).message ?? error)
     .slice(0, 65_536)
     .replace(/\/\/[^/@\s]*@/g, "//…@");
@@ -76,5 +76,5 @@ export function gitError(what: string, error: unknown): HypersdkError {
       .map((each) => each.replace(/^(fatal|error|remote): /, "").trim())
       .find((each) => each !== "" && !/^(Cloning|warning|hint)/i.test(each)) ?? "git failed";
   const why = line === "Abort signal received" ? "git was ended: it was told to stop, or it said too much" : line.slice(0, 500);
-  return new HypersdkError("SourceUnavailable", `${what}: ${why}`, { cause: error });
+  return new HypersdkError("SourceUnavailable", `${what}: ${why}`, { cause: error, ...(hint === undefined ? {} : { hint }) });
 }

@@ -104,7 +104,11 @@ export async function checkOut({ url, ref }: RemoteSource, folder: string, env: 
     if (error instanceof HypersdkError) throw error;
     // servers may refuse to give a commit by its id: then everything that leads to it is fetched
     if (!/^[0-9a-f]{40}$/.test(ref) || !/not our ref|unadvertised|did not send all necessary/i.test(String(error)))
-      throw gitError(`cannot fetch ${ref.replace(/^refs\/heads\//, "")} from ${shown(url)}`, error);
+      throw gitError(
+        `cannot fetch ${ref.replace(/^refs\/heads\//, "")} from ${shown(url)}`,
+        error,
+        /^[0-9a-f]{4,39}$/.test(ref) ? "a commit is named by all of its 40 digits" : undefined,
+      );
     await fetchWithin(folder, env, url, ["--no-recurse-submodules", "--end-of-options", url, "+refs/*:refs/remote/*"], signal).catch((again: unknown) =>
       Promise.reject(again instanceof HypersdkError ? again : gitError(`cannot fetch ${shown(url)}`, again)),
     );

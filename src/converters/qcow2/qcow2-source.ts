@@ -41,7 +41,11 @@ function backingOf(image: string, { name, format }: NonNullable<Qcow2Header["bac
 }
 
 function detailsOf(header: Qcow2Header): ImageDetails {
-  const features = [`${header.compression} clusters`, ...(header.entryBytes === 16 ? ["extended L2"] : []), `${header.refcountBits}-bit refcounts`];
+  const features = [
+    `${header.compression} where clusters are compressed`,
+    ...(header.entryBytes === 16 ? ["extended L2"] : []),
+    `${header.refcountBits}-bit refcounts`,
+  ];
   const notes = [
     ...(header.snapshots > 0
       ? [`${header.snapshots} internal ${header.snapshots === 1 ? "snapshot is" : "snapshots are"} not looked at: the disk is its present state`]
