@@ -43,7 +43,7 @@ function rangesOf(next: () => number, sizeBytes: number, unit: number): ByteRang
   return ranges;
 }
 
-it.each([1, 2, 3, 4])("no piece is written over before its sink has settled, however small the pieces are (%i)", { timeout: 60_000 }, async (seed) => {
+it.each([1, 2, 3, 4])("no piece is written over before its sink has settled, however small the pieces are (%i)", { timeout: 180_000 }, async (seed) => {
   const next = random(seed);
   const content = bytes(24 * MiB, seed);
   const source = diskWith(content, rangesOf(next, content.length, 4 * KiB));

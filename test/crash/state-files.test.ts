@@ -58,7 +58,7 @@ it("a state whose write-ahead log was cut, torn or zeroed anywhere opens, with s
     }
 });
 
-it("the files beside a state that a killed process leaves, damaged or not, stop nobody", { timeout: 60_000 }, async () => {
+it("the files beside a state that a killed process leaves, damaged or not, stop nobody", { timeout: 180_000 }, async () => {
   const folder = temporaryFolder();
   const path = join(folder, "state.db");
   await work(path, () => {});

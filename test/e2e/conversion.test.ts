@@ -55,7 +55,7 @@ describe("a conversion that is left", () => {
   it.each([
     ["SIGHUP", 1, 129],
     ["SIGINT", 2, 130],
-  ] as const)("by %s (%d times) takes its files with it", { timeout: 60_000 }, async (signal, times, code) => {
+  ] as const)("by %s (%d times) takes its files with it", { timeout: 180_000 }, async (signal, times, code) => {
     const folder = temporaryFolder();
     writeRaw(join(folder, "disk.raw"), { sizeBytes: 512 * MiB, islands: [{ offset: 0, length: 300 * MiB }] });
     const before = readdirSync(folder).sort();

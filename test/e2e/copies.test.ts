@@ -24,7 +24,7 @@ function machines(more: string): string {
 const filesBelow = (folder: string): string[] =>
   readdirSync(folder, { recursive: true, encoding: "utf8" }).filter((path) => statSync(join(folder, path)).isFile());
 
-it("keepImage: latest keeps the newest point as images that any tool opens, and no other", { timeout: 120_000 }, async () => {
+it("keepImage: latest keeps the newest point as images that any tool opens, and no other", { timeout: 300_000 }, async () => {
   const folder = machines(", keepImage: latest, format: qcow2");
   await ok(folder, ["apply", "--auto-approve"]);
   const images = (): string[] => filesBelow(join(folder, "backups", "nightly")).sort();
@@ -59,7 +59,7 @@ it("keepImage is refused where it says nothing, or would say too much", async ()
   }
 });
 
-it("copy stores points at another destination, in another layout, once, and they restore from there alone", { timeout: 120_000 }, async () => {
+it("copy stores points at another destination, in another layout, once, and they restore from there alone", { timeout: 300_000 }, async () => {
   const folder = machines("");
   await ok(folder, ["apply", "--auto-approve"]);
   await ok(folder, ["run", "nightly"]);
@@ -76,7 +76,7 @@ it("copy stores points at another destination, in another layout, once, and they
     expect(readFileSync(join(folder, "after", name)).equals(readFileSync(join(folder, "before", name)))).toBe(true);
 });
 
-it("copy goes between an open and an encrypted repository with the keys of both", { timeout: 120_000 }, async () => {
+it("copy goes between an open and an encrypted repository with the keys of both", { timeout: 300_000 }, async () => {
   const folder = workTree(
     yaml("", '[{name: backups, url: "file:./backups"}, {name: safe, url: "file:./safe"}]') +
       '  - {name: later, cron: "0 3 * * *", suspend: true, vms: ["/datacenter/vm/none*"], destination: safe, incremental: true, encryption: {key: "${file:key}"}}\n',

@@ -8,7 +8,7 @@ import { has, qemuImg, sameForQemu } from "../support/qemu.ts";
 import { result } from "../support/schemas.ts";
 
 /** `npm run test:fleets` runs two hundred. */
-const fleets = Number(process.env["FLEETS"] ?? 4);
+const fleets = Number(process.env["FLEETS"] ?? 2);
 const seed = Number(process.env["FLEET_SEED"] ?? 1);
 
 const vmNames = ["web", "db 01", 'quo"ted', "it's", "x..y", "grün", "🐧", "$HOME", "-rf"];

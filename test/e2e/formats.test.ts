@@ -47,7 +47,7 @@ it.skipIf(!has("qemu-img") || !has("qemu-system-x86_64"))(
 
 it.skipIf(!has("qemu-img") || !has("qemu-system-x86_64"))(
   "a schedule exports a VM as one package that others read, proves it, and restores it disk by disk or as a package again",
-  { timeout: 120_000 },
+  { timeout: 300_000 },
   async () => {
     const folder = workTree(
       `version: v2\nschedules:\n  - {name: packed, cron: "0 2 * * *", initialExport: immediate, vms: [/datacenter/vm/db], destination: "file:./exports", format: ova, verify: restore}\n`,

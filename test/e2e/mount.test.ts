@@ -30,7 +30,7 @@ async function served(folder: string, vm: string, work: (uri: (disk: number) => 
 }
 
 describe.skipIf(!has("qemu-img") || !has("nbdinfo"))("a restore point that is mounted", () => {
-  it("is the disk to qemu-img, nbdcopy and nbdinfo, several at once, and to a guest that boots from it", { timeout: 120_000 }, async () => {
+  it("is the disk to qemu-img, nbdcopy and nbdinfo, several at once, and to a guest that boots from it", { timeout: 300_000 }, async () => {
     const folder = workTree(yaml);
     makeMachines(join(folder, "machines"), 40);
     expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
@@ -81,7 +81,7 @@ describe.skipIf(!has("qemu-img") || !has("nbdinfo"))("a restore point that is mo
 });
 
 describe("the NBD server", () => {
-  it("survives clients that send anything at all", { timeout: 60_000 }, async () => {
+  it("survives clients that send anything at all", { timeout: 180_000 }, async () => {
     const folder = temporaryFolder();
     const path = join(folder, "s");
     const content = bytes(MiB, 3);

@@ -64,7 +64,7 @@ async function ok(folder: string, args: readonly string[]): Promise<string> {
   return stdout;
 }
 
-it("an incremental schedule stores what is new once, restores every point byte for byte, and gives space back", { timeout: 120_000 }, async () => {
+it("an incremental schedule stores what is new once, restores every point byte for byte, and gives space back", { timeout: 300_000 }, async () => {
   const { folder, disk } = fleet();
   const plan = await ok(folder, ["plan"]);
   expect(plan).toContain("the first export of this VM");
@@ -122,7 +122,7 @@ it("an incremental schedule stores what is new once, restores every point byte f
   expect([objects(folder, "packs"), objects(folder, "segments"), objects(folder, "condemned"), objects(folder, "points")]).toEqual([[], [], [], []]);
 });
 
-it("what is damaged in a repository is found, named and mended as far as the source still has it", { timeout: 120_000 }, async () => {
+it("what is damaged in a repository is found, named and mended as far as the source still has it", { timeout: 300_000 }, async () => {
   const { folder, disk } = fleet();
   await ok(folder, ["apply", "--auto-approve"]);
   const pack = join(folder, "backups/packs", objects(folder, "packs").sort()[0] as string);
@@ -150,7 +150,7 @@ it("what is damaged in a repository is found, named and mended as far as the sou
   expect(await ok(folder, ["check", "--read-data"])).toContain("sound");
 });
 
-it("a restore that is cut off goes on where it was, and is not fooled by what lies there", { timeout: 120_000 }, async () => {
+it("a restore that is cut off goes on where it was, and is not fooled by what lies there", { timeout: 300_000 }, async () => {
   const { folder, disk } = fleet();
   const large = join(folder, "machines", "large");
   mkdirSync(large);
@@ -180,7 +180,7 @@ it("a restore that is cut off goes on where it was, and is not fooled by what li
   expect(disk("web")).toContain("web");
 });
 
-it("a destination keeps its layout, and an image destination takes no increments", { timeout: 60_000 }, async () => {
+it("a destination keeps its layout, and an image destination takes no increments", { timeout: 180_000 }, async () => {
   const { folder } = fleet();
   await ok(folder, ["apply", "--auto-approve"]);
   writeFileSync(join(folder, "infrastructure.yaml"), yaml().replace("incremental: true, ", ""));
@@ -195,7 +195,7 @@ it("a destination keeps its layout, and an image destination takes no increments
 
 it.each(["repository", "image"] as const)(
   "with the state file gone, everything is found again in a destination of layout %s, and restored",
-  { timeout: 120_000 },
+  { timeout: 300_000 },
   async (layout) => {
     const { folder, disk } = fleet();
     if (layout === "image") writeFileSync(join(folder, "infrastructure.yaml"), yaml().replace("incremental: true, ", ""));
@@ -236,7 +236,7 @@ it.each(["repository", "image"] as const)(
   },
 );
 
-it("an encrypted repository opens with its key alone, and the key is nowhere else", { timeout: 120_000 }, async () => {
+it("an encrypted repository opens with its key alone, and the key is nowhere else", { timeout: 300_000 }, async () => {
   const passphrase = "a passphrase that nobody guesses";
   const { folder, disk } = fleet(', encryption: {key: "${file:key}"}');
   writeFileSync(join(folder, "key"), `${passphrase}\n`);
@@ -277,7 +277,7 @@ it("an encrypted repository opens with its key alone, and the key is nowhere els
 });
 
 it("a repository that somebody has replaced, with a key of his own, gets nothing; one that is not mounted is not begun anew", {
-  timeout: 120_000,
+  timeout: 300_000,
 }, async () => {
   const { folder } = fleet(', retry: {attempts: 0}, encryption: {key: "${file:key}"}');
   execFileSync("age-keygen", ["-o", join(folder, "key")], { stdio: "ignore" });
@@ -304,7 +304,7 @@ it("a repository that somebody has replaced, with a key of his own, gets nothing
   expect(await ok(folder, ["verify"])).toContain("4 restore points verified (restore), 0 damaged");
 });
 
-it("a repository that is gone, or another one, is never passed over, and keeps nobody from the others", { timeout: 120_000 }, async () => {
+it("a repository that is gone, or another one, is never passed over, and keeps nobody from the others", { timeout: 300_000 }, async () => {
   const { folder } = fleet();
   writeFileSync(
     join(folder, "infrastructure.yaml"),
@@ -370,7 +370,7 @@ schedules:
   });
 });
 
-it("a copy that lies open is told of, and a longer time of grace is for what is marked, too", { timeout: 120_000 }, async () => {
+it("a copy that lies open is told of, and a longer time of grace is for what is marked, too", { timeout: 300_000 }, async () => {
   const { folder } = fleet();
   const files = (grace: string): void =>
     writeFileSync(

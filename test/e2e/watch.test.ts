@@ -70,7 +70,7 @@ function watching(folder: string, args: readonly string[] = [], env: Record<stri
 const artifacts = async (folder: string, ...more: string[]): Promise<{ vm: string }[]> =>
   result<{ items: { vm: string }[] }>((await hypersdk(folder, ["get", "artifacts", "--json", ...more])).stdout).items;
 
-describe("watch on a work tree", { timeout: 120_000 }, () => {
+describe("watch on a work tree", { timeout: 300_000 }, () => {
   it("applies each change, keeps the last good one beside an invalid one, sees new machines at SIGHUP, and ends at SIGTERM", async () => {
     const folder = workTree(yaml());
     machines(folder, "a", "b");
@@ -341,7 +341,7 @@ describe("watch on a work tree", { timeout: 120_000 }, () => {
   });
 });
 
-describe("watch on a branch of a repository elsewhere", { timeout: 120_000 }, () => {
+describe("watch on a branch of a repository elsewhere", { timeout: 300_000 }, () => {
   /** A bare repository, and a clone to push from. */
   function remote(content: string): {
     readonly url: string;

@@ -110,7 +110,7 @@ describe("the NBD client", () => {
     await expect(client.status("qemu:dirty-bitmap:none", 0, 1)).rejects.toMatchObject({ code: "NotFound" });
   });
 
-  it.skipIf(!has("qemu-nbd"))("speaks TLS, and trusts nobody whose certificate it cannot verify", { timeout: 60_000 }, async () => {
+  it.skipIf(!has("qemu-nbd"))("speaks TLS, and trusts nobody whose certificate it cannot verify", { timeout: 180_000 }, async () => {
     const raw = rawDisk();
     const folder = temporaryFolder();
     const pki = join(folder, "pki");
@@ -296,7 +296,7 @@ describe("a hostile NBD server", () => {
     await client.close();
   });
 
-  it("that sends random bytes is survived", { timeout: 60_000 }, async () => {
+  it("that sends random bytes is survived", { timeout: 180_000 }, async () => {
     for (let seed = 0; seed < 60; seed++) {
       const noise = bytes(400, seed);
       const client = await connectNbd(

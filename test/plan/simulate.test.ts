@@ -304,7 +304,7 @@ describe("random fleets, with failures and outages", () => {
   }
 });
 
-it("10,000 schedules over 30 days are simulated in seconds, every run of them", { timeout: 120_000 }, () => {
+it("10,000 schedules over 30 days are simulated in seconds, every run of them", { timeout: 300_000 }, () => {
   const lines = Array.from(
     { length: Number(process.env["SIMULATED_SCHEDULES"] ?? 1000) },
     (_, i) =>

@@ -53,7 +53,7 @@ describe("400 days of exports every six hours, with a plan after each", () => {
   it.each([
     ["over ISO week 53 of 2026 and two changes of the clocks", "2026-11-01T00:00:00Z", "2026-W53"],
     ["over the leap day of 2028 and three changes of the clocks", "2027-10-01T00:00:00Z", "2028-02-29"],
-  ])("%s keep what the rules say, mark the rest, and remove it after its grace", { timeout: 120_000 }, (_, from, passed) => {
+  ])("%s keep what the rules say, mark the rest, and remove it after its grace", { timeout: 300_000 }, (_, from, passed) => {
     let points: RestorePoint[] = [];
     const start = Date.parse(from);
     const seen = new Set<string>();
