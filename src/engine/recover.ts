@@ -23,14 +23,20 @@ export async function recover(desired: DesiredState, context: EngineContext): Pr
   const { state, clock, random, emit } = context;
   const swept = new Set<string>();
   const failed: RunRow[] = [];
-  for (const run of state.runs.open()) {
-    if (run.state === "queued" && run.kind === "scheduled") continue;
+  for (const listed of state.runs.open()) {
+    if (listed.state === "queued" && listed.kind === "scheduled") continue;
     let lease: Lease;
     try {
-      lease = await state.take(run.state === "queued" ? manualScope(run) : exportScope(run), `recovery of ${run.vmPath}`, 0, clock, random);
+      lease = await state.take(listed.state === "queued" ? manualScope(listed) : exportScope(listed), `recovery of ${listed.vmPath}`, 0, clock, random);
     } catch (error) {
       if (error instanceof HypersdkError && error.code === "LockHeld") continue;
       throw error;
+    }
+    // its process may have begun it, ended it or put it back while those before it were cleared
+    const run = state.runs.open().find(({ id }) => id === listed.id);
+    if (!run || (run.state === "queued") !== (listed.state === "queued")) {
+      state.release(lease);
+      continue;
     }
     try {
       const name = runNameOf(run);
@@ -40,9 +46,10 @@ export async function recover(desired: DesiredState, context: EngineContext): Pr
         emit({ type: "export_failed", run: name, code: failure.code, reason: failure.message, hint: failure.hint ?? null });
         failed.push(run);
       }
-      if (outcome !== "cancelled" && !swept.has(run.destinationUrl))
-        await sweep(await context.openDestination({ name: run.destination, url: run.destinationUrl }));
-      if (outcome !== "cancelled") swept.add(run.destinationUrl);
+      // one that never began has left nothing
+      if (outcome === "cancelled" || swept.has(run.destinationUrl)) continue;
+      await sweep(await context.openDestination({ name: run.destination, url: run.destinationUrl }));
+      swept.add(run.destinationUrl);
     } catch (error) {
       context.signal.throwIfAborted();
       if (!(error instanceof HypersdkError)) throw error;
