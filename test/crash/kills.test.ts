@@ -122,7 +122,7 @@ async function holds(installation: Installation, before: readonly Listed[], remo
   for (const { id, expiresAt } of before) if (!removes || expiresAt === null) expect([when, ids]).toEqual([when, expect.arrayContaining([id]) as string[]]);
   const files = installation.files();
   for (const { manifest, expiresAt } of after) if (expiresAt === null) expect([when, files]).toEqual([when, expect.arrayContaining([manifest]) as string[]]);
-  if (installation.layout !== "image" && files.includes("hypersdk-repository.json"))
+  if (installation.layout !== "image" && files.includes("config"))
     expect([when, (await hypersdk(installation.folder, ["check", "--quiet"])).stderr]).toEqual([when, ""]);
 }
 
