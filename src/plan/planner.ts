@@ -2,19 +2,21 @@ import { createHash, type Hash } from "node:crypto";
 import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
 import { formatDuration } from "../model/duration.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
-import type { Observed, ObservedDisk, ObservedVm } from "../model/observed.ts";
-import { patternOf } from "../model/pattern.ts";
-import type { Recorded, RecordedDisk, RecordedProtection, RecordedRun, RestorePoint } from "../model/recorded.ts";
+import type { Observed, ObservedVm } from "../model/observed.ts";
+import type { Recorded, RecordedProtection, RecordedRun, RestorePoint } from "../model/recorded.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import { fireTimes } from "../schedule/cron.ts";
 import { byUrgency } from "../schedule/run-queue.ts";
 import { changesOf } from "./changes.ts";
+import { driftOf } from "./drift.ts";
 import { clockToleranceMs, type Decision, type DueContext, decide } from "./due.ts";
 import { expiryOf } from "./expiry.ts";
 import { type Member, type Membership, membership, protectionKey } from "./membership.ts";
-import { type MovedPoint, movedPoints, movesOf, withMoves } from "./moved.ts";
-import { type Consequences, type Drift, type Plan, type PlannedExport, type PlanWarning, type ProtectionChange, type Revision, turnOf } from "./plan.ts";
+import { movedPoints, withMoves } from "./moved.ts";
+import { order } from "./order.ts";
+import { type Consequences, type Plan, type PlannedExport, type ProtectionChange, type Revision, turnOf } from "./plan.ts";
 import { type DesiredResource, resourcesOf } from "./resources.ts";
+import { warningsOf } from "./warnings.ts";
 
 export interface PlanInput {
   readonly desired: DesiredState;
@@ -113,10 +115,6 @@ function inventoryDigestOf(vms: readonly ObservedVm[]): string {
 /** A thousand lines at a time: a call for each costs more than its bytes. */
 function updateAll(hash: Hash, lines: readonly string[]): void {
   for (let i = 0; i < lines.length; i += 1000) hash.update(`${lines.slice(i, i + 1000).join("\n")}\n`);
-}
-
-function order(a: string, b: string): number {
-  return a < b ? -1 : a > b ? 1 : 0;
 }
 
 /**
@@ -329,102 +327,4 @@ function consequencesOf(
 
 function pathsOf(changes: readonly ProtectionChange[], kind: ProtectionChange["kind"]): VmPath[] {
   return changes.filter((change) => change.kind === kind).map(({ vmPath }) => vmPath);
-}
-
-/** Part 3 of a plan: what the world shows against what was recorded. What cannot be seen is unknown, never drift. */
-function driftOf(
-  recorded: Recorded,
-  observed: Observed,
-  changes: readonly ProtectionChange[],
-  overdue: ReadonlyMap<string, string>,
-  joined: Membership,
-  protections: ReadonlyMap<string, RecordedProtection>,
-): Drift[] {
-  const drift: Drift[] = [];
-  for (const { name, reason } of observed.unknownProviders) drift.push({ kind: "unknown", what: `provider.${name}`, message: reason });
-  for (const { provider, identity, reason } of observed.unknownVms) drift.push({ kind: "unknown", what: `${provider}: ${identity}`, message: reason });
-  for (const { name, reason } of observed.unknownDestinations) drift.push({ kind: "unknown", what: `destination.${name}`, message: reason });
-  for (const change of changes) {
-    const at = { schedule: change.schedule, vmPath: change.vmPath };
-    if (change.kind === "missing") drift.push({ ...at, kind: "vm-missing", message: `provider ${change.provider} no longer shows it` });
-    if (change.kind === "begin" && change.reason === "a pattern matches it now")
-      drift.push({ ...at, kind: "vm-new", message: `new at provider ${change.provider}` });
-  }
-  for (const [key, message] of overdue) {
-    const protection = protections.get(key) as RecordedProtection;
-    drift.push({ kind: "overdue", schedule: protection.schedule, vmPath: protection.vmPath, message });
-  }
-  for (const [key, { schedule, vmPath, vm }] of joined.members) {
-    const lastDisks = protections.get(key)?.lastDisks;
-    const differences = vm && lastDisks ? diskDifferences(vm.disks, lastDisks) : [];
-    if (differences.length > 0) drift.push({ kind: "vm-changed", schedule: schedule.name, vmPath, message: `since its last export ${differences.join(", ")}` });
-  }
-  for (const destination of observed.destinations) {
-    const there = new Map(destination.points.map((point) => [point.manifestPath, point.storedBytes]));
-    for (const point of recorded.points) {
-      if (point.destination !== destination.name || point.destinationUrl !== destination.url) continue;
-      const bytes = there.get(point.manifestPath);
-      const at = { point: point.id, destination: destination.name };
-      if (bytes === undefined) drift.push({ ...at, kind: "point-missing", message: `${point.manifestPath} is gone` });
-      else if (bytes !== null && bytes !== point.storedBytes)
-        drift.push({ ...at, kind: "point-altered", message: `its files have ${bytes} bytes, ${point.storedBytes} were stored` });
-    }
-  }
-  return drift.sort((a, b) => order(a.kind, b.kind) || order(JSON.stringify(a), JSON.stringify(b)));
-}
-
-/** A disk that is gone is in no export from now on, and one that was exchanged is another one's content under its name. */
-function diskDifferences(disks: readonly ObservedDisk[], last: readonly RecordedDisk[]): string[] {
-  const before = new Map(last.map(({ name, virtualBytes }) => [name, virtualBytes]));
-  const differences: string[] = [];
-  for (const { name, virtualBytes } of disks) {
-    const had = before.get(name);
-    before.delete(name);
-    if (had === undefined) differences.push(`disk ${name} is new`);
-    else if (had !== virtualBytes) differences.push(`disk ${name} has ${virtualBytes} bytes instead of ${had}`);
-  }
-  return [...differences, ...[...before.keys()].map((name) => `disk ${name} is gone`)];
-}
-
-function warningsOf(desired: DesiredState, observed: Observed, joined: Membership, moved: readonly MovedPoint[]): PlanWarning[] {
-  const warnings: PlanWarning[] = movesOf(moved).map(({ destination, url, points }) => ({
-    code: "HSW019",
-    message: `${destination} has moved: ${points} restore ${points === 1 ? "point is" : "points are"} at ${url} now`,
-    address: `destination.${destination}`,
-  }));
-  if (observed.unknownProviders.length === 0) {
-    const roots = new Map(desired.providers.map(({ name, root }) => [name, root]));
-    const unseen = observed.unknownVms.map(({ provider, identity }) => `${roots.get(provider) ?? ""}/${identity}`);
-    /** What cannot be seen may be what a pattern means. */
-    const mayBeUnseen = (text: string): boolean =>
-      unseen.some(
-        (path) => [path, path.replace(/\.[^./]+$/, ""), `${path}/any`].some(patternOf(text).matches) || patternOf(text).prefix.startsWith(`${path}/`),
-      );
-    for (const { address, pattern } of joined.unmatched)
-      if (!mayBeUnseen(pattern)) warnings.push({ code: "HSW008", message: `the pattern ${pattern} matches no VM`, address });
-    const protectedSchedules = new Set([...joined.members.values()].map(({ schedule }) => schedule.name));
-    // where no pattern of its own matches, that says it; where nothing names a VM, the files' own finding does
-    const told = new Set(joined.unmatched.map(({ address }) => address));
-    const named = new Set(desired.policies.map(({ schedule }) => schedule));
-    for (const { name, vms } of desired.schedules) {
-      const isTold = told.has(`schedule.${name}`) || (vms.length === 0 && !named.has(name));
-      if (!protectedSchedules.has(name) && !isTold && !vms.some(mayBeUnseen))
-        warnings.push({ code: "HSW003", message: `schedule "${name}" protects no VM`, address: `schedule.${name}` });
-    }
-  }
-  for (const { name, layout, isSealed, keyProblem } of observed.destinations) {
-    const spec = desired.destinations.find((each) => each.name === name);
-    const encryption = spec?.encryption;
-    const warn = (message: string, code = "HSW015"): void => void warnings.push({ code, message, address: `destination.${name}` });
-    if (spec && layout !== undefined && layout !== spec.layout)
-      warn(
-        `${name} holds the layout ${layout}, and the files say ${spec.layout}: exports there will fail; say layout: ${layout}, or name another destination`,
-        "HSW021",
-      );
-    if (isSealed === true && !encryption) warn(`the repository at ${name} is encrypted, and no schedule of it names the key: exports will fail`);
-    if (isSealed === false && encryption) warn(`the files want ${name} encrypted, and the repository there is not: exports will fail; name a new destination`);
-    if (keyProblem !== undefined) warn(`the key of ${name} cannot be had here: ${keyProblem}`);
-  }
-  for (const { provider, message } of observed.problems) warnings.push({ code: "HSW012", message, address: `provider.${provider}` });
-  return warnings.sort((a, b) => order(a.code, b.code) || order(a.message, b.message) || order(a.address ?? "", b.address ?? ""));
 }

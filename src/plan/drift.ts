@@ -1,0 +1,60 @@
+import type { Observed, ObservedDisk } from "../model/observed.ts";
+import type { Recorded, RecordedDisk, RecordedProtection } from "../model/recorded.ts";
+import type { Membership } from "./membership.ts";
+import { order } from "./order.ts";
+import type { Drift, ProtectionChange } from "./plan.ts";
+
+/** Part 3 of a plan: what the world shows against what was recorded. What cannot be seen is unknown, never drift. */
+export function driftOf(
+  recorded: Recorded,
+  observed: Observed,
+  changes: readonly ProtectionChange[],
+  overdue: ReadonlyMap<string, string>,
+  joined: Membership,
+  protections: ReadonlyMap<string, RecordedProtection>,
+): Drift[] {
+  const drift: Drift[] = [];
+  for (const { name, reason } of observed.unknownProviders) drift.push({ kind: "unknown", what: `provider.${name}`, message: reason });
+  for (const { provider, identity, reason } of observed.unknownVms) drift.push({ kind: "unknown", what: `${provider}: ${identity}`, message: reason });
+  for (const { name, reason } of observed.unknownDestinations) drift.push({ kind: "unknown", what: `destination.${name}`, message: reason });
+  for (const change of changes) {
+    const at = { schedule: change.schedule, vmPath: change.vmPath };
+    if (change.kind === "missing") drift.push({ ...at, kind: "vm-missing", message: `provider ${change.provider} no longer shows it` });
+    if (change.kind === "begin" && change.reason === "a pattern matches it now")
+      drift.push({ ...at, kind: "vm-new", message: `new at provider ${change.provider}` });
+  }
+  for (const [key, message] of overdue) {
+    const protection = protections.get(key) as RecordedProtection;
+    drift.push({ kind: "overdue", schedule: protection.schedule, vmPath: protection.vmPath, message });
+  }
+  for (const [key, { schedule, vmPath, vm }] of joined.members) {
+    const lastDisks = protections.get(key)?.lastDisks;
+    const differences = vm && lastDisks ? diskDifferences(vm.disks, lastDisks) : [];
+    if (differences.length > 0) drift.push({ kind: "vm-changed", schedule: schedule.name, vmPath, message: `since its last export ${differences.join(", ")}` });
+  }
+  for (const destination of observed.destinations) {
+    const there = new Map(destination.points.map((point) => [point.manifestPath, point.storedBytes]));
+    for (const point of recorded.points) {
+      if (point.destination !== destination.name || point.destinationUrl !== destination.url) continue;
+      const bytes = there.get(point.manifestPath);
+      const at = { point: point.id, destination: destination.name };
+      if (bytes === undefined) drift.push({ ...at, kind: "point-missing", message: `${point.manifestPath} is gone` });
+      else if (bytes !== null && bytes !== point.storedBytes)
+        drift.push({ ...at, kind: "point-altered", message: `its files have ${bytes} bytes, ${point.storedBytes} were stored` });
+    }
+  }
+  return drift.sort((a, b) => order(a.kind, b.kind) || order(JSON.stringify(a), JSON.stringify(b)));
+}
+
+/** A disk that is gone is in no export from now on, and one that was exchanged is another one's content under its name. */
+function diskDifferences(disks: readonly ObservedDisk[], last: readonly RecordedDisk[]): string[] {
+  const before = new Map(last.map(({ name, virtualBytes }) => [name, virtualBytes]));
+  const differences: string[] = [];
+  for (const { name, virtualBytes } of disks) {
+    const had = before.get(name);
+    before.delete(name);
+    if (had === undefined) differences.push(`disk ${name} is new`);
+    else if (had !== virtualBytes) differences.push(`disk ${name} has ${virtualBytes} bytes instead of ${had}`);
+  }
+  return [...differences, ...[...before.keys()].map((name) => `disk ${name} is gone`)];
+}
