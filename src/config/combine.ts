@@ -110,7 +110,15 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
       return { ...destination, layout: layoutOf(destination), ...(encryption ? { encryption } : {}) };
     }),
   );
-  checkReferences(schedules, policies, new Set([...items("schedules").map((item) => String(item.value["name"])), ...broken("schedules")]), report);
+  // also of a schedule that something else is wrong with
+  const dependencies = items("schedules").flatMap(({ value, origin }) =>
+    ((value["dependsOn"] ?? []) as { readonly schedule: string }[]).map(
+      ({ schedule }, i): Reference => ({ schedule, origin, below: ["dependsOn", i, "schedule"] }),
+    ),
+  );
+  const references = [...policies.map(({ schedule, origin }): Reference => ({ schedule, origin, below: ["schedule"] })), ...dependencies];
+  checkReferences(references, new Set([...items("schedules").map((item) => String(item.value["name"])), ...broken("schedules")]), report);
+  checkCycles(schedules, report);
   if (access) checkAccess(files, folders, providers, laidOut, access, report);
   const usesDefaultProvider = providers.length === 0 && schedules.length > 0;
   const allProviders = usesDefaultProvider ? [defaultProvider(schedules[0] as ScheduleSpec, folders)] : named(providers);
@@ -341,21 +349,24 @@ function vmPathOf(text: string, origin: Origin, key: string, report: Report): Vm
   return path;
 }
 
-function checkReferences(schedules: readonly ScheduleSpec[], policies: readonly PolicySpec[], names: ReadonlySet<string>, report: Report): void {
-  const unknown = (name: string): string => {
-    const near = nearestName(name, names);
-    return near ? `no schedule has this name; did you mean "${near}"?` : "no schedule has this name";
-  };
-  for (const policy of policies) {
-    if (!names.has(policy.schedule)) report.error("HSE013", policy.origin, ["schedule"], `unknown schedule "${policy.schedule}"`, unknown(policy.schedule));
+/** Where a schedule is named, in what `origin` is the place of. */
+interface Reference {
+  readonly schedule: string;
+  readonly origin: Origin;
+  readonly below: readonly (string | number)[];
+}
+
+function checkReferences(references: readonly Reference[], names: ReadonlySet<string>, report: Report): void {
+  for (const { schedule, origin, below } of references) {
+    if (names.has(schedule)) continue;
+    const near = nearestName(schedule, names);
+    const hint = near ? `no schedule has this name; did you mean "${near}"?` : "no schedule has this name";
+    report.error("HSE013", origin, below, `unknown schedule "${schedule}"`, hint);
   }
+}
+
+function checkCycles(schedules: readonly ScheduleSpec[], report: Report): void {
   const needs = new Map(schedules.map((schedule) => [schedule.name, schedule]));
-  for (const schedule of schedules) {
-    for (const [i, dependency] of schedule.dependsOn.entries()) {
-      if (!names.has(dependency.schedule))
-        report.error("HSE013", schedule.origin, ["dependsOn", i, "schedule"], `unknown schedule "${dependency.schedule}"`, unknown(dependency.schedule));
-    }
-  }
   const reported = new Set<string>();
   for (const schedule of [...needs.keys()].sort()) {
     if (needs.get(schedule)?.dependsOn.length === 0) continue;

@@ -22,6 +22,8 @@ export interface DueContext {
   /** Runs by protection key. */
   readonly runs: ReadonlyMap<string, readonly RecordedRun[]>;
   readonly isSuspended: (schedule: string) => boolean;
+  /** How many protections of a schedule begin now with an export that is no run yet. */
+  readonly firstExportsOf: (schedule: string) => number;
 }
 
 export type Decision =
@@ -151,13 +153,12 @@ function unmetDependency(
   context: DueContext,
 ): { readonly reason: string; readonly isOver: boolean; readonly deadlineMs: number } | undefined {
   const unmet = schedule.dependsOn.flatMap(({ schedule: name, state, timeoutMs }) => {
-    const firingMs = firingOf(name, fireTimeMs, context);
-    const runs = runsOf(name, firingMs, context);
+    const runs = runsOf(name, fireTimeMs, context);
     const ended = runs.flatMap((run) => (run && isEnded(run) ? [run.state] : []));
     const pending = runs.length - ended.length;
     const unsuccessful = ended.filter((each) => each !== "completed").length;
     if (pending === 0 && (state === "any" || (state === "completed" ? unsuccessful === 0 : unsuccessful > 0))) return [];
-    const limitMs = Math.min(timeoutMs === undefined ? nextMs : timeoutFrom(name, fireTimeMs, firingMs, timeoutMs, nowMs, context) + timeoutMs, nextMs);
+    const limitMs = Math.min(timeoutMs === undefined ? nextMs : timeoutFrom(name, fireTimeMs, timeoutMs, nowMs, context) + timeoutMs, nextMs);
     return [{ name, state, limitMs, what: pending > 0 ? `${pending} of ${runs.length} runs have not ended` : `it has not ${state}` }];
   });
   const over = unmet.find(({ limitMs }) => nowMs >= limitMs);
@@ -170,53 +171,61 @@ function unmetDependency(
   return { reason, isOver: over !== undefined, deadlineMs: Math.min(...unmet.map((each) => each.limitMs)) };
 }
 
-/** The firing of a schedule that a run of this fire time waits for. */
-function firingOf(name: string, fireTimeMs: number, { schedules }: DueContext): number {
+/** The latest firing of a schedule at or before an instant, by its cron. */
+function firingOf(name: string, atMs: number, { schedules }: DueContext): number {
   const { cron, timezone } = schedules.get(name) as ScheduleSpec;
-  return fireTimes(cron, timezone).latest(fireTimeMs);
-}
-
-/** The runs of one firing, for each protection that has a part in it; undefined for one that has none yet. */
-function runsOf(name: string, firingMs: number, context: DueContext): readonly (RecordedRun | undefined)[] {
-  const firing = instantOf(firingMs);
-  return context.protectionsOf(name).flatMap((protection) => {
-    // a protection that began after this firing has no part in it
-    if (epochMsOf(protection.effectiveSince) >= firingMs) return [];
-    const runs = context.runs.get(protectionKey(name, protection.provider, protection.identity)) ?? [];
-    const run = runs.find((each) => each.kind === "scheduled" && each.fireTime === firing);
-    // a VM that is gone will have no run, and nobody waits for it
-    return !run && protection.state === "missing" ? [] : [run];
-  });
-}
-
-/** From when a timeout counts: from the fire time, or, where nobody looked before it was over, from when what is waited for was caught up. */
-function timeoutFrom(name: string, fireTimeMs: number, firingMs: number, timeoutMs: number, nowMs: number, context: DueContext): number {
-  const limitMs = fireTimeMs + timeoutMs;
-  return nowMs < limitMs ? fireTimeMs : (caughtUpAt(name, firingMs, limitMs, nowMs, context, new Map()) ?? fireTimeMs);
+  return fireTimes(cron, timezone).latest(atMs);
 }
 
 /**
- * When the runs of a firing were seen, or could be now, where that is after `limitMs`; undefined where they were in time, or wait for something
- * else than to be seen.
+ * The runs of the latest firing of a schedule at or before an instant, for each protection that has a part in it; undefined for one that has
+ * none yet. A first export that started at once is a firing too, though no fire time of the cron.
+ */
+function runsOf(name: string, atMs: number, context: DueContext): readonly (RecordedRun | undefined)[] {
+  const firingMs = firingOf(name, atMs, context);
+  const [firing, at] = [instantOf(firingMs), instantOf(atMs)];
+  const recorded = context.protectionsOf(name).flatMap((protection) => {
+    const runs = context.runs.get(protectionKey(name, protection.provider, protection.identity)) ?? [];
+    let latest: RecordedRun | undefined;
+    for (const run of runs) {
+      if (run.kind === "scheduled" && run.fireTime >= (latest?.fireTime ?? firing) && run.fireTime <= at) latest = run;
+    }
+    if (latest) return [latest];
+    // a protection that began after this firing has no part in it, and a VM that is gone will have no run: nobody waits for it
+    return epochMsOf(protection.effectiveSince) >= firingMs || protection.state === "missing" ? [] : [undefined];
+  });
+  const beginning = atMs >= epochMsOf(context.now) ? context.firstExportsOf(name) : 0;
+  return [...recorded, ...new Array<undefined>(beginning).fill(undefined)];
+}
+
+/** From when a timeout counts: from the fire time, or, where nobody looked before it was over, from when what is waited for was caught up. */
+function timeoutFrom(name: string, fireTimeMs: number, timeoutMs: number, nowMs: number, context: DueContext): number {
+  const limitMs = fireTimeMs + timeoutMs;
+  return nowMs < limitMs ? fireTimeMs : (caughtUpAt(name, fireTimeMs, limitMs, nowMs, context, new Map()) ?? fireTimeMs);
+}
+
+/**
+ * When the runs of the firing at or before `atMs` were seen, or could be now, where that is after `limitMs`; undefined where they were in time,
+ * or wait for something else than to be seen.
  */
 function caughtUpAt(
   name: string,
-  firingMs: number,
+  atMs: number,
   limitMs: number,
   nowMs: number,
   context: DueContext,
   known: Map<string, number | undefined>,
 ): number | undefined {
-  const key = `${name}\n${firingMs}`;
+  const firingMs = firingOf(name, atMs, context);
+  const key = `${name}\n${atMs}`;
   if (known.has(key)) return known.get(key);
   const schedule = context.schedules.get(name) as ScheduleSpec;
   const isSeenNow = (): boolean => {
     if (context.isSuspended(name) || !isOpen(schedule.windows, nowMs)) return false;
-    const firings = schedule.dependsOn.map((each) => ({ name: each.schedule, firingMs: firingOf(each.schedule, firingMs, context) }));
-    const open = firings.filter((each) => runsOf(each.name, each.firingMs, context).some((run) => !run || !isEnded(run)));
-    return open.length === 0 || open.some((each) => caughtUpAt(each.name, each.firingMs, limitMs, nowMs, context, known) !== undefined);
+    const open = schedule.dependsOn.filter((each) => runsOf(each.schedule, firingMs, context).some((run) => !run || !isEnded(run)));
+    return open.length === 0 || open.some((each) => caughtUpAt(each.schedule, firingMs, limitMs, nowMs, context, known) !== undefined);
   };
-  const seen = runsOf(name, firingMs, context).map((run) => (run ? epochMsOf(run.createdAt ?? run.fireTime) : isSeenNow() ? nowMs : 0));
+  const seen = runsOf(name, atMs, context).map((run) => (run ? epochMsOf(run.createdAt ?? run.fireTime) : isSeenNow() ? nowMs : 0));
   const lastMs = Math.max(0, ...seen);
   const at = lastMs > limitMs ? lastMs : undefined;
   known.set(key, at);

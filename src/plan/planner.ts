@@ -44,7 +44,7 @@ export function plan({ desired, recorded: noted, observed, revision, now }: Plan
   );
   const suspended = [...recorded.suspended].sort();
 
-  const context = dueContext(desired, recorded, protections, now);
+  const context = dueContext(desired, recorded, protections, joined, now);
   const decisions: Decision[] = [];
   for (const [key, member] of joined.members) {
     const isNew = !protections.has(key);
@@ -209,7 +209,13 @@ function rescheduledOf(desired: DesiredState, recorded: Recorded, resources: rea
   return reasons;
 }
 
-function dueContext(desired: DesiredState, recorded: Recorded, protections: ReadonlyMap<string, RecordedProtection>, now: Instant): DueContext {
+function dueContext(
+  desired: DesiredState,
+  recorded: Recorded,
+  protections: ReadonlyMap<string, RecordedProtection>,
+  joined: Membership,
+  now: Instant,
+): DueContext {
   const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
   const bySchedule = Map.groupBy(recorded.protections, ({ schedule }) => schedule);
   const runs = new Map<string, RecordedRun[]>();
@@ -220,13 +226,20 @@ function dueContext(desired: DesiredState, recorded: Recorded, protections: Read
     else runs.set(key, [run]);
   }
   const suspended = new Set(recorded.suspended);
+  const isSuspended = (schedule: string): boolean => suspended.has(schedule) || (schedules.get(schedule)?.suspend ?? false);
+  const firstExports = new Map<string, number>();
+  for (const [key, { schedule, vm }] of joined.members) {
+    if (vm && schedule.initialExport === "immediate" && !protections.has(key) && !isSuspended(schedule.name))
+      firstExports.set(schedule.name, (firstExports.get(schedule.name) ?? 0) + 1);
+  }
   return {
     now,
     schedules,
     protections,
     runs,
     protectionsOf: (schedule) => bySchedule.get(schedule) ?? [],
-    isSuspended: (schedule) => suspended.has(schedule) || (schedules.get(schedule)?.suspend ?? false),
+    isSuspended,
+    firstExportsOf: (schedule) => firstExports.get(schedule) ?? 0,
   };
 }
 

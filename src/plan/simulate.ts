@@ -126,6 +126,8 @@ export function simulate(simulation: Simulation): Timeline {
     for (const { schedule } of dependsOn) dependents.set(schedule, (dependents.get(schedule) ?? new Set()).add(name));
   }
   const schedules = new Map([...members.values()].map(({ schedule }) => [schedule.name, schedule]));
+  /** First exports that start at once and that nobody has asked about yet, by their schedule. */
+  const firstExports = new Map<string, number>();
   const protectionsOf = new Map([...bySchedule].map(([name, all]) => [name, all.map((subject) => subject.protection)]));
   const context: DueContext = {
     get now() {
@@ -136,6 +138,7 @@ export function simulate(simulation: Simulation): Timeline {
     protectionsOf: (schedule) => protectionsOf.get(schedule) ?? [],
     runs: { get: (key: string) => subjects.get(key)?.runs } as unknown as DueContext["runs"],
     isSuspended: (schedule) => suspended.has(schedule) || (schedules.get(schedule)?.suspend ?? false),
+    firstExportsOf: (schedule) => firstExports.get(schedule) ?? 0,
   };
 
   function at(atMs: number, order: number, happen: () => void): void {
@@ -332,7 +335,17 @@ export function simulate(simulation: Simulation): Timeline {
     for (const subject of subjects.values()) look(subject, false);
   }
 
-  for (const subject of subjects.values()) look(subject, !simulation.protections.has(subject.key));
+  const begins = ({ key }: Subject): boolean => !simulation.protections.has(key);
+  const countFirst = (subject: Subject, by: number): void => {
+    const { name, initialExport } = subject.member.schedule;
+    if (!begins(subject) || !subject.member.vm || initialExport !== "immediate" || context.isSuspended(name)) return;
+    firstExports.set(name, (firstExports.get(name) ?? 0) + by);
+  };
+  for (const subject of subjects.values()) countFirst(subject, 1);
+  for (const subject of subjects.values()) {
+    countFirst(subject, -1);
+    look(subject, begins(subject));
+  }
   startWhatCan();
   for (let event = events.peek(); event && event.atMs <= toMs; event = events.peek()) {
     nowMs = event.atMs;

@@ -62,6 +62,7 @@ describe("an error", () => {
     ["a secret in plain text", "    encryption: {key: hunter2}\n", "HSE019 7:23"],
     ["a dependency on itself", "    dependsOn: [{schedule: nightly}]\n", "HSE020 7:16"],
     ["an unknown schedule", "    dependsOn: [{schedule: nigthly}]\n", "HSE013 7:28"],
+    ["an unknown schedule beside another error", "    dependsOn: [{schedule: nigthly}]\n    retention: 6m\n", "HSE013 7:28"],
   ])("%s has its code and its place", (_, lines, expected) => {
     expect(codes(schedule(lines))).toContain(expected);
   });

@@ -119,6 +119,33 @@ describe("a plan", () => {
     expect(make(immediate, emptyRecorded, seen("web")).exports.map(({ vmPath, fireTime }) => [vmPath, fireTime])).toEqual([["/datacenter/vm/web", now]]);
   });
 
+  it("lets a first export wait for the first exports that it depends on", () => {
+    const two = desiredOf(
+      `${smallest}    initialExport: immediate\n  - {name: after, cron: "0 2 * * *", vms: [/datacenter/vm/*], destination: "file:///srv/backups", initialExport: immediate, dependsOn: [{schedule: nightly}]}\n`,
+    );
+    const made = make(two, emptyRecorded, seen("web"));
+    expect(made.exports.map(({ schedule }) => schedule)).toEqual(["nightly"]);
+    expect(made.deferred).toMatchObject([{ schedule: "after", reason: "waits for nightly to be completed: 1 of 1 runs have not ended" }]);
+    // what was applied: both began, both are queued; then the one has ended
+    const begun = [protection("web", { effectiveSince: now }), protection("web", { schedule: "after", effectiveSince: now })];
+    const runOf = (schedule: string, state: "queued" | "completed" | "failed") => ({
+      id: schedule,
+      schedule,
+      provider: "local",
+      identity: "web",
+      vmPath: "/datacenter/vm/web" as VmPath,
+      kind: "scheduled" as const,
+      fireTime: now,
+      state,
+    });
+    const later = instant("2026-11-21T12:10:00Z");
+    const once = (state: "queued" | "completed" | "failed") =>
+      make(two, recordedOf(two, begun, { runs: [runOf("nightly", state), runOf("after", "queued")] }), seen("web"), later);
+    expect(once("queued").exports.map(({ schedule }) => schedule)).toEqual(["nightly"]);
+    expect(once("completed").exports.map(({ schedule, fireTime }) => [schedule, fireTime])).toEqual([["after", now]]);
+    expect(once("failed").deferred).toMatchObject([{ schedule: "after", reason: "waits for nightly to be completed: it has not completed" }]);
+  });
+
   it("fires nothing because a cron expression changed or a schedule was resumed", () => {
     const changed = desiredOf(smallest.replace("0 2", "0 11"));
     const made = make(changed, recordedOf(desired, [protection("web")]), seen("web"));

@@ -138,6 +138,20 @@ describe("each field of a schedule, over simulated days", () => {
     expect(ran.map(({ outcome }) => outcome)).toEqual(["completed", "completed"]);
   });
 
+  it("dependsOn is heeded between two first exports that both start at once, whichever stands first", () => {
+    const first = schedule("b-first", 'cron: "0 1 * * *", initialExport: immediate, concurrency: 1');
+    const second = schedule("a-second", 'cron: "0 1 * * *", initialExport: immediate, dependsOn: [{schedule: b-first}]');
+    for (const yaml of [first + second, second + first]) {
+      const begun = told(run(`version: v2\nschedules:\n${yaml}`, ["a", "b"], { to: instant("2026-11-20T00:59:00Z"), durationMs: () => 15 * minute })).sort();
+      expect(begun).toEqual([
+        "a-second 11-20T00:00 11-20T00:30 completed waits for b-first to be completed: 2 of 2 runs have not ended; waits for b-first to be completed: 1 of 2 runs have not ended",
+        "a-second 11-20T00:00 11-20T00:30 completed waits for b-first to be completed: 2 of 2 runs have not ended; waits for b-first to be completed: 1 of 2 runs have not ended",
+        "b-first 11-20T00:00 11-20T00:00 completed ",
+        "b-first 11-20T00:00 11-20T00:15 completed waited for a place",
+      ]);
+    }
+  });
+
   it("initialExport: immediate begins at once, suspend keeps everything from running", () => {
     const yaml = (more: string): string => `version: v2\nschedules:\n${schedule("weekly", `cron: "0 2 * * 3", ${more}`)}`;
     expect(told(run(yaml("initialExport: immediate"), ["a"]))).toEqual(["weekly 11-20T00:00 11-20T00:00 completed "]);
