@@ -71,22 +71,24 @@ const usualMaxRead = 32 * 2 ** 20;
  */
 export async function connectNbd(address: NbdAddress, options: NbdOptions = {}): Promise<NbdClient> {
   const { exportName = "", contexts = [], tls, timeoutMs = defaultTimeoutMs } = options;
-  let socket: Socket | TLSSocket = await opened(address, timeoutMs);
+  let [socket, input]: [Socket | TLSSocket, Input] = await opened(address, timeoutMs, tls === undefined);
   socket.setTimeout(timeoutMs, () => socket.destroy(silent(address, timeoutMs)));
   const failure: { error?: Error } = {};
   const noteError = (error: Error): void => void (failure.error ??= error);
   socket.on("error", noteError);
   try {
-    let negotiation = new Negotiation(socket, address);
+    let negotiation = new Negotiation(socket, input, address);
     await negotiation.greet();
     if (tls) {
       await negotiation.startTls();
+      input.leave();
       socket = await secured(socket, tls, address);
       socket.on("error", noteError);
-      negotiation = new Negotiation(socket, address);
+      input = Input.of(socket);
+      negotiation = new Negotiation(socket, input, address);
     }
     const agreed = await negotiation.agree(exportName, [allocation.context, ...contexts]);
-    return new Connection(socket, negotiation.input, address, agreed, timeoutMs);
+    return new Connection(socket, input, address, agreed, timeoutMs);
   } catch (error) {
     socket.destroy();
     throw failure.error instanceof HypersdkError ? failure.error : ofConnection(error, address);
@@ -102,18 +104,18 @@ interface Agreed {
 
 /** The part in which both sides agree on what they speak. */
 class Negotiation {
-  readonly input: Input;
   readonly #socket: Socket;
+  readonly #input: Input;
   readonly #address: NbdAddress;
 
-  constructor(socket: Socket, address: NbdAddress) {
+  constructor(socket: Socket, input: Input, address: NbdAddress) {
     this.#socket = socket;
+    this.#input = input;
     this.#address = address;
-    this.input = new Input(socket);
   }
 
   async greet(): Promise<void> {
-    const greeting = await this.input.take(18);
+    const greeting = await this.#input.take(18);
     if (!greeting.subarray(0, 8).equals(handshake.magic) || !greeting.subarray(8, 16).equals(handshake.optionMagic))
       throw this.#violation("it does not greet as an NBD server");
     const flags = greeting.readUInt16BE(16);
@@ -161,11 +163,11 @@ class Negotiation {
     await send(this.#socket, handshake.optionMagic, u32(option), u32(data.length), data);
     const answers: { type: number; data: Buffer }[] = [];
     for (;;) {
-      const head = await this.input.take(20);
+      const head = await this.#input.take(20);
       const [type, length] = [head.readUInt32BE(12), head.readUInt32BE(16)];
       if (head.readBigUInt64BE() !== optionReplyMagic || head.readUInt32BE(8) !== option || length > maxOptionReplyBytes || answers.length >= maxOptionReplies)
         throw this.#violation("it answers an option in no way that the protocol knows");
-      answers.push({ type, data: await this.input.take(length) });
+      answers.push({ type, data: await this.#input.take(length) });
       if (type === optionReplies.ack || (type & 0x80000000) !== 0) return answers;
     }
   }
@@ -377,9 +379,18 @@ function isCovered(parts: readonly [number, number][], length: number): boolean 
   return parts.reduce((sum, [from, to]) => sum + to - from, 0) === length;
 }
 
-function opened(address: NbdAddress, timeoutMs: number): Promise<Socket> {
+/** What comes is read into one buffer of this size, which is used again and again: a new one each time is half of what the collector has to do. */
+const inboxBytes = 256 * 1024;
+
+/** @param isPlain otherwise somebody else will read what comes after the greeting */
+function opened(address: NbdAddress, timeoutMs: number, isPlain: boolean): Promise<[Socket, Input]> {
   return new Promise((resolve, reject) => {
-    const socket = connectSocket({ ...address, noDelay: true, timeout: timeoutMs });
+    const input = new Input();
+    const inbox = {
+      buffer: Buffer.allocUnsafeSlow(inboxBytes),
+      callback: (bytes: number, buffer: Uint8Array) => input.feed(buffer.subarray(0, bytes) as Buffer),
+    };
+    const socket = connectSocket({ ...address, noDelay: true, timeout: timeoutMs, ...(isPlain ? { onread: inbox } : {}) });
     const fail = (error: unknown): void => {
       socket.destroy();
       reject(ofConnection(error, address));
@@ -388,7 +399,8 @@ function opened(address: NbdAddress, timeoutMs: number): Promise<Socket> {
     socket.once("error", fail);
     socket.once("connect", () => {
       socket.removeAllListeners();
-      resolve(socket);
+      if (isPlain) input.follow(socket);
+      resolve([socket, isPlain ? input : Input.of(socket)]);
     });
   });
 }

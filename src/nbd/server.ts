@@ -45,7 +45,7 @@ export function nbdServer(exports: Exports): Server {
 }
 
 async function serve(socket: Socket, exports: Exports): Promise<void> {
-  const input = new Input(socket);
+  const input = Input.of(socket);
   const greeting = Buffer.concat([handshake.magic, handshake.optionMagic, u16(handshake.fixedNewstyle | handshake.noZeroes)]);
   socket.write(greeting);
   const hello = setTimeout(() => socket.destroy(), negotiationMs);

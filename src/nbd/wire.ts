@@ -28,54 +28,82 @@ export function u64(value: number): Buffer {
   return bytes;
 }
 
-/** What comes from the other side, in pieces of the size that is wanted; no more is taken from the socket than that needs. */
+const nothing = Buffer.alloc(0);
+
+/**
+ * What comes from the other side, in pieces of the size that is wanted: copied straight to where it belongs. While something has come that
+ * nobody has asked for, the socket rests.
+ */
 export class Input {
-  readonly #socket: Socket;
+  /** Has come, and is not taken; a part of a buffer that is used again once the socket goes on. */
+  #held: Buffer = nothing;
+  /** What whoever takes still waits for. */
+  #wanted: Buffer = nothing;
   #ended = false;
   #wake: () => void = () => {};
+  #resume: () => void = () => {};
+  #leave: () => void = () => {};
 
-  constructor(socket: Socket) {
-    this.#socket = socket;
-    // one listener for good: a new one would be told at once of what is there already, and is too little
+  /** From a socket that hands out a buffer of its own each time. */
+  static of(socket: Socket): Input {
+    const input = new Input();
+    const hear = (data: Buffer): void => void (input.feed(data) || socket.pause());
+    input.follow(socket);
+    socket.on("data", hear);
+    input.#leave = () => void socket.off("data", hear).pause();
+    return input;
+  }
+
+  /** Hears of the end of a socket that is made to call {@link feed}. */
+  follow(socket: Socket): void {
+    this.#resume = () => void socket.resume();
     const end = (): void => {
       this.#ended = true;
       this.#wake();
     };
-    socket
-      .on("readable", () => this.#wake())
-      .once("end", end)
-      .once("close", end)
-      .once("error", end);
+    socket.once("end", end).once("close", end).once("error", end);
+  }
+
+  /** Takes what has come. @returns whether the socket may go on; otherwise `data` is still needed */
+  feed(data: Buffer): boolean {
+    this.#held = data;
+    this.#serve();
+    return this.#held.length === 0;
   }
 
   /** @throws when the other side goes before */
   async take(bytes: number): Promise<Buffer> {
-    if (bytes === 0) return Buffer.alloc(0);
-    for (;;) {
-      const data = this.#socket.read(bytes) as Buffer | null;
-      if (data?.length === bytes) return data;
-      if (data !== null || this.#ended || this.#socket.destroyed) throw new Error("the other side hung up");
-      await new Promise<void>((resolve) => (this.#wake = resolve));
-    }
+    const data = Buffer.allocUnsafe(bytes);
+    await this.takeInto(data);
+    return data;
   }
 
-  /** Fills a buffer as the bytes come. @throws when the other side goes before */
+  /** Fills a buffer as the bytes come; for one caller at a time. @throws when the other side goes before */
   async takeInto(target: Buffer): Promise<void> {
-    for (let done = 0; done < target.length; ) {
-      const there = Math.min(target.length - done, this.#socket.readableLength);
-      const data = there > 0 ? (this.#socket.read(there) as Buffer | null) : null;
-      if (data) {
-        data.copy(target, done);
-        done += data.length;
-        continue;
-      }
-      // asking for nothing makes the socket say when there is something
-      if (this.#socket.read(0) !== null || this.#ended || this.#socket.destroyed) throw new Error("the other side hung up");
-      if (this.#socket.readableLength === 0) await new Promise<void>((resolve) => (this.#wake = resolve));
+    this.#wanted = target;
+    this.#serve();
+    if (this.#wanted.length > 0 && !this.#ended) {
+      const come = new Promise<void>((resolve) => (this.#wake = resolve));
+      this.#resume();
+      await come;
     }
+    if (this.#wanted.length > 0) throw new Error("the other side hung up");
   }
 
   async skip(bytes: number): Promise<void> {
     for (let left = bytes; left > 0; left -= 65_536) await this.take(Math.min(left, 65_536));
+  }
+
+  /** Somebody else reads the socket from now on. */
+  leave(): void {
+    this.#leave();
+  }
+
+  #serve(): void {
+    if (this.#held.length === 0 || this.#wanted.length === 0) return;
+    const bytes = this.#held.copy(this.#wanted);
+    this.#held = this.#held.subarray(bytes);
+    this.#wanted = this.#wanted.subarray(bytes);
+    if (this.#wanted.length === 0) this.#wake();
   }
 }

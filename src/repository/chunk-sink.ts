@@ -1,17 +1,14 @@
 import { createHash } from "node:crypto";
-import { promisify } from "node:util";
-import { constants, zstdCompress } from "node:zlib";
 import type { DiskSink } from "../converters/disk-sink.ts";
 import { zeroPieceHash } from "../model/tree-hash.ts";
 import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
+import { compressChunk } from "./compress-chunk.ts";
 import { type ChunkList, segmentsOf } from "./disk-source.ts";
 import type { Kept } from "./increment.ts";
 import { idBytes, isZeroId, methods, segmentBytes } from "./layout.ts";
 import { type PackedChunk, PackWriter } from "./pack-writer.ts";
 import { isDamage, type Present, type Repository } from "./repository.ts";
 import { sha256 } from "./sha256.ts";
-
-const compress = promisify(zstdCompress);
 
 /** What is hashed at once, and compressed at once, on the threads of the pool; no fewer chunks than the pool has threads. */
 const bytesAtOnce = 1.5 * 2 ** 20;
@@ -199,12 +196,9 @@ function zeroHashes(chunkBytes: number): Buffer {
   return slab;
 }
 
-/** Output in pieces that seldom need a second trip to the pool, and are not much larger than what is kept of them until a pack is sent. */
-const compression = { chunkSize: 65_536, params: { [constants.ZSTD_c_compressionLevel]: 1 } };
-
 /** On threads of the pool. A chunk that does not shrink is stored as it is. */
 async function pack({ sealing }: Repository, id: Buffer, data: Buffer, compresses: boolean): Promise<PackedChunk> {
-  const packed = compresses ? await compress(data, { ...compression, pledgedSrcSize: data.length }) : data;
+  const packed = compresses ? await compressChunk(data) : data;
   const isSmaller = packed.length < data.length;
   const stored = await sealing.seal("chunk", isSmaller ? packed : data);
   return { id, stored: stored === data ? Buffer.from(data) : stored, rawBytes: data.length, method: isSmaller ? methods.zstd : methods.stored };
