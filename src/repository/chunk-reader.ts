@@ -1,14 +1,12 @@
-import { promisify } from "node:util";
-import { crc32, zstdDecompress } from "node:zlib";
+import { crc32 } from "node:zlib";
 import type { ByteFile } from "../converters/byte-file.ts";
 import { openNamed } from "../destinations/gone.ts";
 import type { HypersdkError } from "../model/errors.ts";
+import { decompressChunk } from "./chunk-codec.ts";
 import type { ChunkIndex, ChunkPlace, PackInfo } from "./chunk-index.ts";
 import { type ChunkEntry, damaged, entryAt, entryBytes, idBytes, maxPackBytes, methods, packsFolder, trailerBytes } from "./layout.ts";
 import { isDamage, type Repository } from "./repository.ts";
 import { sha256 } from "./sha256.ts";
-
-const decompress = promisify(zstdDecompress);
 
 /** Pack files that stay open. */
 const openAtOnce = 16;
@@ -124,17 +122,12 @@ async function closeWhenRead({ file, reads }: OpenPack): Promise<void> {
   );
 }
 
-/** What zlib takes at least; its default of 16 KiB makes many trips to the pool of one chunk. */
-const minChunkSize = 64;
-
 async function unpack({ sealing }: Repository, { pack, rawBytes, method, offset }: ChunkPlace, id: Buffer, stored: Buffer): Promise<Buffer> {
   const packed = await sealing.open("chunk", `${packsFolder}/${pack.name}: the chunk at ${offset}`, stored);
+  const isRight = async (data: Buffer): Promise<boolean> => (await sha256(data)).equals(id);
   const raw =
-    method === methods.zstd
-      ? await decompress(packed, { maxOutputLength: rawBytes, chunkSize: Math.max(minChunkSize, rawBytes) }).catch(() => undefined)
-      : packed;
-  if (!raw || raw.length !== rawBytes || !(await sha256(raw)).equals(id))
-    throw damaged(`${packsFolder}/${pack.name}`, `the chunk at ${offset} is not ${id.toString("hex")}`);
+    method === methods.zstd ? await decompressChunk(packed, rawBytes, isRight) : packed.length === rawBytes && (await isRight(packed)) ? packed : undefined;
+  if (!raw) throw damaged(`${packsFolder}/${pack.name}`, `the chunk at ${offset} is not ${id.toString("hex")}`);
   return raw;
 }
 

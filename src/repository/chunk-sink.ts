@@ -1,8 +1,8 @@
 import { createHash } from "node:crypto";
 import type { DiskSink } from "../converters/disk-sink.ts";
 import { zeroPieceHash } from "../model/tree-hash.ts";
+import { compressChunk } from "./chunk-codec.ts";
 import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
-import { compressChunk } from "./compress-chunk.ts";
 import { type ChunkList, segmentsOf } from "./disk-source.ts";
 import type { Kept } from "./increment.ts";
 import { idBytes, isZeroId, methods, segmentBytes } from "./layout.ts";

@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { zstdCompressSync, zstdDecompressSync } from "node:zlib";
 import { describe, expect, it } from "vitest";
-import { compressChunk } from "../../src/repository/compress-chunk.ts";
+import { compressChunk, decompressChunk } from "../../src/repository/chunk-codec.ts";
 
 /** Of the buffers that frames are cut from. */
 const slabBytes = 512 * 1024;
@@ -36,6 +36,39 @@ describe("a chunk that is compressed", () => {
       expect(zstdDecompressSync(frame).equals(chunks[i] as Buffer)).toBe(true);
       // nothing is held that belongs to others: a frame is no longer than one made alone
       expect(frame.length).toBeLessThanOrEqual(zstdCompressSync(chunks[i] as Buffer).length + 64 + (chunks[i] as Buffer).length / 50);
+    }
+  });
+});
+
+describe("a frame that is unpacked", () => {
+  const data = Buffer.concat([noiseOf(40_000, 2), Buffer.alloc(91_072, 7)]);
+  const frame = zstdCompressSync(data);
+  const unpacked = (bytes: Buffer, rawBytes = data.length): Promise<Buffer | undefined> =>
+    decompressChunk(bytes, rawBytes, async (raw) => raw.equals(data.subarray(0, rawBytes)));
+  const bomb = zstdCompressSync(Buffer.alloc(256 * 2 ** 20));
+
+  it.each<[string, Buffer, number?]>([
+    ["that ends early", frame.subarray(0, -1)],
+    ["that ends at its start", frame.subarray(0, 5)],
+    ["of nothing", Buffer.alloc(0)],
+    ["that is none", noiseOf(1000, 3)],
+    ["of something else", zstdCompressSync(noiseOf(data.length, 4))],
+    ["that is shorter than it should be", Buffer.from(frame), data.length + 1],
+    ["that is longer than it should be", Buffer.from(frame), data.length - 1],
+    ["of far too much", bomb],
+    ["of which one byte is another", Buffer.from(frame).fill((frame[20_000] as number) ^ 1, 20_000, 20_001)],
+  ])("%s is refused, and harms none of those beside it or after it", async (_, bytes, rawBytes) => {
+    const all = await Promise.all(
+      [frame, bytes, frame, bytes, frame, bytes, frame, bytes, frame].map((each) => unpacked(each, each === bytes ? rawBytes : undefined)),
+    );
+    expect(all.map((each) => each !== undefined)).toEqual([true, false, true, false, true, false, true, false, true]);
+    for (let i = 0; i < 8; i++) expect((await unpacked(frame))?.equals(data)).toBe(true);
+  });
+
+  it("with something behind it is what it holds, and harms none after it", async () => {
+    for (const behind of [Buffer.from("behind"), frame, bomb]) {
+      const all = await Promise.all([Buffer.concat([frame, behind]), frame, frame, frame, frame, frame].map((each) => unpacked(each)));
+      expect(all.every((each) => each?.equals(data))).toBe(true);
     }
   });
 });
