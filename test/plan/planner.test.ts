@@ -5,6 +5,7 @@ import { type Instant, instantOf, parseInstant } from "../../src/model/instant.t
 import type { Observed, ObservedVm } from "../../src/model/observed.ts";
 import type { Recorded, RecordedProtection, RestorePoint } from "../../src/model/recorded.ts";
 import type { VmPath } from "../../src/model/vm-path.ts";
+import { narrow } from "../../src/plan/narrow.ts";
 import { isEmpty, type Plan, unsafeReasons } from "../../src/plan/plan.ts";
 import { plan } from "../../src/plan/planner.ts";
 import { resourcesOf } from "../../src/plan/resources.ts";
@@ -144,6 +145,21 @@ describe("a plan", () => {
     expect(once("queued").exports.map(({ schedule }) => schedule)).toEqual(["nightly"]);
     expect(once("completed").exports.map(({ schedule, fireTime }) => [schedule, fireTime])).toEqual([["after", now]]);
     expect(once("failed").deferred).toMatchObject([{ schedule: "after", reason: "waits for nightly to be completed: it has not completed" }]);
+  });
+
+  it("that is narrowed to a schedule takes along what its exports need, and leaves them out where that is excluded", () => {
+    const two = desiredOf(
+      `version: v2\nproviders: [{name: local, type: local, path: /srv/vms}]\ndestinations:\n  - {name: here, url: "file:///srv/here"}\n  - {name: there, url: "file:///srv/there"}\nschedules:\n${["here", "there"].map((name) => `  - {name: to-${name}, cron: "0 2 * * *", vms: [/datacenter/vm/*], destination: ${name}, initialExport: immediate}\n`).join("")}`,
+    );
+    const made = make(two, emptyRecorded, seen("web"));
+    const told = (part: Plan): string[][] => [part.changes.map(({ address }) => address), part.exports.map(({ schedule }) => schedule)];
+    expect(told(narrow(made, ["schedule.to-here"], []))).toEqual([["destination.here", "provider.local", "schedule.to-here"], ["to-here"]]);
+    expect(told(narrow(made, [], ["destination.here"]))).toEqual([
+      ["destination.there", "provider.local", "schedule.to-here", "schedule.to-there"],
+      ["to-there"],
+    ]);
+    expect(told(narrow(made, [], ["provider.local"]))[1]).toEqual([]);
+    expect(told(narrow(made, ["destination.here"], []))).toEqual([["destination.here"], []]);
   });
 
   it("fires nothing because a cron expression changed or a schedule was resumed", () => {

@@ -1,6 +1,7 @@
-import { appendFileSync, copyFileSync, existsSync, lstatSync, mkdirSync, readFileSync, realpathSync, writeFileSync } from "node:fs";
+import { appendFileSync, existsSync, lstatSync, mkdirSync, readFileSync, realpathSync, rmSync, writeFileSync } from "node:fs";
 import { basename, dirname, join, relative, resolve, sep } from "node:path";
-import { HypersdkError } from "../../model/errors.ts";
+import { fileError } from "../../files/local-file-sink.ts";
+import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import type { Io } from "../io.ts";
 
 export interface InitOptions {
@@ -94,17 +95,24 @@ export async function init(folder: string | undefined, options: InitOptions, io:
       throw new HypersdkError("AlreadyExists", `${relative(io.cwd, path)} exists already`, { hint: "nothing was written" });
   const written: string[] = [];
   const write = (path: string, text: string): void => {
-    mkdirSync(dirname(path), { recursive: true });
-    writeFileSync(path, text, { flag: "wx" });
+    try {
+      mkdirSync(dirname(path), { recursive: true });
+      writeFileSync(path, text, { flag: "wx" });
+    } catch (error) {
+      // a half would be in the way of the next attempt
+      if (errnoOf(error) !== "EEXIST") rmSync(path, { force: true });
+      throw fileError(path, error);
+    }
     written.push(relative(home, path));
   };
   const isNew = !existsSync(config);
   if (isNew) {
-    write(config, starter);
-    mkdirSync(join(home, ".hypersdk"), { recursive: true });
-    copyFileSync(new URL("../../../schemas/infrastructure.schema.json", import.meta.url), join(home, schemaPath));
-    written.push(schemaPath);
+    const schema = join(home, schemaPath);
+    rmSync(schema, { force: true });
+    write(schema, readFileSync(new URL("../../../schemas/infrastructure.schema.json", import.meta.url), "utf8"));
     ignore(join(home, ".gitignore"), written);
+    // last: where it is there, everything is
+    write(config, starter);
   }
   if (ci && ciPath) write(ciPath, ci.text(option));
   if (io.json) io.result("init", { folder: home, written });
@@ -148,6 +156,10 @@ function ignore(path: string, written: string[]): void {
   const known = existsSync(path) ? readFileSync(path, "utf8") : "";
   const missing = lines.filter((line) => !known.split(/\r?\n/).includes(line));
   if (missing.length === 0) return;
-  appendFileSync(path, `${known === "" || known.endsWith("\n") ? "" : "\n"}${missing.join("\n")}\n`);
+  try {
+    appendFileSync(path, `${known === "" || known.endsWith("\n") ? "" : "\n"}${missing.join("\n")}\n`);
+  } catch (error) {
+    throw fileError(path, error);
+  }
   written.push(".gitignore");
 }
