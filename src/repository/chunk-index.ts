@@ -94,6 +94,16 @@ export class ChunkIndex {
     return { ...entryAt(pack.directory, (number - (this.#firsts[place] as number)) * entryBytes), pack };
   }
 
+  /** Every place of a chunk that {@link find} does not name. A walk over all directories: for when that one is damaged. */
+  *copiesOf(id: Buffer): Generator<ChunkPlace> {
+    const first = this.find(id)?.pack;
+    for (const pack of this.#inOrder) {
+      if (pack === first) continue;
+      for (let at = pack.directory.indexOf(id); at >= 0; at = pack.directory.indexOf(id, at + 1))
+        if (at % entryBytes === 0) yield { ...entryAt(pack.directory, at), pack };
+    }
+  }
+
   #insert(pack: PackInfo, at: number): void {
     if (this.#entries + 1 > this.#slots.length * mostTaken) this.#grow();
     const number = this.#entries++;

@@ -1,6 +1,6 @@
 import { crc32 } from "node:zlib";
 import type { ByteFile } from "../converters/byte-file.ts";
-import { openNamed } from "../destinations/gone.ts";
+import { isGone, openNamed } from "../destinations/gone.ts";
 import type { HypersdkError } from "../model/errors.ts";
 import { decompressChunk } from "./chunk-codec.ts";
 import type { ChunkIndex, ChunkPlace, PackInfo } from "./chunk-index.ts";
@@ -14,7 +14,7 @@ const openAtOnce = 16;
 const readBytes = 4 * 2 ** 20;
 const gapBytes = 64 * 1024;
 
-/** Reads chunks by id, each checked against its id. */
+/** Reads chunks by id, each checked against its id; where one is damaged and another pack has it too, from there. */
 export class ChunkReader {
   readonly #repository: Repository;
   readonly #index: ChunkIndex;
@@ -46,11 +46,8 @@ export class ChunkReader {
       run.catch(() => {});
       for (let i = first; i <= last; i++) {
         const { id, place } = wanted[i] as (typeof wanted)[number];
-        raw.push(
-          run.then((bytes) =>
-            unpack(this.#repository, place, id, bytes.subarray(place.offset - start.offset, place.offset - start.offset + place.storedBytes)),
-          ),
-        );
+        const stored = run.then((bytes) => bytes.subarray(place.offset - start.offset, place.offset - start.offset + place.storedBytes));
+        raw.push(stored.then((bytes) => unpack(this.#repository, place, id, bytes)).catch((error: unknown) => this.#readCopy(id, error)));
       }
       first = last + 1;
     }
@@ -65,6 +62,19 @@ export class ChunkReader {
     const files = [...this.#files.values()];
     this.#files.clear();
     await Promise.all(files.map(closeWhenRead));
+  }
+
+  /** @throws `error`, where no other pack has the chunk */
+  async #readCopy(id: Buffer, error: unknown): Promise<Buffer> {
+    if (!isDamage(error) && !isGone(error)) throw error;
+    for (const place of this.#index.copiesOf(id)) {
+      try {
+        return await unpack(this.#repository, place, id, await this.#readRange(place, place.storedBytes));
+      } catch (other) {
+        if (!isDamage(other) && !isGone(other)) throw other;
+      }
+    }
+    throw error;
   }
 
   #placeOf(ids: Buffer, at: number): ChunkPlace {

@@ -2,7 +2,7 @@ import { isGone } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import { isTaken, unusedOf } from "./check.ts";
-import { ChunkIndex } from "./chunk-index.ts";
+import { ChunkIndex, type PackInfo } from "./chunk-index.ts";
 import { readPack } from "./chunk-reader.ts";
 import { condemnedFolder, entryBytes, idBytes, type PackDirectory, packsFolder, pointsFolder } from "./layout.ts";
 import { oldestExport } from "./locks.ts";
@@ -167,7 +167,7 @@ async function settle(
   const sum = (objects: readonly StoredObject[]): number => objects.reduce((total, { bytes }) => total + bytes, 0);
   const report = { freedBytes: sum(going), sparedBytes: sum(packs) + sum(segments) - sum(going) };
   if (dryRun) return report;
-  signal?.throwIfAborted();
+  await proveCopies(repository, goingPacks, state, signal);
   // forgotten first, deleted then: an index never promises what is not there
   const goingNames = new Set(goingPacks.map(({ name }) => name));
   const staying: PackDirectory[] = [...index.packs].filter(({ name }) => !goingNames.has(name)).map(({ name, directory }) => ({ name, directory }));
@@ -178,6 +178,34 @@ async function settle(
   const isLeft = (name: string): boolean => !gone.has(name) && (present.packs.has(name) || present.segments.has(name));
   for (const each of due) if (![...each.packs, ...each.segments].some(isLeft)) await repository.destination.remove(`${condemnedFolder}/${each.id}.json`);
   return report;
+}
+
+/**
+ * Reads what points will take from other packs once these are gone: the last sound copy of a chunk must not go.
+ * @throws ArtifactDamaged where another copy is damaged
+ */
+async function proveCopies(repository: Repository, going: readonly StoredObject[], { index, used }: State, signal?: AbortSignal): Promise<void> {
+  const relied = new Map<PackInfo, Set<string>>();
+  for (const { name } of going) {
+    const directory = index.pack(name)?.directory ?? Buffer.alloc(0);
+    for (let at = 0; at < directory.length; at += entryBytes) {
+      const number = index.numberOf(directory, at);
+      if (number === undefined || used.chunks[number] !== 1) continue;
+      const pack = index.packOf(number);
+      relied.set(pack, (relied.get(pack) ?? new Set()).add(directory.toString("latin1", at, at + idBytes)));
+    }
+  }
+  for (const [pack, ids] of relied)
+    for await (const { entry, problem } of readPack(repository, pack)) {
+      signal?.throwIfAborted();
+      if (problem && ids.has(entry.id.toString("latin1"))) throw damagedPack(pack.name, problem);
+    }
+}
+
+function damagedPack(name: string, { message }: Error): HypersdkError {
+  return new HypersdkError("ArtifactDamaged", `${packsFolder}/${name} is damaged: ${message}`, {
+    hint: "hypersdk check --read-data says what else is; hypersdk repair drops it",
+  });
 }
 
 /** Writes one index for all packs in the place of those that were read; those that others write meanwhile stay. */
@@ -263,10 +291,7 @@ async function rewrite(repository: Repository, state: State, packs: readonly Sto
       for await (const { entry, stored, problem } of readPack(repository, pack)) {
         signal?.throwIfAborted();
         if (!taken.has(entry.id.toString("latin1"))) continue;
-        if (problem)
-          throw new HypersdkError("ArtifactDamaged", `${packsFolder}/${name} is damaged: ${problem.message}`, {
-            hint: "hypersdk check --read-data says what else is; hypersdk repair drops it",
-          });
+        if (problem) throw damagedPack(name, problem);
         await writer.add({ id: entry.id, stored: Buffer.from(stored), rawBytes: entry.rawBytes, method: entry.method });
         bytes += stored.length;
         onRewrite?.(stored.length);

@@ -1,7 +1,7 @@
 import { isGone } from "../destinations/gone.ts";
 import type { Instant } from "../model/instant.ts";
 import { type CheckOptions, examine, type Problem } from "./check.ts";
-import { ChunkIndex } from "./chunk-index.ts";
+import { ChunkIndex, type PackInfo } from "./chunk-index.ts";
 import { readPack } from "./chunk-reader.ts";
 import { replaceIndexes } from "./compact.ts";
 import { restoreSlot } from "./keys.ts";
@@ -28,7 +28,8 @@ export interface RepairReport {
  */
 export async function repairRepository(repository: Repository, options: Omit<CheckOptions, "readData"> & { readonly now: Instant }): Promise<RepairReport> {
   const seen = await examine(repository, { ...options, readData: 1 });
-  const { present, damagedPacks, damagedSegments, damagedIndexes } = seen;
+  const { present, damagedSegments, damagedIndexes } = seen;
+  const [damagedPacks, problems] = [new Map(seen.damagedPacks), [...seen.problems]];
   const index = new ChunkIndex(seen.sound.packs);
   const sound: PackDirectory[] = [];
   const dropped: string[] = [];
@@ -42,9 +43,18 @@ export async function repairRepository(repository: Repository, options: Omit<Che
     if (!directory) {
       try {
         directory = await readDirectory(repository, path, name);
-        foundPacks++;
       } catch (error) {
         if (!isDamage(error)) throw error;
+        dropped.push(path);
+        continue;
+      }
+      foundPacks++;
+      // nobody has looked at its bytes: chunks of it must not stand before sound ones of others
+      const found: PackInfo = { name, directory, usable: false };
+      const damage = await damageOf(repository, found);
+      if (damage.length > 0) {
+        problems.push(...damage.map((message) => ({ path, message })));
+        damagedPacks.set(name, found);
         dropped.push(path);
         continue;
       }
@@ -85,10 +95,17 @@ export async function repairRepository(repository: Repository, options: Omit<Che
   const brokenPoints = new Set(seen.points.length === 0 ? [] : seen.brokenPoints.filter((path) => !seen.points.some((point) => point.path === path)));
   await usedBy(repository, index, seen.points, (point) => void brokenPoints.add(point.path));
   return {
-    problems: seen.problems,
+    problems,
     dropped: [...dropped, ...damagedIndexes, ...[...damagedPacks.keys()].filter((name) => !present.packs.has(name)).map((name) => `${packsFolder}/${name}`)],
     salvagedChunks,
     foundPacks,
     brokenPoints: [...brokenPoints].sort(),
   };
+}
+
+/** What is wrong with the bytes of a pack. */
+async function damageOf(repository: Repository, pack: PackInfo): Promise<string[]> {
+  const damage: string[] = [];
+  for await (const { problem } of readPack(repository, pack, ({ message }) => damage.push(message))) if (problem) damage.push(problem.message);
+  return damage;
 }
