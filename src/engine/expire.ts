@@ -32,7 +32,7 @@ export async function removePoints(
       const spec = destinations.find(({ url }) => url === point.destinationUrl);
       if (!spec) throw new HypersdkError("NotFound", `no destination of the files has the URL ${point.destinationUrl}`);
       const destination = await context.openDestination(spec);
-      await claim(destination, state.lineage, clock.now(), { adopt: context.adopt });
+      await claim(destination, state.lineage, clock.now(), { adopt: context.adopt, hasPoints: true });
       await destination.remove(point.manifestPath);
       // chunks stay until a compaction finds that no other point uses them
       if (!isRepositoryPoint(point.manifestPath))

@@ -4,32 +4,36 @@ import { manifestName } from "../exports/manifest.ts";
 import type { DesiredState } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Observed, ObservedDestination, ObservedVm, Unknown } from "../model/observed.ts";
+import type { RecordedProtection } from "../model/recorded.ts";
 import type { EngineContext } from "./context.ts";
 
-/** Asks every provider and destination. What cannot be reached becomes unknown with its reason; it never fails the rest. */
-export async function observe(desired: DesiredState, context: Pick<EngineContext, "openProvider" | "openDestination">): Promise<Observed> {
-  const vms: ObservedVm[] = [];
+/**
+ * Asks every provider and destination. What cannot be reached becomes unknown with its reason; it never fails the rest.
+ * @param protections of two VMs with one path, the one that is protected keeps it
+ */
+export async function observe(
+  desired: DesiredState,
+  context: Pick<EngineContext, "openProvider" | "openDestination">,
+  protections: readonly RecordedProtection[] = [],
+): Promise<Observed> {
+  const shown: ObservedVm[] = [];
   const problems: { provider: string; message: string }[] = [];
   const unknownProviders: Unknown[] = [];
   const unknownVms: { provider: string; identity: string; reason: string }[] = [];
-  const paths = new Map<string, string>();
   for (const spec of desired.providers) {
     try {
       const inventory = await (await context.openProvider(spec)).inventory();
-      for (const vm of inventory.vms) {
-        const other = paths.get(vm.path);
-        if (other !== undefined) problems.push({ provider: spec.name, message: `${vm.path} is also a VM of provider ${other}: it is not taken twice` });
-        else {
-          paths.set(vm.path, spec.name);
-          vms.push(vm);
-        }
-      }
+      shown.push(...inventory.vms);
       for (const each of inventory.unknown ?? []) unknownVms.push({ provider: spec.name, ...each });
       for (const message of inventory.problems) problems.push({ provider: spec.name, message });
     } catch (error) {
       unknownProviders.push({ name: spec.name, reason: reasonOf(error) });
     }
   }
+  const owners = ownersOf(shown, protections);
+  const vms = shown.filter((vm) => owners.get(vm.path) === vm);
+  for (const { provider, path } of shown.filter((vm) => owners.get(vm.path) !== vm))
+    problems.push({ provider, message: `${path} is also a VM of provider ${owners.get(path)?.provider}: it is not taken twice` });
   const destinations: ObservedDestination[] = [];
   const unknownDestinations: Unknown[] = [];
   for (const spec of desired.destinations) {
@@ -42,6 +46,15 @@ export async function observe(desired: DesiredState, context: Pick<EngineContext
   return { vms, problems, unknownProviders, unknownVms, destinations, unknownDestinations };
 }
 
+/** Who has each path: the VM that is protected under it, or else the first. */
+function ownersOf(vms: readonly ObservedVm[], protections: readonly RecordedProtection[]): Map<string, ObservedVm> {
+  const keyOf = (provider: string, identity: string, path: string): string => `${provider}\n${identity}\n${path}`;
+  const isProtected = new Set(protections.map(({ provider, identity, vmPath }) => keyOf(provider, identity, vmPath)));
+  const owners = new Map<string, ObservedVm>();
+  for (const vm of vms) if (!owners.has(vm.path) || isProtected.has(keyOf(vm.provider, vm.identity, vm.path))) owners.set(vm.path, vm);
+  return owners;
+}
+
 /** What a plan says when it may look at nothing. */
 export function observeNothing(desired: DesiredState): Observed {
   const reason = "not looked at: the plan is offline";
@@ -52,6 +65,7 @@ export function observeNothing(desired: DesiredState): Observed {
     destinations: [],
     unknownProviders: desired.providers.map(({ name }) => ({ name, reason })),
     unknownDestinations: desired.destinations.map(({ name }) => ({ name, reason })),
+    isOffline: true,
   };
 }
 

@@ -77,7 +77,7 @@ export async function applyConfiguration(
   const lease: Lease = await state.take("reconcile", "apply", options.lockTimeoutMs, clock, random, context.signal);
   try {
     const failed = await recover(desired, context);
-    const observed = await observe(desired, context);
+    const observed = await observe(desired, context, state.configuration.protections());
     refuseForeign(observed.destinations, state.lineage, context.adopt);
     await adopt(desired, observed.destinations, context);
     noteMoves(desired, observed.destinations, lease, context);

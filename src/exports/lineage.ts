@@ -2,6 +2,7 @@ import type { Destination } from "../destinations/destination.ts";
 import { getOrNothing } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
+import { emptiedReason } from "../model/observed.ts";
 
 /** Which state writes to a destination. Two states on one destination would each expire what the other keeps. */
 export interface DestinationMarker {
@@ -76,7 +77,7 @@ export async function claim(destination: Destination, lineage: string, now: Inst
 
 /** A disk that is not mounted leaves an empty folder behind, which must not be taken for a new destination, nor its points for damaged. */
 export function emptied({ spec }: Destination): HypersdkError {
-  return new HypersdkError("DestinationUnreachable", `${spec.name} is empty, and restore points are recorded there: is it mounted?`, {
+  return new HypersdkError("DestinationUnreachable", emptiedReason(spec.name), {
     hint: "where they are gone for good, --adopt begins anew there",
   });
 }

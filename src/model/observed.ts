@@ -11,6 +11,13 @@ export interface Observed {
   readonly problems: readonly { readonly provider: string; readonly message: string }[];
   readonly destinations: readonly ObservedDestination[];
   readonly unknownDestinations: readonly Unknown[];
+  /** Set where nothing was asked on purpose. */
+  readonly isOffline?: true;
+}
+
+/** Why nothing is known of a destination at which something must be, and nothing is. */
+export function emptiedReason(name: string): string {
+  return `${name} is empty, and restore points are recorded there: is it mounted?`;
 }
 
 export interface Unknown {

@@ -2,7 +2,7 @@ import { createHash, type Hash } from "node:crypto";
 import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
 import { formatDuration } from "../model/duration.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
-import type { Observed, ObservedVm } from "../model/observed.ts";
+import { emptiedReason, type Observed, type ObservedDestination, type ObservedVm } from "../model/observed.ts";
 import type { Recorded, RecordedProtection, RecordedRun, RestorePoint } from "../model/recorded.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import { fireTimes } from "../schedule/cron.ts";
@@ -27,9 +27,10 @@ export interface PlanInput {
 }
 
 /** The planner: a pure function of its input. No clock, no chance, no environment, no order of files. */
-export function plan({ desired, recorded: noted, observed, revision, now }: PlanInput): Plan {
-  const moved = movedPoints(desired, noted, observed.destinations);
+export function plan({ desired, recorded: noted, observed: shown, revision, now }: PlanInput): Plan {
+  const moved = movedPoints(desired, noted, shown.destinations);
   const recorded = withMoves(noted, moved);
+  const observed = withoutEmptied(shown, recorded);
   const vms = withRenames(desired, observed.vms);
   const joined = membership(desired, vms, recorded.protections);
   const protections = new Map(
@@ -52,10 +53,14 @@ export function plan({ desired, recorded: noted, observed, revision, now }: Plan
     if (decision) decisions.push(decision);
   }
   const overdue = overdueOf(joined, protections, newestGoodOf(recorded.points, now), context, now);
-  const urls = new Set(desired.destinations.map(({ url }) => url));
+  const urls = new Map(desired.destinations.map(({ url, name }) => [url, name]));
+  const unknown = new Map(observed.isOffline ? [] : observed.unknownDestinations.map(({ name, reason }) => [name, reason]));
   const newest = newestOf(recorded.points);
   const blocked = (point: RestorePoint): string | undefined => {
-    if (!urls.has(point.destinationUrl)) return `no destination of the files has the URL ${point.destinationUrl}`;
+    const destination = urls.get(point.destinationUrl);
+    if (destination === undefined) return `no destination of the files has the URL ${point.destinationUrl}`;
+    const why = unknown.get(destination);
+    if (why !== undefined) return `the destination cannot be looked at: ${why}`;
     const key = protectionKey(point.schedule, point.provider, point.identity);
     if (overdue.has(key)) return "the protection is overdue";
     const last = newest.get(key)?.state;
@@ -81,6 +86,21 @@ export function plan({ desired, recorded: noted, observed, revision, now }: Plan
     expiry,
     suspended,
     warnings: warningsOf(desired, observed, joined, moved),
+  };
+}
+
+/**
+ * A folder in which a disk is not mounted is empty: nothing is known of what belongs there, least of all that it is gone.
+ */
+function withoutEmptied(observed: Observed, { points }: Recorded): Observed {
+  const urls = new Set(points.map(({ destinationUrl }) => destinationUrl));
+  const isEmptied = ({ lineage, url }: ObservedDestination): boolean => lineage === undefined && urls.has(url);
+  const emptied = observed.destinations.filter(isEmptied);
+  if (emptied.length === 0) return observed;
+  return {
+    ...observed,
+    destinations: observed.destinations.filter((each) => !isEmptied(each)),
+    unknownDestinations: [...observed.unknownDestinations, ...emptied.map(({ name }) => ({ name, reason: emptiedReason(name) }))],
   };
 }
 

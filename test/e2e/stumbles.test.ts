@@ -33,6 +33,59 @@ describe("a file of ours with a misspelt version", () => {
   });
 });
 
+describe("a destination that is not mounted", () => {
+  it.each(["", ", layout: repository"])(
+    "loses nothing by an apply: nothing is marked, removed, or written into the empty folder (layout%s)",
+    async (layout) => {
+      const folder = tree(
+        yaml
+          .replace("schedules:", `destinations: [{name: backups, url: file:./exports, expiryGrace: 0s${layout}}]\nschedules:`)
+          .replace("destination: file:./exports", "destination: backups\n    retention: {keepLast: 1}"),
+      );
+      const exports = join(folder, "exports");
+      expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+      for (let i = 0; i < 2; i++) expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
+      renameSync(exports, `${exports}.real`);
+      for (const make of [() => {}, () => mkdirSync(exports)]) {
+        make();
+        const applied = await hypersdk(folder, ["apply", "--auto-approve"]);
+        expect(applied).toMatchObject({ code: 0, stdout: expect.stringMatching(/destination\.backups.*is it mounted\?/) as string });
+        expect(applied.stdout).toMatch(/2 restore points[^\n]*cannot be looked at: backups is empty/);
+      expect(applied.stdout).not.toMatch(/[1-9]\d* (marked|removed|restore points? expire)/);
+        expect(applied.stdout).not.toContain("is gone");
+        expect(existsSync(exports) ? readdirSync(exports) : []).toEqual([]);
+      }
+      rmSync(exports, { recursive: true });
+      renameSync(`${exports}.real`, exports);
+      expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 0, stdout: expect.stringContaining("3 restore points verified") as string });
+      expect((await hypersdk(folder, ["apply", "--auto-approve"])).stdout).toContain("2 restore points marked to expire, 2 removed");
+    },
+  );
+});
+
+describe("two VMs with one path", () => {
+  it("leave it to the one that is protected, whatever the providers are called", async () => {
+    const providers = (...names: string[]): string =>
+      yaml.replace(
+        "schedules:",
+        `providers:\n${names.map((name) => `  - {name: ${name}, type: local, path: ./${name}, root: /datacenter/vm}\n`).join("")}schedules:`,
+      );
+    const folder = workTree(providers("middle"), { ".gitignore": "*\n!*.yaml\n" });
+    for (const [i, name] of ["middle", "after", "before"].entries()) {
+      mkdirSync(join(folder, name, "web"), { recursive: true });
+      writeRaw(join(folder, name, "web", "disk.raw"), { sizeBytes: MiB, islands: [{ offset: i * 65_536, length: 4096 }] });
+    }
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    writeFileSync(join(folder, "infrastructure.yaml"), providers("after", "before", "middle"));
+    const applied = await hypersdk(folder, ["apply", "--auto-approve"]);
+    expect(applied.stdout).toMatch(/HSW012 {2}provider\.after: \/datacenter\/vm\/web is also a VM of provider middle: it is not taken twice/);
+    expect(applied.stdout).not.toMatch(/VM missing|VM new/);
+    expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "back.raw", "--quiet"])).toMatchObject({ code: 0 });
+    expect(readFileSync(join(folder, "back.raw")).equals(readFileSync(join(folder, "middle/web/disk.raw")))).toBe(true);
+  });
+});
+
 describe("a work tree that was moved, with its exports", () => {
   it("goes on: its restore points are where they are now, expire there, and a missing one is missed", async () => {
     const named = yaml

@@ -92,8 +92,8 @@ function queryOf({ desired, sourceOf, diagnostics }: Loaded, state: State | unde
 }
 
 /** What the providers show, and warnings of what they do not. */
-async function observedBy({ needed, warn }: Query): Promise<Observed> {
-  const observed = await observe({ ...needed(), destinations: [] }, adapters);
+async function observedBy({ needed, warn, recorded }: Query): Promise<Observed> {
+  const observed = await observe({ ...needed(), destinations: [] }, adapters, recorded.protections);
   for (const { name, reason } of observed.unknownProviders) warn(`provider ${name}: ${reason}`);
   for (const { identity, reason } of observed.unknownVms) warn(`nothing is known of ${identity} now: ${reason}`);
   for (const { provider, message } of observed.problems) warn(`provider ${provider}: ${message}`);

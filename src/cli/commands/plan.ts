@@ -63,8 +63,8 @@ async function makeFrom(options: PlanOptions, io: Io): Promise<{ made: Plan; loa
   const loaded = await loadDesired(options, io);
   const state = State.openForReading(loaded.statePath);
   try {
-    const observed = options.offline ? observeNothing(loaded.desired) : await observe(loaded.desired, adapters);
     const recorded = state?.recorded(now) ?? emptyRecorded;
+    const observed = options.offline ? observeNothing(loaded.desired) : await observe(loaded.desired, adapters, recorded.protections);
     const made = makePlan({ desired: loaded.desired, recorded, observed, revision: loaded.revision, now });
     for (const destination of observed.destinations) {
       if (destination.lineage !== undefined && destination.lineage !== recorded.lineage && !io.json) {

@@ -39,7 +39,7 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     if (!state.configuration.resources().some(({ address }) => address === `schedule.${name}`)) {
       throw new HypersdkError("Failed", `schedule "${name}" is in the files, but was never applied`, { hint: "hypersdk apply comes first" });
     }
-    const observed = await observe(desired, context);
+    const observed = await observe(desired, context, state.configuration.protections());
     const unknown = observed.unknownProviders[0];
     if (unknown && observed.vms.length === 0) throw new HypersdkError("ProviderUnreachable", `provider ${unknown.name}: ${unknown.reason}`);
     refuseForeign(observed.destinations, state.lineage, options.adopt ?? false);

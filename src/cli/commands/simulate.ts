@@ -43,7 +43,7 @@ export async function simulate(options: SimulateOptions, io: Io): Promise<number
   const state = State.openForReading(statePath);
   try {
     const recorded = state?.recorded(now) ?? emptyRecorded;
-    const observed = await observe({ ...desired, destinations: [] }, adapters);
+    const observed = await observe({ ...desired, destinations: [] }, adapters, recorded.protections);
     for (const { name, reason } of observed.unknownProviders)
       io.err(`${io.errStyle.yellow("warning")}: provider ${name} cannot be reached, its VMs are those that the state remembers: ${printable(reason)}\n`);
     const { members } = membership(desired, withRenames(desired, observed.vms), recorded.protections);

@@ -65,7 +65,7 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       state: run.state,
       error: run.error ?? null,
     }));
-    const made = desired && plan({ desired, recorded, observed: await observe(desired, adapters), revision: loaded.revision, now });
+    const made = desired && plan({ desired, recorded, observed: await observe(desired, adapters, recorded.protections), revision: loaded.revision, now });
     const drift = made?.drift ?? [];
     const waiting = (made?.deferred ?? [])
       .filter(({ waitsFor }) => waitsFor !== "running")
