@@ -126,7 +126,7 @@ async function examineOnce(repository: Repository, options: CheckOptions): Promi
       readBytes += there.bytes;
       directory = Buffer.concat(holds);
     }
-    for (const message of damage) problems.push({ path, message });
+    problems.push(...problemsOf(path, damage));
     if (damage.length > 0 || !there) damagedPacks.set(pack.name, pack);
     sound.add({ name: pack.name, directory }, present.isUsable(pack.name));
   }
@@ -160,6 +160,14 @@ async function examineOnce(repository: Repository, options: CheckOptions): Promi
     readBytes,
   };
 }
+
+/** Of a pack that is wholly damaged, a few lines say as much as one for each of its chunks. */
+export function problemsOf(path: string, damage: readonly string[]): Problem[] {
+  const told = damage.length > mostTold ? [...damage.slice(0, mostTold - 1), `${path}: and ${damage.length - mostTold + 1} more of its chunks`] : damage;
+  return told.map((message) => ({ path, message }));
+}
+
+const mostTold = 3;
 
 /** What a pack is by its listing and its own directory; undefined when that is what the index says. */
 async function structureOf(repository: Repository, { name, directory }: PackInfo, { path, bytes }: StoredObject): Promise<string | undefined> {

@@ -1,6 +1,6 @@
 import { isGone } from "../destinations/gone.ts";
 import type { Instant } from "../model/instant.ts";
-import { type CheckOptions, examine, type Problem } from "./check.ts";
+import { type CheckOptions, examine, type Problem, problemsOf } from "./check.ts";
 import { ChunkIndex, type PackInfo } from "./chunk-index.ts";
 import { readPack } from "./chunk-reader.ts";
 import { replaceIndexes } from "./compact.ts";
@@ -53,7 +53,7 @@ export async function repairRepository(repository: Repository, options: Omit<Che
       const found: PackInfo = { name, directory, usable: false };
       const damage = await damageOf(repository, found);
       if (damage.length > 0) {
-        problems.push(...damage.map((message) => ({ path, message })));
+        problems.push(...problemsOf(path, damage));
         damagedPacks.set(name, found);
         dropped.push(path);
         continue;
@@ -63,14 +63,16 @@ export async function repairRepository(repository: Repository, options: Omit<Che
     index.add({ name, directory }, present.isUsable(name));
   }
   const writer = new PackWriter(repository, index);
-  let salvagedChunks = 0;
+  const salvaged = new Set<string>();
   try {
-    for (const pack of damagedPacks.values()) {
+    const going = dropped.map((path) => path.slice(packsFolder.length + 1));
+    for (const pack of [...damagedPacks.values(), ...(await asTheySay(repository, going))]) {
       try {
         for await (const { entry, stored, problem } of readPack(repository, pack)) {
-          if (problem || index.find(entry.id)) continue;
+          const id = entry.id.toString("latin1");
+          if (problem || index.find(entry.id) || salvaged.has(id)) continue;
           await writer.add({ id: entry.id, stored: Buffer.from(stored), rawBytes: entry.rawBytes, method: entry.method });
-          salvagedChunks++;
+          salvaged.add(id);
         }
       } catch (error) {
         // of a pack that is gone, nothing can be saved
@@ -97,10 +99,23 @@ export async function repairRepository(repository: Repository, options: Omit<Che
   return {
     problems,
     dropped: [...dropped, ...damagedIndexes, ...[...damagedPacks.keys()].filter((name) => !present.packs.has(name)).map((name) => `${packsFolder}/${name}`)],
-    salvagedChunks,
+    salvagedChunks: salvaged.size,
     foundPacks,
     brokenPoints: [...brokenPoints].sort(),
   };
+}
+
+/** Packs by the directories that they have in themselves: one that lies under a wrong name may be all there. */
+async function asTheySay(repository: Repository, names: readonly string[]): Promise<PackInfo[]> {
+  const packs: PackInfo[] = [];
+  for (const name of names) {
+    try {
+      packs.push({ name, directory: await readDirectory(repository, `${packsFolder}/${name}`, undefined), usable: false });
+    } catch (error) {
+      if (!isDamage(error) && !isGone(error)) throw error;
+    }
+  }
+  return packs;
 }
 
 /** What is wrong with the bytes of a pack. */

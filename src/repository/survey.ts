@@ -14,6 +14,9 @@ export interface PointDisks {
   readonly disks: readonly ChunkList[];
 }
 
+/** Of the manifests that are understood here. */
+const manifestVersion = 1;
+
 /** Every point, and those on their way; listed again when one goes meanwhile. */
 export async function readPoints(repository: Repository, problem?: NoteProblem): Promise<PointDisks[]> {
   const { destination } = repository;
@@ -32,21 +35,26 @@ export async function readPoints(repository: Repository, problem?: NoteProblem):
 }
 
 function disksOf(repository: Repository, path: string, bytes: Buffer): ChunkList[] {
-  let value: { disks?: unknown };
+  let value: { disks?: unknown; formatVersion?: unknown } | null;
   try {
-    value = JSON.parse(bytes.toString("utf8")) as { disks?: unknown };
+    value = JSON.parse(bytes.toString("utf8")) as typeof value;
   } catch (error) {
     throw damagedPoint(path, "it is no JSON", error);
   }
+  if (typeof value !== "object" || value === null) throw damagedPoint(path, "it is no manifest of a restore point");
   if (!isAsWritten(value)) throw damagedPoint(path, "it is not what was written: its digest is wrong");
+  // what it uses, a newer version may say in other fields: nothing may be freed beside it
+  if (typeof value.formatVersion === "number" && value.formatVersion > manifestVersion)
+    throw new HypersdkError("Failed", `${path} has format version ${value.formatVersion}: a newer hypersdk wrote it`, { hint: "use that version" });
   if (!isPointName(value)) throw damagedPoint(path, "it is no manifest of a restore point");
   const name = pointPath(repository, value);
   const owner = (value as { repository?: { id?: unknown } }).repository?.id;
   if (owner !== repository.config.id) throw damaged(path, `it belongs to repository ${String(owner)}, the config here is that of ${repository.config.id}`);
   if (name !== path && pendingPath(name) !== path) throw damaged(path, `it holds the manifest of another point, ${name}`);
   if (!Array.isArray(value.disks) || value.disks.length === 0) throw damaged(path, "it names no disks");
-  return value.disks.map((disk: Partial<ChunkList>): ChunkList => {
+  return value.disks.map((disk: Partial<ChunkList> | null): ChunkList => {
     const isName = (each: unknown): boolean => each === null || (typeof each === "string" && /^[0-9a-f]{64}$/.test(each));
+    if (typeof disk !== "object" || disk === null) throw damaged(path, "a disk of it is none");
     if (!Number.isSafeInteger(disk.virtualBytes) || !Number.isSafeInteger(disk.chunkBytes) || !Array.isArray(disk.segments) || !disk.segments.every(isName))
       throw damaged(path, "a disk of it has no size, no chunk size or no segments");
     return disk as ChunkList;
@@ -136,15 +144,19 @@ async function walk(loading: Promise<Buffer>, index: ChunkIndex, chunks: Uint8Ar
   return problem;
 }
 
-/** The directory at the end of a pack, which need not be in any index. @throws ArtifactDamaged when it is not what the pack's name says */
-export async function readDirectory({ destination, sealing }: Repository, path: string, name: string): Promise<Buffer> {
+/**
+ * The directory at the end of a pack, which need not be in any index.
+ * @param name what the pack has to be called; undefined where it may be called anything
+ * @throws ArtifactDamaged when it is not what the pack's name says
+ */
+export async function readDirectory({ destination, sealing }: Repository, path: string, name: string | undefined): Promise<Buffer> {
   const file = await openNamed(destination, path);
   try {
     if (file.sizeBytes < trailerBytes) throw damaged(path, `it has ${file.sizeBytes} bytes`);
     const trailer = await readBytes(file, file.sizeBytes - trailerBytes, trailerBytes);
     const directoryBytes = decodeTrailer(path, trailer, file.sizeBytes, sealing.overheadBytes);
     const sealed = await readBytes(file, file.sizeBytes - trailerBytes - directoryBytes, directoryBytes);
-    if (nameOf(sealed, trailer) !== name) throw damaged(path, "its directory is not what its name says");
+    if (name !== undefined && nameOf(sealed, trailer) !== name) throw damaged(path, "its directory is not what its name says");
     const directory = await sealing.open("directory", path, sealed);
     checkDirectory(path, directory, sealing.overheadBytes);
     return directory;

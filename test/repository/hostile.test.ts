@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, symlinkSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, symlinkSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Destination } from "../../src/destinations/destination.ts";
@@ -254,5 +254,115 @@ describe("a repository that somebody changed by hand", () => {
     await destination.remove(path);
     await compactNow(destination);
     expect((await destination.list("packs")).length).toBe(0);
+  });
+});
+
+/** Flips one byte of the first chunk of a pack. */
+function rot(path: string): void {
+  const content = readFileSync(path);
+  content[50] = (content[50] as number) ^ 1;
+  chmodSync(path, 0o600);
+  writeFileSync(path, content);
+}
+
+const repairNow = async (destination: Destination) => repairRepository(await opened(destination), { now: clock.now() });
+
+describe("a chunk that two packs hold, since two exports sent it at once", () => {
+  async function twice(): Promise<{
+    readonly root: string;
+    readonly destination: Destination;
+    readonly paths: readonly string[];
+    readonly packs: readonly string[];
+  }> {
+    const root = temporaryFolder();
+    const destination = destinationAt(root);
+    await Repository.openOrCreate(destination, randomUUID(), clock.now());
+    const paths = await Promise.all(["a", "b"].map((vm) => exportDisk(destination, disk, "repository", { vm })));
+    const packs = readdirSync(join(root, "packs"));
+    expect(packs).toHaveLength(2);
+    return { root, destination, paths, packs };
+  }
+
+  it.each([0, 1])("is read from the other where one is damaged; compact takes no sound one away before repair has dropped the other (%i)", async (which) => {
+    const { root, destination, paths, packs } = await twice();
+    rot(join(root, "packs", packs[which] as string));
+    for (const path of paths) expect((await contentOf(destination, path)).equals(disk)).toBe(true);
+    const refused = await compactNow(destination).then(
+      () => undefined,
+      (error: unknown) => error,
+    );
+    if (refused) expect(refused).toMatchObject({ code: "ArtifactDamaged", message: expect.stringContaining(packs[which] as string) as string });
+    for (const path of paths) expect((await contentOf(destination, path)).equals(disk)).toBe(true);
+    expect((await repairNow(destination)).brokenPoints).toEqual([]);
+    expect(await checkRepository(await opened(destination), { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [] });
+    await compactNow(destination);
+    for (const path of paths) expect((await contentOf(destination, path)).equals(disk)).toBe(true);
+  });
+
+  it("is not shadowed by a damaged pack that no index names and repair finds", async () => {
+    for (const which of [0, 1]) {
+      const { root, destination, paths, packs } = await twice();
+      const lost = packs[which] as string;
+      for (const { path, directories } of await (await opened(destination)).readIndexes())
+        if (directories.some(({ name }) => name === lost)) await destination.remove(path);
+      rot(join(root, "packs", lost));
+      const report = await repairNow(destination);
+      expect(report).toMatchObject({ brokenPoints: [], dropped: [`packs/${lost}`], foundPacks: 1 });
+      await compactNow(destination);
+      for (const path of paths) expect((await contentOf(destination, path)).equals(disk)).toBe(true);
+    }
+  });
+});
+
+describe("repair", () => {
+  it("reads packs that no index names before it trusts them, and names the points that have lost data", async () => {
+    const { root, destination, path } = await exported();
+    rmSync(join(root, "index"), { recursive: true });
+    rot(largest(join(root, "packs")));
+    expect((await repairNow(destination)).brokenPoints).toEqual([path]);
+    expect(await checkRepository(await opened(destination))).toMatchObject({ brokenPoints: [path] });
+  });
+
+  it("takes what it can from packs that lie under a wrong name", async () => {
+    const renames: ((packs: readonly string[]) => void)[] = [
+      ([a, b]) => {
+        renameSync(a as string, `${a}.aside`);
+        renameSync(b as string, a as string);
+        renameSync(`${a}.aside`, b as string);
+      },
+      ([a]) => renameSync(a as string, join(dirname(a as string), "ab".repeat(32))),
+    ];
+    for (const rename of renames) {
+      const { root, destination, path } = await exported();
+      const other = bytes(2 * 128 * KiB, 7);
+      const second = await exportDisk(destination, other, "repository", { vm: "second" });
+      rename(readdirSync(join(root, "packs")).map((name) => join(root, "packs", name)));
+      expect((await repairNow(destination)).brokenPoints).toEqual([]);
+      expect((await contentOf(destination, path)).equals(disk)).toBe(true);
+      expect((await contentOf(destination, second)).equals(other)).toBe(true);
+      expect(await checkRepository(await opened(destination), { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [] });
+    }
+  });
+});
+
+describe("a manifest that is none", () => {
+  it.each(["null", "7", '"text"', "[]", JSON.stringify(withDigest({ disks: [null] }))])(
+    "%s is a damaged point, and keeps nobody from looking at the others",
+    async (text) => {
+      const { root, destination, path } = await exported();
+      const second = await exportDisk(destination, bytes(128 * KiB, 7), "repository", { vm: "second" });
+      writeFileSync(join(root, path), text);
+      expect(await checkRepository(await opened(destination))).toMatchObject({ brokenPoints: [path] });
+      await expect(compactNow(destination)).rejects.toMatchObject({ code: "ArtifactDamaged" });
+      expect((await repairNow(destination)).brokenPoints).toEqual([path]);
+      expect((await contentOf(destination, second)).equals(bytes(128 * KiB, 7))).toBe(true);
+    },
+  );
+
+  it("of a newer version keeps everything from being freed", async () => {
+    const { root, destination, path } = await exported();
+    const { digest: _, ...manifest } = JSON.parse(readFileSync(join(root, path), "utf8")) as { digest: string };
+    writeFileSync(join(root, path), JSON.stringify(withDigest({ ...manifest, formatVersion: 2 })));
+    await expect(compactNow(destination)).rejects.toMatchObject({ code: "Failed", message: expect.stringContaining("a newer hypersdk wrote it") as string });
   });
 });
