@@ -54,8 +54,15 @@ export async function bootPoint(destination: Destination, manifestPath: string, 
     const socket = join(folder, "nbd.sock");
     await new Promise<void>((resolve, reject) => server?.once("error", reject).listen({ path: socket }, () => resolve()));
     const log = join(folder, "serial.log");
-    guest = spawn(emulator, argumentsOf(manifest, socket, log, firmware), { stdio: ["ignore", "ignore", "pipe"], env: { ...process.env, TMPDIR: folder } });
-    await saysIt(guest, log, marker, timeoutMs, manifest, signal);
+    for (const accelerators of [["kvm", "tcg"], ["tcg"]]) {
+      await rm(log, { force: true });
+      guest = spawn(emulator, argumentsOf(manifest, socket, log, firmware, accelerators), {
+        stdio: ["ignore", "ignore", "pipe"],
+        env: { ...process.env, TMPDIR: folder },
+      });
+      const isLast = accelerators.length === 1;
+      if ((await saysIt(guest, log, marker, timeoutMs, manifest, signal, !isLast)) === "said") return;
+    }
   } finally {
     await ended(guest);
     server?.close();
@@ -64,32 +71,21 @@ export async function bootPoint(destination: Destination, manifestPath: string, 
   }
 }
 
-function argumentsOf({ vm, disks }: Manifest, socket: string, log: string, firmware: string | undefined): string[] {
+function argumentsOf({ vm, disks }: Manifest, socket: string, log: string, firmware: string | undefined, accelerators: readonly string[]): string[] {
   const memory = Math.min(mostMemory, Math.max(leastMemory, vm.memoryBytes ?? 2 ** 30));
   return [
-    ...[
-      "-accel",
-      "kvm",
-      "-accel",
-      "tcg",
-      "-machine",
-      "pc",
-      "-cpu",
-      "max",
-      "-m",
-      `${Math.floor(memory / 2 ** 20)}`,
-      "-nodefaults",
-      "-display",
-      "none",
-      "-no-reboot",
-    ],
+    ...accelerators.flatMap((name) => ["-accel", name]),
+    ...["-machine", "pc", "-cpu", "max", "-m", `${Math.floor(memory / 2 ** 20)}`, "-nodefaults", "-display", "none", "-no-reboot"],
     ...["-serial", `file:${log}`, "-nic", "none", ...(firmware === undefined ? [] : ["-bios", firmware])],
     // every guest knows IDE; it has room for four
     ...disks.flatMap((_, i) => ["-drive", `file=nbd+unix:///disk-${i}?socket=${socket},format=raw,snapshot=on,if=${disks.length > 4 ? "virtio" : "ide"}`]),
   ];
 }
 
-/** Resolves when the marker has been said. */
+/**
+ * Resolves when the marker has been said, or, with `mayCrash`, when QEMU itself has crashed: some kernels offer a KVM that QEMU cannot use.
+ * @throws NotBooted
+ */
 async function saysIt(
   guest: ChildProcess,
   log: string,
@@ -97,7 +93,8 @@ async function saysIt(
   timeoutMs: number,
   { source }: Manifest,
   signal: AbortSignal | undefined,
-): Promise<void> {
+  mayCrash: boolean,
+): Promise<"said" | "crashed"> {
   let complaint = "";
   let failure: Error | undefined;
   guest.stderr?.setEncoding("utf8").on("data", (text: string) => {
@@ -108,14 +105,15 @@ async function saysIt(
   for (;;) {
     signal?.throwIfAborted();
     const said = await endOf(log);
-    if (said.includes(marker)) return;
+    if (said.includes(marker)) return "said";
     if (failure)
       throw new HypersdkError("NotBooted", `${emulator} cannot be started: ${failure.message}`, {
         hint: "verify: boot needs QEMU on this machine",
         cause: failure,
       });
     const hasEnded = guest.exitCode !== null || guest.signalCode !== null;
-    if (hasEnded && (await endOf(log)).includes(marker)) return;
+    if (hasEnded && (await endOf(log)).includes(marker)) return "said";
+    if (mayCrash && guest.signalCode === "SIGABRT") return "crashed";
     if (hasEnded || performance.now() > until) {
       const last = said.trim().split("\n").at(-1)?.trim().slice(-200) ?? "";
       throw new HypersdkError(

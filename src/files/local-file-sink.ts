@@ -144,9 +144,10 @@ export function fileError(path: string, error: unknown): unknown {
       return new HypersdkError("DestinationFull", `no space left for ${path}`, { ...details, hint: "make room and run the command again" });
     case "EEXIST":
       return new HypersdkError("AlreadyExists", `${path} exists already`, details);
+    case "EROFS":
+      return new HypersdkError("DestinationDenied", `${path} cannot be written: its file system is read-only`, { ...details, hint: "mount it to be written" });
     case "EACCES":
     case "EPERM":
-    case "EROFS":
       return new HypersdkError("DestinationDenied", `no permission to write ${path}`, { ...details, hint: "give this user the right to write there" });
     case "ENOENT":
       return new HypersdkError("DestinationUnreachable", `cannot write ${path}: its folder is not there`, { ...details, hint: "make the folder first" });

@@ -3,7 +3,7 @@ import { existsSync, lstatSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { umask } from "node:process";
 import type { BlockSource } from "../../converters/block-source.ts";
 import { storedDisks } from "../../exports/restore.ts";
@@ -69,6 +69,8 @@ async function socketPlace(path: string): Promise<Place> {
   // one that a killed mount left behind is in nobody's way
   if (lstatSync(path, { throwIfNoEntry: false })?.isSocket() && !(await isListenedTo(path))) await rm(path, { force: true });
   if (existsSync(path)) throw new HypersdkError("AlreadyExists", `${path} exists already`, { hint: "name another with --socket" });
+  if (!existsSync(dirname(path)))
+    throw new HypersdkError("NotFound", `${dirname(path)} is not there: the socket cannot be made`, { hint: "make the folder first" });
   if (Buffer.byteLength(path) > 107) throw new HypersdkError("Usage", `${path} is too long for a socket`, { hint: "name a shorter one with --socket" });
   return { listen: { path }, file: path, uri: (name) => `nbd+unix:///${name}?socket=${path}` };
 }
