@@ -89,14 +89,15 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
     if (nowMs - couldStartMs > Math.min(missedAfterMs, (nextMs - couldStartMs) / 2))
       return { kind: "skipped", export: { ...base, reason: `it was missed by ${formatDuration(nowMs - couldStartMs)} and catchUp is skip` } };
   }
+  const mode = modeOf(schedule, protection, member.vm.disks, nowMs);
   return {
     kind: "due",
     export: {
       ...base,
-      ...sizesOf(member),
+      ...sizesOf(member.vm.disks, mode.diskModes),
       ...estimatesOf(protection),
       sourceIdentity: member.vm.sourceIdentity ?? member.identity,
-      ...modeOf(schedule, protection, member.vm.disks, nowMs),
+      ...mode,
       reason: begins ? "the protection begins and initialExport is immediate" : "its fire time has come",
     },
   };
@@ -233,7 +234,7 @@ function caughtUpAt(
 }
 
 /** How much of a VM an export reads, and why, as far as can be told before; the export itself decides by the same rules. */
-export function modeOf(
+function modeOf(
   schedule: ScheduleSpec,
   protection: RecordedProtection | undefined,
   disks: readonly ObservedDisk[],
@@ -253,7 +254,10 @@ export function modeOf(
 }
 
 function diskModeOf(disk: ObservedDisk, last: RecordedDisk | undefined, fullReadEveryMs: number, nowMs: number): Omit<DiskMode, "name"> {
-  if (!disk.marks) return { mode: "incremental", reason: "its changes are not tracked: all is read, what is new is stored" };
+  if (!disk.marks)
+    return last?.mark === undefined
+      ? { mode: "incremental", reason: "its changes are not tracked: all is read, what is new is stored" }
+      : { mode: "full", reason: `its bitmap ${last.mark} is gone` };
   if (last?.mark === undefined || last.wholeReadAt === undefined) return { mode: "full", reason: "nothing was marked before" };
   const mark = disk.marks.find(({ name }) => name === last.mark);
   if (!mark) return { mode: "full", reason: `its bitmap ${last.mark} is gone` };
@@ -263,12 +267,12 @@ function diskModeOf(disk: ObservedDisk, last: RecordedDisk | undefined, fullRead
   return { mode: "incremental", reason: "changed blocks", changedBytes: mark.changedBytes };
 }
 
-function sizesOf({ vm }: Member): Pick<DueExport, "disks" | "virtualBytes" | "dataBytes"> {
-  const disks = vm?.disks ?? [];
+function sizesOf(disks: readonly ObservedDisk[], modes: readonly DiskMode[]): Pick<DueExport, "disks" | "virtualBytes" | "dataBytes"> {
+  const changedBytes = new Map(modes.map((mode) => [mode.name, mode.changedBytes]));
   return {
     disks: disks.length,
     virtualBytes: disks.reduce((sum, disk) => sum + disk.virtualBytes, 0),
-    dataBytes: disks.reduce((sum, disk) => sum + disk.dataBytes, 0),
+    dataBytes: disks.reduce((sum, disk) => sum + (changedBytes.get(disk.name) ?? disk.dataBytes), 0),
   };
 }
 

@@ -136,7 +136,7 @@ export interface DueExport extends PlannedExport {
   readonly reason: string;
   readonly disks: number;
   readonly virtualBytes: number;
-  /** Bytes that the source holds: an upper bound of what is read. */
+  /** Bytes that are to be read, before they are rounded to chunks: what has changed where that is known, what the source holds elsewhere. */
   readonly dataBytes: number;
   /** From the last run of this protection; null where there was none. */
   readonly estimatedDurationMs: number | null;

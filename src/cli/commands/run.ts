@@ -2,11 +2,10 @@ import { observe } from "../../engine/observe.ts";
 import { runQueue } from "../../engine/queue.ts";
 import { refuseForeign } from "../../engine/reconcile.ts";
 import { type RunWork, runExport } from "../../engine/run-export.ts";
-import type { DestinationSpec, ProviderSpec } from "../../model/desired.ts";
+import type { DestinationSpec, ProviderSpec, ScheduleSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
 import { parsePattern } from "../../model/pattern.ts";
-import { modeOf } from "../../plan/due.ts";
 import { membership } from "../../plan/membership.ts";
 import { withRenames } from "../../plan/planner.ts";
 import { manualScope } from "../../state/leases.ts";
@@ -52,7 +51,6 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
         hint: "hypersdk get vms lists what the providers show",
       });
     const lease = await state.take(manualScope({ schedule: name, fireTime: at }), `run ${name}`, 5000, clock, random);
-    const { protections } = state.recorded(at);
     const destination = desired.destinations.find((each) => each.name === schedule.destination) as DestinationSpec;
     const work = members.map(
       (member): RunWork => ({
@@ -60,14 +58,7 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
         turn: { priority: member.priority, waitingSinceMs: epochMsOf(at), tie: member.vmPath },
         sourceIdentity: member.vm?.sourceIdentity ?? member.identity,
         destination,
-        ...(options.full
-          ? { mode: "full" as const, modeReason: "a full export was asked for" }
-          : modeOf(
-              schedule,
-              protections.find((each) => each.schedule === name && each.provider === member.provider && each.identity === member.identity),
-              member.vm?.disks ?? [],
-              epochMsOf(at),
-            )),
+        ...modeOfRun(schedule, options.full ?? false),
         provider: desired.providers.find((each) => each.name === member.provider) as ProviderSpec,
         run: state.writeUnlocked(() =>
           state.runs.enqueue(
@@ -107,4 +98,10 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     if (result.failed.length > 0) return exitCodes.partlyFailed;
     return result.notStarted.length > 0 ? exitCodes.locked : exitCodes.done;
   });
+}
+
+/** What the state remembers is no ground for reading everything: a run that was killed may have stored more than it could record. */
+function modeOfRun({ incremental }: ScheduleSpec, isFull: boolean): Pick<RunWork, "mode" | "modeReason"> {
+  if (isFull) return { mode: "full", modeReason: "a full export was asked for" };
+  return incremental ? { mode: "incremental", modeReason: "the export decides" } : { mode: "full", modeReason: "the schedule is not incremental" };
 }
