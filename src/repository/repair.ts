@@ -75,8 +75,8 @@ export async function repairRepository(repository: Repository, options: Omit<Che
           salvaged.add(id);
         }
       } catch (error) {
-        // of a pack that is gone, nothing can be saved
-        if (!isGone(error)) throw error;
+        // of a pack that is gone, or that something else stands in the place of, nothing can be saved
+        if (!isGone(error) && present.packs.has(pack.name)) throw error;
       }
     }
     await writer.finish();

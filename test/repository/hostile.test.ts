@@ -323,6 +323,16 @@ describe("repair", () => {
     expect(await checkRepository(await opened(destination))).toMatchObject({ brokenPoints: [path] });
   });
 
+  it("goes on where a folder stands in the place of a pack", async () => {
+    const { root, destination, path } = await exported();
+    const second = await exportDisk(destination, bytes(128 * KiB, 7), "repository", { vm: "second" });
+    const pack = largest(join(root, "packs"));
+    rmSync(pack);
+    mkdirSync(pack);
+    expect((await repairNow(destination)).brokenPoints).toEqual([path]);
+    expect((await contentOf(destination, second)).equals(bytes(128 * KiB, 7))).toBe(true);
+  });
+
   it("takes what it can from packs that lie under a wrong name", async () => {
     const renames: ((packs: readonly string[]) => void)[] = [
       ([a, b]) => {
