@@ -86,7 +86,7 @@ export async function liveSnapshot(name: string, qmp: Qmp, { clock, agentPath, s
     }
     const instant = clock.now();
     const socket = join(scratch.shared, "nbd.sock");
-    await qmp.execute("nbd-server-start", { addr: { type: "unix", data: { path: socket } }, "max-connections": 32 });
+    await startServer(qmp, socket);
     const disks: SnapshotDisk[] = [];
     for (const [i, each] of frozen.entries()) {
       const client = await exportView(qmp, each, `disk-${i}`, socket);
@@ -120,16 +120,29 @@ export async function liveSnapshot(name: string, qmp: Qmp, { clock, agentPath, s
 /** Ends exports, server, jobs and views of ours, in the order in which they hold one another. */
 async function takeDown(qmp: Qmp): Promise<void> {
   const exports = (await qmp.list("query-block-exports")).filter(({ id }) => isOurs(id));
+  const views = (await qmp.list("query-named-block-nodes")).filter((node) => isOurs(node["node-name"]));
   for (const { id } of exports) await qmp.execute("block-export-del", { id, mode: "hard" });
   for (let tries = 0; (await qmp.list("query-block-exports")).some(({ id }) => isOurs(id)) && tries < 100; tries++) await pause();
-  // a server that serves nothing else is the one that we started
-  if (exports.length > 0 && (await qmp.list("query-block-exports")).length === 0) await qmp.execute("nbd-server-stop").catch(() => {});
+  // a server that serves nothing else is the one that we started; it lives between our first view and the end of the last, exports or not
+  if (exports.length + views.length > 0 && (await qmp.list("query-block-exports")).length === 0) await qmp.execute("nbd-server-stop").catch(() => {});
   for (const { device } of (await qmp.list("query-block-jobs")).filter((job) => isOurs(job["device"]))) {
     await qmp.execute("block-job-cancel", { device, force: true }).catch(() => {});
     await qmp.event(({ event, data }) => /^BLOCK_JOB_(CANCELLED|COMPLETED)$/.test(event) && data["device"] === device, jobEndMs);
   }
   const nodes = (await qmp.list("query-named-block-nodes")).map((node) => node["node-name"]).filter(isOurs);
   for (const name of nodes) await qmp.execute("blockdev-del", { "node-name": name }).catch(() => {});
+}
+
+async function startServer(qmp: Qmp, path: string): Promise<void> {
+  try {
+    await qmp.execute("nbd-server-start", { addr: { type: "unix", data: { path } }, "max-connections": 32 });
+  } catch (error) {
+    if (!(error instanceof HypersdkError) || !error.message.includes("already running")) throw error;
+    throw new HypersdkError(error.code, error.message, {
+      cause: error,
+      hint: "somebody else serves its disks over NBD: nbd-server-stop in its monitor ends that",
+    });
+  }
 }
 
 const pause = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 50));
