@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it, onTestFinished } from "vitest";
 import type { ChunkedDisk, Manifest } from "../../src/exports/manifest.ts";
+import { Qmp } from "../../src/providers/qemu/qmp.ts";
 import { hypersdk, start, workTree } from "../support/cli.ts";
 import { bytes, KiB, MiB } from "../support/disks.ts";
 import { has, qemuImg } from "../support/qemu.ts";
@@ -244,6 +245,26 @@ describe.skipIf(!has("qemu-system-x86_64"))("a running QEMU", () => {
     await live();
     write(a, 0x44, "21M", "1M");
     expect(await isRight("and run")).toEqual(["incremental", "incremental"]);
+  });
+
+  it("ends a server that a killed export left without an export, and says what to do about somebody else's", { timeout: 300_000 }, async () => {
+    const vm = machine(["qcow2"]);
+    const guest = await running(vm);
+    await ok(vm.folder, ["apply", "--auto-approve"]);
+    const inMonitor = async (...commands: [string, Record<string, unknown>][]): Promise<void> => {
+      const qmp = await Qmp.connect(vm.monitor);
+      for (const [command, options] of commands) await qmp.execute(command, options);
+      qmp.close();
+    };
+    const addr = { type: "unix", data: { path: join(vm.folder, "left.sock") } };
+    await inMonitor(["blockdev-add", { driver: "null-co", "node-name": "hypersdk-view-0", size: 65_536 }], ["nbd-server-start", { addr }]);
+    await ok(vm.folder, ["run", "nightly"]);
+    await inMonitor(["nbd-server-start", { addr }]);
+    const refused = await hypersdk(vm.folder, ["run", "nightly"]);
+    expect(refused).toMatchObject({ code: 7, stderr: expect.stringMatching(/NBD server already running[\s\S]*nbd-server-stop in its monitor/) as string });
+    await inMonitor(["nbd-server-stop", {}]);
+    await ok(vm.folder, ["run", "nightly"]);
+    await guest.quit();
   });
 
   it("whose monitor is taken by another is not taken for gone; a raw disk that restarts is read as a whole", { timeout: 300_000 }, async () => {

@@ -48,14 +48,14 @@ interface Frozen {
 export async function liveSnapshot(name: string, qmp: Qmp, { clock, agentPath, scratch: scratchParent, track }: LiveOptions): Promise<VmSnapshot> {
   const clients: NbdClient[] = [];
   const frozen: Frozen[] = [];
-  const done = { hasBegun: false, isKept: false, isReleased: false };
+  const done = { hasBegun: false, isServed: false, isKept: false, isReleased: false };
   let scratch: Scratch | undefined;
   const release = async (): Promise<void> => {
     if (done.isReleased) return;
     done.isReleased = true;
     await Promise.allSettled(clients.map((client) => client.close()));
     try {
-      await takeDown(qmp);
+      await takeDown(qmp, done.isServed);
       if (done.hasBegun) await settleBitmaps(qmp, frozen, done.isKept);
     } catch (error) {
       // a machine that is gone keeps what it has; the next snapshot clears up, and counts every bitmap that is left
@@ -87,6 +87,7 @@ export async function liveSnapshot(name: string, qmp: Qmp, { clock, agentPath, s
     const instant = clock.now();
     const socket = join(scratch.shared, "nbd.sock");
     await startServer(qmp, socket);
+    done.isServed = true;
     const disks: SnapshotDisk[] = [];
     for (const [i, each] of frozen.entries()) {
       const client = await exportView(qmp, each, `disk-${i}`, socket);
@@ -117,14 +118,18 @@ export async function liveSnapshot(name: string, qmp: Qmp, { clock, agentPath, s
   }
 }
 
-/** Ends exports, server, jobs and views of ours, in the order in which they hold one another. */
-async function takeDown(qmp: Qmp): Promise<void> {
+/**
+ * Ends exports, server, jobs and views of ours, in the order in which they hold one another.
+ * @param isServed whether the server is ours; left out by those who find what is there: it lives between the first view and the end of the last
+ */
+async function takeDown(qmp: Qmp, isServed?: boolean): Promise<void> {
   const exports = (await qmp.list("query-block-exports")).filter(({ id }) => isOurs(id));
   const views = (await qmp.list("query-named-block-nodes")).filter((node) => isOurs(node["node-name"]));
   for (const { id } of exports) await qmp.execute("block-export-del", { id, mode: "hard" });
   for (let tries = 0; (await qmp.list("query-block-exports")).some(({ id }) => isOurs(id)) && tries < 100; tries++) await pause();
-  // a server that serves nothing else is the one that we started; it lives between our first view and the end of the last, exports or not
-  if (exports.length + views.length > 0 && (await qmp.list("query-block-exports")).length === 0) await qmp.execute("nbd-server-stop").catch(() => {});
+  // and what serves somebody else too stays
+  if ((isServed ?? exports.length + views.length > 0) && (await qmp.list("query-block-exports")).length === 0)
+    await qmp.execute("nbd-server-stop").catch(() => {});
   for (const { device } of (await qmp.list("query-block-jobs")).filter((job) => isOurs(job["device"]))) {
     await qmp.execute("block-job-cancel", { device, force: true }).catch(() => {});
     await qmp.event(({ event, data }) => /^BLOCK_JOB_(CANCELLED|COMPLETED)$/.test(event) && data["device"] === device, jobEndMs);
