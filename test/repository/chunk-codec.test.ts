@@ -65,10 +65,12 @@ describe("a frame that is unpacked", () => {
     for (let i = 0; i < 8; i++) expect((await unpacked(frame))?.equals(data)).toBe(true);
   });
 
-  it("with something behind it is what it holds, and harms none after it", async () => {
+  it("with something behind it is what it holds or is refused, and harms none beside it or after it", async () => {
     for (const behind of [Buffer.from("behind"), frame, bomb]) {
-      const all = await Promise.all([Buffer.concat([frame, behind]), frame, frame, frame, frame, frame].map((each) => unpacked(each)));
-      expect(all.every((each) => each?.equals(data))).toBe(true);
+      const [odd, ...honest] = await Promise.all([Buffer.concat([frame, behind]), frame, frame, frame, frame, frame].map((each) => unpacked(each)));
+      expect(honest.map((each) => each?.equals(data))).toEqual([true, true, true, true, true]);
+      // whether zlib looks behind a frame depends on how it is asked: what was stored never has anything there
+      expect(odd === undefined || odd.equals(data)).toBe(true);
     }
   });
 });
