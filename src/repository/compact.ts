@@ -1,4 +1,4 @@
-import { isGone } from "../destinations/gone.ts";
+import { againWhileGone, isGone } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import { isTaken, unusedOf } from "./check.ts";
@@ -55,9 +55,11 @@ const manyIndexes = 32;
 export async function compactRepository(repository: Repository, options: CompactOptions): Promise<CompactReport> {
   const nowMs = epochMsOf(options.now);
   if (!options.dryRun) await clearPending(repository, nowMs);
-  const before = await settle(repository, nowMs - options.graceMs, options);
-  const { condemnedBytes, rewrittenBytes, waitingBytes, exportSince } = await condemn(repository, options);
-  const after = options.graceMs === 0 && condemnedBytes > 0 ? await settle(repository, nowMs, options) : { freedBytes: 0, sparedBytes: 0 };
+  // another compaction may delete what this one is about to read
+  const settled = (untilMs: number): ReturnType<typeof settle> => againWhileGone(() => settle(repository, untilMs, options));
+  const before = await settled(nowMs - options.graceMs);
+  const { condemnedBytes, rewrittenBytes, waitingBytes, exportSince } = await againWhileGone(() => condemn(repository, options));
+  const after = options.graceMs === 0 && condemnedBytes > 0 ? await settled(nowMs) : { freedBytes: 0, sparedBytes: 0 };
   const waits = await waitingFor(repository, nowMs - options.graceMs, options.id);
   const newBytes = condemnedBytes - after.freedBytes;
   const freeMs = newBytes > 0 ? nowMs : waits.sinceMs;
@@ -147,7 +149,7 @@ function condemnedObjects(condemnations: readonly Condemnation[], present: Prese
   };
 }
 
-/** Deletes what was condemned before `untilMs` and is still unused; what is used is spared as long as it is. */
+/** Deletes what was condemned before `untilMs` and is still unused; what is used is spared as long as it is. Nothing is changed before all is read. */
 async function settle(
   repository: Repository,
   untilMs: number,
@@ -222,19 +224,8 @@ function takenChunks(pack: NonNullable<ReturnType<ChunkIndex["pack"]>>, { index,
 
 type Condemned = Pick<CompactReport, "condemnedBytes" | "rewrittenBytes" | "waitingBytes" | "exportSince">;
 
-async function condemn(repository: Repository, options: CompactOptions): Promise<Condemned> {
-  for (let attempt = 0; ; attempt++) {
-    try {
-      return await condemnOnce(repository, options);
-    } catch (error) {
-      // another compaction may have deleted what this one was moving
-      if (!isGone(error) || attempt === 5) throw error;
-    }
-  }
-}
-
 /** Condemns what no point uses; of packs that are used too little, what is used is moved into new ones first. */
-async function condemnOnce(repository: Repository, options: CompactOptions): Promise<Condemned> {
+async function condemn(repository: Repository, options: CompactOptions): Promise<Condemned> {
   const state = await look(repository);
   const { index, present, used } = state;
   const exportMs = await oldestExport(repository, options.now);

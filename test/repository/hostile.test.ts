@@ -4,6 +4,7 @@ import { dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Destination } from "../../src/destinations/destination.ts";
 import { withDigest } from "../../src/model/digest.ts";
+import { HypersdkError } from "../../src/model/errors.ts";
 import { epochMsOf, instantOf } from "../../src/model/instant.ts";
 import { checkRepository } from "../../src/repository/check.ts";
 import { compactRepository } from "../../src/repository/compact.ts";
@@ -296,6 +297,22 @@ describe("a chunk that two packs hold, since two exports sent it at once", () =>
     expect((await repairNow(destination)).brokenPoints).toEqual([]);
     expect(await checkRepository(await opened(destination), { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [] });
     await compactNow(destination);
+    for (const path of paths) expect((await contentOf(destination, path)).equals(disk)).toBe(true);
+  });
+
+  it("is looked for again where another compaction takes away the copy that is about to be read", async () => {
+    const { destination, paths } = await twice();
+    let openings = 0;
+    const raced: Destination = {
+      ...destination,
+      async open(target) {
+        if (target.startsWith("packs/") && openings++ === 0) throw new HypersdkError("NotFound", `${target} is not there`);
+        return destination.open(target);
+      },
+    };
+    await compactNow(raced);
+    expect(openings).toBeGreaterThan(1);
+    expect(await destination.list("packs")).toHaveLength(1);
     for (const path of paths) expect((await contentOf(destination, path)).equals(disk)).toBe(true);
   });
 
