@@ -13,6 +13,7 @@ import type { VmPath } from "../model/vm-path.ts";
 import type { Provider, SnapshotDisk, VmSnapshot } from "../providers/provider.ts";
 import { ChunkSession, chunkSink } from "../repository/chunk-sink.ts";
 import { partsOf } from "../repository/increment.ts";
+import { manifestVersion } from "../repository/layout.ts";
 import { lockForExport } from "../repository/locks.ts";
 import { pointPath, publishPoint } from "../repository/points.ts";
 import { Repository } from "../repository/repository.ts";
@@ -125,7 +126,7 @@ export async function exportVm(
     const endedAt = clock.now();
     const sum = (pick: (disk: ManifestDisk) => number): number => stored.manifest.disks.reduce((total, disk) => total + pick(disk), 0);
     const manifest: Manifest = withDigest({
-      formatVersion: 1,
+      formatVersion: manifestVersion,
       id: request.pointId,
       lineage: request.lineage,
       tool: { name: "hypersdk", version: request.toolVersion },

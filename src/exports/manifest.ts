@@ -6,10 +6,11 @@ import { compactInstant } from "../model/instant.ts";
 import { publishedSchema } from "../model/published-schema.ts";
 import { type VmPath, vmPathSegment } from "../model/vm-path.ts";
 import type { ChunkList } from "../repository/disk-source.ts";
+import { manifestVersion } from "../repository/layout.ts";
 
 /** What one restore point is: enough to restore it without the state file. Paths are relative to the manifest. */
 export interface Manifest {
-  readonly formatVersion: 1;
+  readonly formatVersion: typeof manifestVersion;
   readonly id: string;
   readonly lineage: string;
   readonly tool: { readonly name: "hypersdk"; readonly version: string };
@@ -110,7 +111,7 @@ export function parseManifest(path: string, bytes: Buffer): Manifest {
     throw new HypersdkError("ArtifactDamaged", `${path} is no JSON`, { cause: error });
   }
   const version = (value as { formatVersion?: unknown } | null)?.formatVersion;
-  if (typeof version === "number" && version > 1)
+  if (typeof version === "number" && version > manifestVersion)
     throw new HypersdkError("ArtifactDamaged", `${path} has format version ${version}: a newer hypersdk wrote it`, { hint: "use that version" });
   const validate = publishedSchema("manifest");
   if (!validate(value)) {

@@ -31,6 +31,11 @@ export type Decision =
   | { readonly kind: "deferred"; readonly export: DeferredExport }
   | { readonly kind: "skipped"; readonly export: SkippedExport };
 
+/** Whether a protection that begins now begins with an export. */
+export function startsAtOnce({ schedule, vm }: Member, { isSuspended }: Pick<DueContext, "isSuspended">): boolean {
+  return vm !== undefined && schedule.initialExport === "immediate" && !isSuspended(schedule.name);
+}
+
 /** `key` is that of the protection. Whether the latest fire time of a protection runs now, waits, or never runs; undefined when none is open. */
 export function decide(key: string, member: Member, begins: boolean, context: DueContext): Decision | undefined {
   const { schedule } = member;
@@ -39,7 +44,7 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
   const times = fireTimes(schedule.cron, schedule.timezone);
   const runs = context.runs.get(key) ?? [];
   const fireTimeMs = begins
-    ? schedule.initialExport === "immediate"
+    ? startsAtOnce(member, context)
       ? nowMs
       : undefined
     : openFireTime(context.protections.get(key), times.latest(nowMs), runs, nowMs);

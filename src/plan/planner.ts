@@ -2,20 +2,21 @@ import { createHash, type Hash } from "node:crypto";
 import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
 import { formatDuration } from "../model/duration.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
-import { emptiedReason, type Observed, type ObservedDestination, type ObservedVm } from "../model/observed.ts";
+import type { Observed, ObservedVm } from "../model/observed.ts";
 import type { Recorded, RecordedProtection, RecordedRun, RestorePoint } from "../model/recorded.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import { fireTimes } from "../schedule/cron.ts";
 import { byUrgency } from "../schedule/run-queue.ts";
 import { changesOf } from "./changes.ts";
 import { driftOf } from "./drift.ts";
-import { clockToleranceMs, type Decision, type DueContext, decide } from "./due.ts";
+import { clockToleranceMs, type Decision, type DueContext, decide, startsAtOnce } from "./due.ts";
 import { expiryOf } from "./expiry.ts";
 import { type Member, type Membership, membership, protectionKey } from "./membership.ts";
 import { movedPoints, withMoves } from "./moved.ts";
 import { order } from "./order.ts";
 import { type Consequences, type Plan, type PlannedExport, type ProtectionChange, type Revision, turnOf } from "./plan.ts";
 import { type DesiredResource, resourcesOf } from "./resources.ts";
+import { withoutEmptied, withRenames } from "./shown.ts";
 import { warningsOf } from "./warnings.ts";
 
 export interface PlanInput {
@@ -89,21 +90,6 @@ export function plan({ desired, recorded: noted, observed: shown, revision, now 
   };
 }
 
-/**
- * A folder in which a disk is not mounted is empty: nothing is known of what belongs there, least of all that it is gone.
- */
-function withoutEmptied(observed: Observed, { points }: Recorded): Observed {
-  const urls = new Set(points.map(({ destinationUrl }) => destinationUrl));
-  const isEmptied = ({ lineage, url }: ObservedDestination): boolean => lineage === undefined && urls.has(url);
-  const emptied = observed.destinations.filter(isEmptied);
-  if (emptied.length === 0) return observed;
-  return {
-    ...observed,
-    destinations: observed.destinations.filter((each) => !isEmptied(each)),
-    unknownDestinations: [...observed.unknownDestinations, ...emptied.map(({ name }) => ({ name, reason: emptiedReason(name) }))],
-  };
-}
-
 /** As the queue starts them. */
 function inTurn(a: PlannedExport, b: PlannedExport): number {
   return byUrgency(turnOf(a), turnOf(b));
@@ -135,28 +121,6 @@ function inventoryDigestOf(vms: readonly ObservedVm[]): string {
 /** A thousand lines at a time: a call for each costs more than its bytes. */
 function updateAll(hash: Hash, lines: readonly string[]): void {
   for (let i = 0; i < lines.length; i += 1000) hash.update(`${lines.slice(i, i + 1000).join("\n")}\n`);
-}
-
-/**
- * A VM that `renames` says was known by another path keeps that path's identity, so that its history goes on; a new VM under the
- * former path gets one of its own. What the provider calls them stays in `sourceIdentity`.
- */
-export function withRenames(desired: DesiredState, vms: readonly ObservedVm[]): ObservedVm[] {
-  if (desired.renames.length === 0) return [...vms];
-  const formerly = new Map(desired.renames.map((rename) => [rename.vm, rename.formerly]));
-  const left = new Set(desired.renames.map((rename) => rename.formerly));
-  const roots = new Map(desired.providers.map((provider) => [provider.name, provider.root]));
-  const byPath = new Map(vms.map((vm) => [vm.path, vm]));
-  return vms.map((vm) => {
-    const old = formerly.get(vm.path);
-    const root = roots.get(vm.provider) ?? "";
-    if (old !== undefined) {
-      // the identity that the former path had: that of who is there now, or the path itself
-      const identity = byPath.get(old)?.identity ?? (old.startsWith(`${root}/`) ? old.slice(root.length + 1) : old);
-      return { ...vm, identity, sourceIdentity: vm.identity };
-    }
-    return left.has(vm.path) ? { ...vm, identity: `${vm.identity} (new)`, sourceIdentity: vm.identity } : vm;
-  });
 }
 
 function protectionChangesOf(
@@ -248,9 +212,9 @@ function dueContext(
   const suspended = new Set(recorded.suspended);
   const isSuspended = (schedule: string): boolean => suspended.has(schedule) || (schedules.get(schedule)?.suspend ?? false);
   const firstExports = new Map<string, number>();
-  for (const [key, { schedule, vm }] of joined.members) {
-    if (vm && schedule.initialExport === "immediate" && !protections.has(key) && !isSuspended(schedule.name))
-      firstExports.set(schedule.name, (firstExports.get(schedule.name) ?? 0) + 1);
+  for (const [key, member] of joined.members) {
+    const { name } = member.schedule;
+    if (!protections.has(key) && startsAtOnce(member, { isSuspended })) firstExports.set(name, (firstExports.get(name) ?? 0) + 1);
   }
   return {
     now,

@@ -7,7 +7,7 @@ import { retryDelayMs } from "../schedule/backoff.ts";
 import { fireTimes } from "../schedule/cron.ts";
 import { RunQueue, type Waiting } from "../schedule/run-queue.ts";
 import { isOpen, nextOpening } from "../schedule/windows.ts";
-import { type DueContext, decide } from "./due.ts";
+import { type DueContext, decide, startsAtOnce } from "./due.ts";
 import type { Member } from "./membership.ts";
 import { turnOf } from "./plan.ts";
 
@@ -337,9 +337,8 @@ export function simulate(simulation: Simulation): Timeline {
 
   const begins = ({ key }: Subject): boolean => !simulation.protections.has(key);
   const countFirst = (subject: Subject, by: number): void => {
-    const { name, initialExport } = subject.member.schedule;
-    if (!begins(subject) || !subject.member.vm || initialExport !== "immediate" || context.isSuspended(name)) return;
-    firstExports.set(name, (firstExports.get(name) ?? 0) + by);
+    const { name } = subject.member.schedule;
+    if (begins(subject) && startsAtOnce(subject.member, context)) firstExports.set(name, (firstExports.get(name) ?? 0) + by);
   };
   for (const subject of subjects.values()) countFirst(subject, 1);
   for (const subject of subjects.values()) {

@@ -16,6 +16,8 @@ import { contentPieceBytes } from "../model/tree-hash.ts";
  * ever given twice, so that whoever decided to delete an object can never meet another one under its name.
  */
 export const repositoryVersion = 1;
+/** Of the manifests of restore points, in either layout. */
+export const manifestVersion = 1;
 
 export const idBytes = 32;
 export const entryBytes = 48;

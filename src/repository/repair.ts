@@ -66,7 +66,8 @@ export async function repairRepository(repository: Repository, options: Omit<Che
   const salvaged = new Set<string>();
   try {
     const going = dropped.map((path) => path.slice(packsFolder.length + 1));
-    for (const pack of [...damagedPacks.values(), ...(await asTheySay(repository, going))]) {
+    const ownWords = (await asTheySay(repository, going)).filter(({ name, directory }) => !damagedPacks.get(name)?.directory.equals(directory));
+    for (const pack of [...damagedPacks.values(), ...ownWords]) {
       try {
         for await (const { entry, stored, problem } of readPack(repository, pack)) {
           const id = entry.id.toString("latin1");

@@ -4,7 +4,7 @@ import { isAsWritten } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { ChunkIndex } from "./chunk-index.ts";
 import { type ChunkList, type Segments, segmentsOf } from "./disk-source.ts";
-import { checkDirectory, damaged, decodeTrailer, idBytes, isZeroId, nameOf, segmentBytes, trailerBytes } from "./layout.ts";
+import { checkDirectory, damaged, decodeTrailer, idBytes, isZeroId, manifestVersion, nameOf, segmentBytes, trailerBytes } from "./layout.ts";
 import { listPoints, type PointName, pendingPath, pointPath } from "./points.ts";
 import { isDamage, type NoteProblem, type Repository } from "./repository.ts";
 
@@ -13,9 +13,6 @@ export interface PointDisks {
   readonly path: string;
   readonly disks: readonly ChunkList[];
 }
-
-/** Of the manifests that are understood here. */
-const manifestVersion = 1;
 
 /** Every point, and those on their way; listed again when one goes meanwhile. */
 export async function readPoints(repository: Repository, problem?: NoteProblem): Promise<PointDisks[]> {

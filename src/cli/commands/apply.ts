@@ -147,13 +147,14 @@ function report(result: Reconciled, { state, isNarrowed, interruptedWith, zones 
   );
   if (interruptedWith !== undefined) io.out(`${plural(notStarted.length, "export")} not started, ${interrupted.length} can be resumed: hypersdk apply\n`);
   for (const { run } of failed) io.out(`  ${style.red("✗")} ${run.schedule}  ${run.vmPath}: ${wayOn(run, state)}\n`);
+  const nothingRan = completed + failed.length === 0 && interruptedWith === undefined;
   const [waiting] = plan.deferred;
   const first = plan.changes.find((change) => change.kind === "create" && change.resource === "schedule");
-  if (waiting && completed + failed.length === 0 && interruptedWith === undefined)
+  if (waiting && nothingRan)
     io.out(
       `${waiting.vmPath} ${waiting.reason}${plan.deferred.length > 1 ? `, and ${plan.deferred.length - 1} more wait` : ""}: the next apply, or watch, starts what can start\n`,
     );
-  else if (first?.consequences.nextRunAfter && completed + failed.length === 0 && interruptedWith === undefined) {
+  else if (first?.consequences.nextRunAfter && nothingRan) {
     const name = first.address.slice("schedule.".length);
     io.out(`The first export comes ${formatTime(first.consequences.nextRunAfter, zones(name), plan.at)}; \`hypersdk run ${name}\` exports now\n`);
   }

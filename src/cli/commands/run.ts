@@ -7,7 +7,7 @@ import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
 import { parsePattern } from "../../model/pattern.ts";
 import { membership } from "../../plan/membership.ts";
-import { withRenames } from "../../plan/planner.ts";
+import { withRenames } from "../../plan/shown.ts";
 import { manualScope } from "../../state/leases.ts";
 import { plural } from "../../ui/plan-view.ts";
 import { clock, random } from "../compose.ts";

@@ -4,7 +4,7 @@ import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
 import type { RecordedProtection } from "../../model/recorded.ts";
 import { type Member, membership, protectionKey } from "../../plan/membership.ts";
-import { withRenames } from "../../plan/planner.ts";
+import { withRenames } from "../../plan/shown.ts";
 import { type SimulatedRun, type Simulation, simulate as simulateRuns, type Timeline } from "../../plan/simulate.ts";
 import { emptyRecorded, State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
