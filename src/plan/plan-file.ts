@@ -33,7 +33,7 @@ export function decodePlanFile(name: string, bytes: Buffer): PlanFile {
   } catch {
     throw invalid("it is no JSON");
   }
-  const validate = publishedSchema("plan-file", ["plan"]);
+  const validate = publishedSchema("plan-file");
   if (!validate(value)) throw invalid(`${validate.errors?.[0]?.instancePath || "/"} ${validate.errors?.[0]?.message}`);
   const file = value as PlanFile;
   if (planDigest(file.plan) !== file.digest) throw invalid("it was changed after it was written");
