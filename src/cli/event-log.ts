@@ -1,8 +1,8 @@
 import { closeSync, openSync, writeSync } from "node:fs";
-import { pino } from "pino";
 import type { EngineEvent } from "../engine/events.ts";
 import { unreachable } from "../model/brand.ts";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { lazily } from "../model/lazily.ts";
 import { clock } from "./compose.ts";
 import { toolVersion } from "./tool-version.ts";
 
@@ -12,12 +12,14 @@ export interface EventLog {
   close(): void;
 }
 
+const pino = lazily<typeof import("pino").pino>("pino");
+
 /** Progress is told at most twice a second for each disk. */
 const progressEveryMs = 500;
 
 /** @param appends whether what an earlier process told stays */
 export function openEventLog(target: string | undefined, logLevel: string | undefined, appends: boolean): EventLog {
-  const log = logLevel === undefined ? undefined : pino({ level: logLevel, base: null }, pino.destination({ dest: 2, sync: true }));
+  const log = logLevel === undefined ? undefined : pino()({ level: logLevel, base: null }, pino().destination({ dest: 2, sync: true }));
   const tell = (event: EngineEvent): void => void log?.[event.type === "export_progress" ? "debug" : levelOf(event)](withoutType(event), messageOf(event));
   if (target === undefined) return { write: tell, close() {} };
   let descriptor: number;

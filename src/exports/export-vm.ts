@@ -1,6 +1,4 @@
-import { defaultHardware, packMachine } from "../converters/machine/pack-machine.ts";
 import { type Poured, pour } from "../converters/pour.ts";
-import { imageSink } from "../converters/write-image.ts";
 import type { Destination, Upload } from "../destinations/destination.ts";
 import { withDigest } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
@@ -207,6 +205,7 @@ async function storeImages({ disks }: VmSnapshot, format: ImageFormat, work: Wor
 
 async function storeImage(disk: SnapshotDisk, index: number, format: ImageFormat, work: Work): Promise<ImageDisk> {
   const { request, observer, signal } = work;
+  const { imageSink } = await import("../converters/write-image.ts");
   const file = `disk-${index}.${format}`;
   return storing(file, work, async (upload) => {
     const sink = imageSink(format, upload, disk.source.sizeBytes, { compression: request.compression, fileName: file });
@@ -220,6 +219,7 @@ async function storeImage(disk: SnapshotDisk, index: number, format: ImageFormat
 /** The VM as one archive with all of its disks. */
 async function storePackage({ vm, disks }: VmSnapshot, work: Work): Promise<Stored> {
   const { observer, signal } = work;
+  const { defaultHardware, packMachine } = await import("../converters/machine/pack-machine.ts");
   const file = "machine.ova";
   return storing(file, work, async (upload) => {
     const packed = await packMachine(

@@ -7,7 +7,7 @@ import { storedPieceBytes, TreeHash } from "../model/tree-hash.ts";
 import { readPack } from "../repository/chunk-reader.ts";
 import { packsFolder } from "../repository/layout.ts";
 import { readDirectory } from "../repository/survey.ts";
-import { type BootOptions, bootPoint } from "./boot.ts";
+import type { BootOptions } from "./boot.ts";
 import { isChunked, type Manifest, type ManifestDisk } from "./manifest.ts";
 import { discardingSink, openRepository, restoreDisk, storedDisks } from "./restore.ts";
 
@@ -25,7 +25,10 @@ export async function verifyPoint(
   options: VerifyOptions = {},
 ): Promise<void> {
   if (level === "none") return;
-  if (level === "boot") return bootPoint(destination, manifestPath, manifest, { ...options.boot, ...(options.signal ? { signal: options.signal } : {}) });
+  if (level === "boot") {
+    const { bootPoint } = await import("./boot.ts");
+    return bootPoint(destination, manifestPath, manifest, { ...options.boot, ...(options.signal ? { signal: options.signal } : {}) });
+  }
   const folder = manifestPath.slice(0, manifestPath.lastIndexOf("/"));
   const { package: archive, repository, disks } = manifest;
   // what stands around the disks of an archive is proved too

@@ -1,6 +1,7 @@
 import { connect as connectSocket, type Socket } from "node:net";
-import { connect as connectTls, type TLSSocket } from "node:tls";
+import type { TLSSocket } from "node:tls";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { lazily } from "../model/lazily.ts";
 import {
   allocation,
   commands,
@@ -57,6 +58,7 @@ const maxOptionReplyBytes = 64 * 1024;
 const maxOptionReplies = 64;
 /** The most extents that an answer may have. */
 const maxStatusBytes = 8 * 2 ** 20;
+const nodeTls = lazily<typeof import("node:tls")>("node:tls");
 const defaultTimeoutMs = 60_000;
 /** As of every disk that is read. */
 const maxSizeBytes = 64 * 2 ** 40;
@@ -407,7 +409,7 @@ function opened(address: NbdAddress, timeoutMs: number, isPlain: boolean): Promi
 
 function secured(socket: Socket, { ca, serverName, cert, key }: NonNullable<NbdOptions["tls"]>, address: NbdAddress): Promise<TLSSocket> {
   return new Promise((resolve, reject) => {
-    const tls = connectTls({
+    const tls = nodeTls().connect({
       socket,
       ca,
       servername: serverName,

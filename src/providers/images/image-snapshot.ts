@@ -1,7 +1,6 @@
 import { type BigIntStats, statSync } from "node:fs";
 import { openByteFile, sliceOf } from "../../converters/byte-file.ts";
 import { isLockedByOther } from "../../converters/file-locks.ts";
-import { checkArchive } from "../../converters/machine/open-machine.ts";
 import { tarMembers } from "../../converters/machine/tar-members.ts";
 import { neighboursOf, noNeighbours } from "../../converters/neighbours.ts";
 import { type OpenedImage, openImageFile } from "../../converters/open-image.ts";
@@ -23,7 +22,10 @@ export async function imageSnapshot(
   const files = new Set<string>();
   const archive = vm.disks.find(({ within }) => within)?.path;
   // what was packed may have been damaged on its way here; nothing else would notice
-  if (archive !== undefined) await checkArchive(archive, tarMembers(archive));
+  if (archive !== undefined) {
+    const { checkArchive } = await import("../../converters/machine/open-machine.ts");
+    await checkArchive(archive, tarMembers(archive));
+  }
   const opened: { found: FoundDisk; image: OpenedImage }[] = [];
   const release = async (): Promise<void> => {
     await Promise.allSettled(opened.splice(0).map(({ image }) => image.source.close()));
