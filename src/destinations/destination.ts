@@ -1,5 +1,5 @@
 import type { ByteFile } from "../converters/byte-file.ts";
-import type { ByteSink } from "../model/byte-sink.ts";
+import type { ByteSink, FileContent } from "../model/byte-sink.ts";
 import type { DestinationAddress } from "../model/desired.ts";
 
 /**
@@ -16,7 +16,7 @@ export interface Destination {
   /** How a repository there is sealed and opened; undefined where no key is known. */
   readonly encryption?: Encryption;
   create(path: string): Promise<Upload>;
-  put(path: string, data: string | Uint8Array, options?: { readonly exclusive?: boolean }): Promise<void>;
+  put(path: string, data: FileContent, options?: { readonly exclusive?: boolean }): Promise<void>;
   /** A small file. @throws NotFound when it is not there */
   get(path: string, maxBytes: number): Promise<Buffer>;
   open(path: string): Promise<ByteFile>;

@@ -1,6 +1,7 @@
 import { constants, rmSync } from "node:fs";
-import { mkdir, open, rename, rm, stat } from "node:fs/promises";
+import { type FileHandle, mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import type { FileContent } from "../model/byte-sink.ts";
 import { fileError, guard } from "./local-file-sink.ts";
 
 /** Makes a folder entry (a new name, a renamed file) survive a power cut. */
@@ -84,13 +85,22 @@ export async function publish(partial: string, path: string, durable: boolean = 
   });
 }
 
+/** Writes what is the whole content of a new file. */
+export async function writeContent(file: FileHandle, content: FileContent): Promise<void> {
+  if (typeof content === "string" || content instanceof Uint8Array) return file.writeFile(content);
+  const { bytesWritten } = await file.writev(content);
+  const rest = content.reduce((sum, { length }) => sum + length, 0) - bytesWritten;
+  // the system may take less than it was given: what a full disk says of the rest is said then
+  if (rest > 0) await file.writeFile(Buffer.concat(content).subarray(bytesWritten));
+}
+
 /** Writes a small file whole or not at all. */
-export async function writeDurably(path: string, data: string | Uint8Array, token: string): Promise<void> {
+export async function writeDurably(path: string, data: FileContent, token: string): Promise<void> {
   const partial = partialName(path, token);
   try {
     const file = await open(partial, "wx", 0o600);
     try {
-      await file.writeFile(data);
+      await writeContent(file, data);
       await file.sync();
     } finally {
       await file.close();

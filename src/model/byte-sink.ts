@@ -21,3 +21,6 @@ export type FillGap = (data: Uint8Array) => Promise<void>;
 
 /** A part of an upload is held back for each gap in it: a gap is no larger than a part. */
 export const maxGapBytes: number = 8 * 2 ** 20;
+
+/** All of a small file, or of one that is held in memory: several buffers follow each other. */
+export type FileContent = string | Uint8Array | readonly Uint8Array[];

@@ -68,9 +68,9 @@ export class PackWriter {
     const trailer = packTrailer(chunks.length, crc);
     const sealed = await this.#repository.sealing.seal("directory", directory);
     const name = nameOf(sealed, trailer);
-    const bytes = Buffer.concat([...chunks.map(({ stored }) => stored), sealed, trailer]);
-    const upload = this.#repository.destination.put(`${packsFolder}/${name}`, bytes, { exclusive: true }).then(() => {
-      this.sentBytes += bytes.length;
+    const content = [...chunks.map(({ stored }) => stored), sealed, trailer];
+    const upload = this.#repository.destination.put(`${packsFolder}/${name}`, content, { exclusive: true }).then(() => {
+      this.sentBytes += offset + sealed.length + trailer.length;
       this.packs.push(this.#index.add({ name, directory }));
       this.#unindexed.push({ name, directory });
     });

@@ -1,6 +1,23 @@
-import { webcrypto } from "node:crypto";
+import { hash, webcrypto } from "node:crypto";
 
-/** On a thread of the pool, so that several are computed at once. */
+/**
+ * Of a chunk. With SHA instructions 128 KiB take 0.07 ms, and to have a thread of the pool do it costs as much again, here and there:
+ * such a processor hashes on this thread. On others it takes four times as long, and several chunks are hashed at once.
+ */
 export async function sha256(data: Buffer): Promise<Buffer> {
-  return Buffer.from(await webcrypto.subtle.digest("SHA-256", data as Uint8Array<ArrayBuffer>));
+  isFast ??= hashesFast();
+  return isFast ? hash("sha256", data, "buffer") : Buffer.from(await webcrypto.subtle.digest("SHA-256", data as Uint8Array<ArrayBuffer>));
+}
+
+let isFast: boolean | undefined;
+
+/** Whether a byte takes less than 1.2 ns: OpenSSL 3 needs 0.7 with SHA instructions and 2.2 without. */
+function hashesFast(): boolean {
+  const probe = Buffer.alloc(256 * 1024);
+  const tries = Array.from({ length: 3 }, () => {
+    const start = performance.now();
+    hash("sha256", probe);
+    return performance.now() - start;
+  });
+  return (Math.min(...tries) * 1e6) / probe.length < 1.2;
 }

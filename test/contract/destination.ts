@@ -87,6 +87,15 @@ export function destinationContract(
       await expect(destination.get("m.json", 2)).rejects.toMatchObject({ code: "ArtifactDamaged" });
     });
 
+    it("puts several buffers as one file", async () => {
+      const { destination } = await make();
+      const parts = Array.from({ length: 3000 }, (_, i) => Buffer.alloc(i % 700, i));
+      for (const exclusive of [true, false]) await destination.put(`parts-${exclusive}`, parts, { exclusive });
+      await destination.put("none", []);
+      for (const exclusive of [true, false]) expect(await destination.get(`parts-${exclusive}`, 1e7)).toEqual(Buffer.concat(parts));
+      expect(await destination.get("none", 1)).toHaveLength(0);
+    });
+
     it("lists by prefix, sorted, and removes what is there and what is not", async () => {
       const { destination } = await make();
       for (const path of ["b/2", "a/1", "b/1/x"]) await destination.put(path, path);

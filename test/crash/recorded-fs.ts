@@ -75,6 +75,12 @@ function noting(handle: FileHandle, note: (make: (file: number) => Operation) =>
             await call(data);
             note((file) => ({ kind: "write", file, at: 0, data: Buffer.from(data as string) }));
           };
+        case "writev":
+          return async (parts: Uint8Array[]) => {
+            const written = await call(parts);
+            note((file) => ({ kind: "write", file, at: 0, data: Buffer.concat(parts) }));
+            return written;
+          };
         case "truncate":
           return async (bytes: number) => {
             await call(bytes);

@@ -50,7 +50,7 @@ export function memoryDestination(spec: DestinationAddress, files: Map<string, B
     },
     async put(path, data, { exclusive = false } = {}) {
       if (exclusive && files.has(checked(path))) throw new HypersdkError("AlreadyExists", `${path} exists already`);
-      files.set(checked(path), Buffer.from(data as Uint8Array));
+      files.set(checked(path), typeof data === "string" || data instanceof Uint8Array ? Buffer.from(data as Uint8Array) : Buffer.concat(data));
     },
     async get(path, maxBytes) {
       const content = files.get(path);

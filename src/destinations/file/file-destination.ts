@@ -2,8 +2,9 @@ import { existsSync, readdirSync, statSync } from "node:fs";
 import { link, open, rm, rmdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { type ByteFile, openByteFile } from "../../converters/byte-file.ts";
-import { makeFolder, partialEnding, partialName, publish, syncFolder, writeDurably } from "../../files/durable.ts";
+import { makeFolder, partialEnding, partialName, publish, syncFolder, writeContent, writeDurably } from "../../files/durable.ts";
 import { fileError, LocalFileSink } from "../../files/local-file-sink.ts";
+import type { FileContent } from "../../model/byte-sink.ts";
 import type { DestinationAddress } from "../../model/desired.ts";
 import { errnoOf, HypersdkError } from "../../model/errors.ts";
 import type { Random } from "../../model/ports.ts";
@@ -97,11 +98,11 @@ async function inFolder<T>(root: string, final: string, work: () => Promise<T>):
 }
 
 /** Whole from the first instant: a link gives the finished file its name, and fails where there is one. */
-async function putOnce(final: string, data: string | Uint8Array, token: string): Promise<void> {
+async function putOnce(final: string, data: FileContent, token: string): Promise<void> {
   const partial = partialName(final, token);
   try {
     const file = await open(partial, "wx", 0o600);
-    await file.writeFile(data).finally(() => file.sync().finally(() => file.close()));
+    await writeContent(file, data).finally(() => file.sync().finally(() => file.close()));
     await link(partial, final).finally(() => syncFolder(dirname(final)));
   } finally {
     await rm(partial, { force: true });
