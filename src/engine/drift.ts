@@ -15,7 +15,7 @@ export function tellDrift({ drift }: Plan, told: Drifted, emit: EngineContext["e
       each.kind === "unknown"
         ? each.what
         : "point" in each
-          ? `restore point ${each.point.slice(0, 8)} at ${each.destination}`
+          ? `restore point ${each.point.slice(0, 8)} of ${each.schedule} ${each.vmPath} at ${each.destination}`
           : `${each.schedule} ${each.vmPath}`;
     const reason = `${each.kind === "unknown" ? unknownStart : ""}${what}: ${each.message}`;
     const key = `${each.kind} ${what}`;

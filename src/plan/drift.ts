@@ -1,13 +1,13 @@
 import type { Observed, ObservedDisk } from "../model/observed.ts";
-import type { Recorded, RecordedDisk, RecordedProtection } from "../model/recorded.ts";
+import type { RecordedDisk, RecordedProtection } from "../model/recorded.ts";
 import type { Membership } from "./membership.ts";
 import { order } from "./order.ts";
-import type { Drift, ProtectionChange } from "./plan.ts";
+import type { Drift, LostPoint, ProtectionChange } from "./plan.ts";
 
 /** Part 3 of a plan: what the world shows against what was recorded. What cannot be seen is unknown, never drift. */
 export function driftOf(
-  recorded: Recorded,
   observed: Observed,
+  lost: ReadonlyMap<string, LostPoint>,
   changes: readonly ProtectionChange[],
   overdue: ReadonlyMap<string, string>,
   joined: Membership,
@@ -32,17 +32,7 @@ export function driftOf(
     const differences = vm && lastDisks ? diskDifferences(vm.disks, lastDisks) : [];
     if (differences.length > 0) drift.push({ kind: "vm-changed", schedule: schedule.name, vmPath, message: `since its last export ${differences.join(", ")}` });
   }
-  for (const destination of observed.destinations) {
-    const there = new Map(destination.points.map((point) => [point.manifestPath, point.storedBytes]));
-    for (const point of recorded.points) {
-      if (point.destination !== destination.name || point.destinationUrl !== destination.url) continue;
-      const bytes = there.get(point.manifestPath);
-      const at = { point: point.id, destination: destination.name };
-      if (bytes === undefined) drift.push({ ...at, kind: "point-missing", message: `${point.manifestPath} is gone` });
-      else if (bytes !== null && bytes !== point.storedBytes)
-        drift.push({ ...at, kind: "point-altered", message: `its files have ${bytes} bytes, ${point.storedBytes} were stored` });
-    }
-  }
+  drift.push(...lost.values());
   return drift.sort((a, b) => order(a.kind, b.kind) || order(JSON.stringify(a), JSON.stringify(b)));
 }
 

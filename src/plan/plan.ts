@@ -164,8 +164,18 @@ export function turnOf({ priority, waitingSince, schedule, vmPath, identity }: P
 
 export type Drift =
   | { readonly kind: "vm-missing" | "vm-new" | "vm-changed" | "overdue"; readonly schedule: string; readonly vmPath: VmPath; readonly message: string }
-  | { readonly kind: "point-missing" | "point-altered"; readonly point: string; readonly destination: string; readonly message: string }
+  | LostPoint
   | { readonly kind: "unknown"; readonly what: string; readonly message: string };
+
+/** A restore point that is recorded and is not there, or not as it was stored. */
+export interface LostPoint {
+  readonly kind: "point-missing" | "point-altered";
+  readonly point: string;
+  readonly destination: string;
+  readonly schedule: string;
+  readonly vmPath: VmPath;
+  readonly message: string;
+}
 
 export interface Expiry {
   /** Restore points that retention lets go from now on; they may be deleted after `expiresAt`. */

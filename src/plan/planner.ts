@@ -11,10 +11,11 @@ import { changesOf } from "./changes.ts";
 import { driftOf } from "./drift.ts";
 import { clockToleranceMs, type Decision, type DueContext, decide, startsAtOnce } from "./due.ts";
 import { expiryOf } from "./expiry.ts";
+import { lostPoints, withoutLost } from "./lost.ts";
 import { type Member, type Membership, membership, protectionKey } from "./membership.ts";
 import { movedPoints, withMoves } from "./moved.ts";
 import { order } from "./order.ts";
-import { type Consequences, type Plan, type PlannedExport, type ProtectionChange, type Revision, turnOf } from "./plan.ts";
+import { type Consequences, type LostPoint, type Plan, type PlannedExport, type ProtectionChange, type Revision, turnOf } from "./plan.ts";
 import { type DesiredResource, resourcesOf } from "./resources.ts";
 import { withoutEmptied, withRenames } from "./shown.ts";
 import { warningsOf } from "./warnings.ts";
@@ -53,10 +54,12 @@ export function plan({ desired, recorded: noted, observed: shown, revision, now 
     const decision = begins.has(key) && !isNew ? undefined : decide(key, member, isNew, context);
     if (decision) decisions.push(decision);
   }
-  const overdue = overdueOf(joined, protections, newestGoodOf(recorded.points, now), context, now);
+  const lost = lostPoints(recorded.points, observed.destinations);
+  const points = withoutLost(recorded.points, lost);
+  const overdue = overdueOf(joined, protections, newestGoodOf(points, now), context, now);
   const urls = new Map(desired.destinations.map(({ url, name }) => [url, name]));
   const unknown = new Map(observed.isOffline ? [] : observed.unknownDestinations.map(({ name, reason }) => [name, reason]));
-  const newest = newestOf(recorded.points);
+  const newest = newestOf(points);
   const blocked = (point: RestorePoint): string | undefined => {
     const destination = urls.get(point.destinationUrl);
     if (destination === undefined) return `no destination of the files has the URL ${point.destinationUrl}`;
@@ -64,10 +67,9 @@ export function plan({ desired, recorded: noted, observed: shown, revision, now 
     if (why !== undefined) return `the destination cannot be looked at: ${why}`;
     const key = protectionKey(point.schedule, point.provider, point.identity);
     if (overdue.has(key)) return "the protection is overdue";
-    const last = newest.get(key)?.state;
-    return last === "good" ? undefined : `the last restore point ${last === "bad" ? "failed its verification" : "is not proved yet"}`;
+    return doubtOf(newest.get(key), lost);
   };
-  const expiry = expiryOf(desired, recorded.points, gracesOf(recorded), now, blocked);
+  const expiry = expiryOf(desired, points, gracesOf(recorded), now, blocked);
   const changes = changesOf(resources, recorded.resources, consequencesOf(desired, recorded, protectionChanges, expiry.mark, now));
   return {
     formatVersion: 1,
@@ -83,11 +85,24 @@ export function plan({ desired, recorded: noted, observed: shown, revision, now 
     exports: decisions.flatMap((each) => (each.kind === "due" ? [each.export] : [])).sort(inTurn),
     deferred: decisions.flatMap((each) => (each.kind === "deferred" ? [each.export] : [])).sort(inTurn),
     skipped: decisions.flatMap((each) => (each.kind === "skipped" ? [each.export] : [])).sort(inTurn),
-    drift: driftOf(recorded, observed, protectionChanges, overdue, joined, protections),
+    drift: driftOf(observed, lost, protectionChanges, overdue, joined, protections),
     expiry,
     suspended,
     warnings: warningsOf(desired, observed, joined, moved),
   };
+}
+
+/** What speaks against taking the newest restore point of a VM for good. */
+function doubtOf(newest: RestorePoint | undefined, lost: ReadonlyMap<string, LostPoint>): string | undefined {
+  if (newest?.state === "good") return undefined;
+  switch (lost.get(newest?.id ?? "")?.kind) {
+    case "point-missing":
+      return "the last restore point is gone";
+    case "point-altered":
+      return "the files of the last restore point are not what was stored";
+    case undefined:
+      return `the last restore point ${newest?.state === "bad" ? "failed its verification" : "is not proved yet"}`;
+  }
 }
 
 /** As the queue starts them. */

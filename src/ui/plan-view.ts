@@ -239,7 +239,7 @@ export function driftSection({ drift }: Plan, style: Style): string[] {
     unknown: style.yellow("? unknown"),
   };
   const what = (each: Plan["drift"][number]): string =>
-    "vmPath" in each ? `${each.schedule}  ${each.vmPath}` : "point" in each ? `${each.point} at ${each.destination}` : each.what;
+    "what" in each ? each.what : `${each.schedule}  ${each.vmPath}${"point" in each ? `  ${each.point} at ${each.destination}` : ""}`;
   const lines = drift.slice(0, 30).map((each) => `  ${words[each.kind]}  ${printable(what(each))}  ${style.dim(printable(each.message))}`);
   if (drift.length > 30) lines.push(`  … and ${drift.length - 30} more`);
   return [["drift", ...lines].join("\n")];

@@ -1,6 +1,6 @@
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { hypersdk, temporaryFolder, workTree } from "../support/cli.ts";
 import { smallest } from "../support/desired.ts";
@@ -61,6 +61,40 @@ describe("a destination that is not mounted", () => {
       expect((await hypersdk(folder, ["apply", "--auto-approve"])).stdout).toContain("2 restore points marked to expire, 2 removed");
     },
   );
+});
+
+describe("a restore point that is lost at its destination", () => {
+  it.each(["gone", "altered"])("%s: no other one goes for its sake, by apply or by expire", async (how) => {
+    const files = (retention: string): string =>
+      yaml
+        .replace("schedules:", "destinations: [{name: backups, url: file:./exports, expiryGrace: 0s}]\nschedules:")
+        .replace("destination: file:./exports", `destination: backups\n    retention: ${retention}`);
+    const folder = tree(files("{keepLast: 5}"));
+    const at = (path: string): string => join(folder, "exports", path);
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    for (let i = 0; i < 2; i++) expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
+    const manifests = (): string[] => readdirSync(at(""), { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith("manifest.json"));
+    const newest = dirname(manifests().sort().at(-1) as string);
+    if (how === "gone") rmSync(at(newest), { recursive: true });
+    else truncateSync(join(at(newest), readdirSync(at(newest)).find((file) => file.startsWith("disk-")) as string), 0);
+    writeFileSync(join(folder, "infrastructure.yaml"), files("{keepLast: 1}"));
+    const left = manifests().length;
+    for (const args of [
+      ["apply", "--auto-approve"],
+      ["apply", "--auto-approve"],
+      ["expire", "--auto-approve"],
+    ]) {
+      const { code, stdout, stderr } = await hypersdk(folder, args);
+      expect(code).toBe(0);
+      expect(stdout + stderr).toMatch(how === "gone" ? /the last restore point is gone/ : /the files of the last restore point are not what was stored/);
+    }
+    expect(manifests()).toHaveLength(left);
+    // a good one, and the rule holds again
+    expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    expect(manifests()).toHaveLength(1);
+    expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 0 });
+  });
 });
 
 describe("two VMs with one path", () => {

@@ -250,6 +250,41 @@ describe("a plan", () => {
     ]);
   });
 
+  it("lets nothing expire for the sake of a restore point that is gone or altered", () => {
+    const keepsTwo = desiredOf(`${smallest}    retention: {keepLast: 2}\n`);
+    const recorded = (...days: number[]): Recorded => {
+      const web = protection("web", { lastSuccessAt: instant("2026-11-21T02:00:00Z") });
+      const points = days.map((day): RestorePoint => {
+        const [point] = pointOf({ ...web, lastSuccessAt: instant(`2026-11-${day}T02:00:00Z`) }) as [RestorePoint];
+        return { ...point, id: `of the ${day}th`, manifestPath: `${day}/manifest.json` };
+      });
+      return recordedOf(keepsTwo, [web], { points });
+    };
+    const { name, url } = keepsTwo.destinations[0] as DesiredState["destinations"][number];
+    const showing = (...points: [day: number, storedBytes: number | null][]): Observed => ({
+      ...seen("web"),
+      destinations: [{ name, url, lineage: "9a1c0000", points: points.map(([day, storedBytes]) => ({ manifestPath: `${day}/manifest.json`, storedBytes })) }],
+    });
+    const expiry = (observed: Observed): unknown => {
+      const { mark, blocked } = make(keepsTwo, recorded(18, 19, 20, 21), observed).expiry;
+      return { mark: mark.map(({ point }) => point), blocked: blocked.map(({ points, reason }) => [points, reason]) };
+    };
+    expect(expiry(showing([18, 1], [19, 1], [20, 1], [21, 1]))).toEqual({ mark: ["of the 18th", "of the 19th"], blocked: [] });
+    // the two that are kept are two that are there
+    expect(expiry(showing([18, 1], [19, 1], [21, 1]))).toEqual({ mark: ["of the 18th", "of the 20th"], blocked: [] });
+    expect(expiry(showing([18, 1], [19, 1], [20, 0], [21, null]))).toEqual({ mark: ["of the 18th", "of the 20th"], blocked: [] });
+    // and while the newest one is doubtful, nothing goes
+    expect(expiry(showing([18, 1], [19, 1], [20, 1]))).toEqual({ mark: [], blocked: [[2, "the last restore point is gone"]] });
+    expect(expiry(showing([18, 1], [19, 1], [20, 1], [21, 0]))).toEqual({
+      mark: [],
+      blocked: [[2, "the files of the last restore point are not what was stored"]],
+    });
+    expect(make(keepsTwo, recorded(18), showing()).drift).toMatchObject([
+      { kind: "overdue", vmPath: "/datacenter/vm/web" },
+      { kind: "point-missing", schedule: "nightly", vmPath: "/datacenter/vm/web", destination: name },
+    ]);
+  });
+
   it("says that a protection is overdue, and lets nothing expire meanwhile", () => {
     const kept = desiredOf(`${smallest}    retention: {keepLast: 1}\n`);
     const point = (id: string, at: string): RestorePoint => ({

@@ -1,10 +1,16 @@
 import { removePoints } from "../../engine/expire.ts";
+import { observe } from "../../engine/observe.ts";
 import { formatBytes } from "../../model/bytes.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
 import type { RestorePoint } from "../../model/recorded.ts";
 import { groupsOf, verdictsOf } from "../../plan/expiry.ts";
+import { lostPoints, withoutLost } from "../../plan/lost.ts";
+import type { Expiry, LostPoint } from "../../plan/plan.ts";
+import { plan } from "../../plan/planner.ts";
+import { withoutEmptied } from "../../plan/shown.ts";
 import { plural } from "../../ui/plan-view.ts";
+import { printable } from "../../ui/style.ts";
 import { renderTable } from "../../ui/table.ts";
 import { clock, random } from "../compose.ts";
 import { loadDesired } from "../desired.ts";
@@ -28,11 +34,12 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
   const { desired, statePath, revision } = await loadDesired(options, io);
   const session = { statePath, revision, progress: io.json || io.quiet ? undefined : progressOn(io) };
   return inSession(io, session, async ({ state, context, settle }) => {
-    const now = clock.now();
     const points = state.artifacts.list();
-    const rows = points.length === 0 ? [] : calendar(points, options.schedule);
-    const leaving = options.schedule === undefined ? overdueMarks() : retained(options.schedule);
+    const { expiry, lost, due } = await look();
+    const rows = calendar(points, lost, options.schedule);
+    const leaving = options.schedule === undefined ? due : retained(options.schedule);
     if (!io.json) {
+      for (const line of options.schedule === undefined ? blockedLines(expiry) : []) io.err(`${line}\n`);
       if (rows.length > 0) io.out(renderTable(["schedule", "VM", "instant", "size", "kept by"], rows, [3]));
       io.out(
         `${plural(leaving.length, "restore point")} ${leaving.length === 1 ? "goes" : "go"}, ${formatBytes(leaving.reduce((sum, point) => sum + point.storedBytes, 0))}\n`,
@@ -52,7 +59,10 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
           url: destinationUrl,
         })),
       ];
-      const { removed, failed } = await removePoints(leaving, destinations, lease, context);
+      // time has passed since it was looked and asked
+      const still = options.schedule === undefined ? new Set((await look()).due.map(({ id }) => id)) : undefined;
+      const going = leaving.filter(({ id }) => still?.has(id) ?? true);
+      const { removed, failed } = await removePoints(going, destinations, lease, context);
       settle();
       if (io.json) io.result("expire", { removed, leaving: leaving.map(({ id }) => id) });
       else io.out(`${plural(removed, "restore point")} removed\n`);
@@ -71,36 +81,44 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
       if (its.length === 0) throw new HypersdkError("NotFound", `no restore point belongs to a schedule "${schedule}"`);
       return its.filter(({ held }) => !held);
     }
-    function overdueMarks(): RestorePoint[] {
-      return groupsOf(points).flatMap((group) => {
-        const schedule = desired.schedules.find(({ name }) => name === group[0]?.schedule);
-        if (!schedule) return [];
-        const going = new Set(
-          verdictsOf(group, schedule.retention, schedule.timezone, epochMsOf(now))
-            .filter(({ keptBy }) => keptBy.length === 0)
-            .map(({ id }) => id),
-        );
-        return group.filter((point) => going.has(point.id) && point.expiresAt !== undefined && point.expiresAt <= now);
-      });
+    /** What retention says of all that is there now, and what of it was marked and has had its time of grace. */
+    async function look(): Promise<{ readonly expiry: Expiry; readonly lost: ReadonlyMap<string, LostPoint>; readonly due: readonly RestorePoint[] }> {
+      const observed = await observe(desired, context, state.configuration.protections());
+      const now = clock.now();
+      const recorded = state.recorded(now);
+      const { expiry } = plan({ desired, recorded, observed, revision, now });
+      const lost = lostPoints(recorded.points, withoutEmptied(observed, recorded).destinations);
+      const byId = new Map(recorded.points.map((point) => [point.id, point]));
+      const due = expiry.remove.flatMap(({ point }) => byId.get(point) ?? []).filter(({ expiresAt }) => expiresAt !== undefined && expiresAt <= now);
+      return { expiry, lost, due };
     }
   });
 
-  function calendar(points: readonly RestorePoint[], only: string | undefined): string[][] {
+  function calendar(points: readonly RestorePoint[], lost: ReadonlyMap<string, LostPoint>, only: string | undefined): string[][] {
     const nowMs = epochMsOf(clock.now());
-    return groupsOf(points.filter(({ schedule }) => only === undefined || schedule === only)).flatMap((group) => {
+    return groupsOf(withoutLost(points, lost).filter(({ schedule }) => only === undefined || schedule === only)).flatMap((group) => {
       const schedule = desired.schedules.find(({ name }) => name === group[0]?.schedule);
       const byId = new Map(group.map((point) => [point.id, point]));
       return verdictsOf(group, schedule?.retention, schedule?.timezone ?? "UTC", nowMs).map(({ id, keptBy }) => {
         const point = byId.get(id) as RestorePoint;
-        const why = !schedule
-          ? "retained: its schedule is gone"
-          : keptBy.length > 0
-            ? keptBy.join(", ")
-            : `nothing${point.expiresAt ? `; may go after ${point.expiresAt}` : ""}`;
+        const why = lost.has(id)
+          ? `it is lost: ${lost.get(id)?.message}`
+          : !schedule
+            ? "retained: its schedule is gone"
+            : keptBy.length > 0
+              ? keptBy.join(", ")
+              : `nothing${point.expiresAt ? `; may go after ${point.expiresAt}` : ""}`;
         return [point.schedule, point.vmPath, point.instant, formatBytes(point.storedBytes), why];
       });
     });
   }
+}
+
+function blockedLines({ blocked }: Expiry): string[] {
+  return blocked.map(
+    ({ schedule, vmPath, points, reason }) =>
+      `${schedule}  ${printable(vmPath)}: ${plural(points, "restore point")} would go, and ${points === 1 ? "stays" : "stay"}: ${reason}`,
+  );
 }
 
 async function ask(io: Io): Promise<void> {
