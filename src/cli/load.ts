@@ -47,6 +47,8 @@ interface Listed {
   readonly file: string;
   readonly path: string;
   readonly wasNamed: boolean;
+  /** What relative paths in it start from, where that is not its own folder. */
+  readonly folder?: string;
 }
 
 /** Reads the desired state from wherever the options say, without changing anything. */
@@ -208,8 +210,8 @@ function build(
   if (listed.length > maxFiles) throw tooMuch(`${listed.length} YAML files`);
   const passedOver: Diagnostic[] = [];
   let [allBytes, ownBytes] = [0, 0];
-  for (const { file, path, wasNamed } of [...listed].sort((a, b) => (a.file < b.file ? -1 : 1))) {
-    const bytes = readBytes(path, file);
+  for (const { file, path, wasNamed, folder = dirname(path) } of [...listed].sort((a, b) => (a.file < b.file ? -1 : 1))) {
+    const bytes = readBytes(path, file, wasNamed);
     if (!bytes) {
       // git gives names as bytes, and what is none of UTF-8 cannot be opened by its name
       if (file.includes("\uFFFD")) passedOver.push(notRead(file, "has a name that is not UTF-8"));
@@ -221,7 +223,7 @@ function build(
       throw new HypersdkError("SignatureRefused", `${file} is not as the signed commit has it, and so has no signature`, { hint: "commit it, signed" });
     content.update(`${file}\0${bytes.length}\0`).update(bytes);
     const fragment = cache.fragmentOf(file, bytes, wasNamed);
-    files.push({ file, folder: dirname(path), fragment });
+    files.push({ file, folder, fragment });
     if (!fragment.isOurs) continue;
     texts.set(file, bytes);
     ownBytes += bytes.length;
@@ -276,11 +278,13 @@ function tooMuch(what: string): HypersdkError {
 }
 
 /** A file that a folder lists and that is gone, or a folder by that name, is no file of ours. */
-function readBytes(path: string, file: string): Buffer | undefined {
+function readBytes(path: string, file: string, wasNamed: boolean): Buffer | undefined {
   try {
-    if (!statSync(path).isFile()) return undefined;
-    return readFileSync(path);
+    const entry = statSync(path);
+    if (entry.size > maxBytes) throw tooMuch(`more than ${maxBytes / 2 ** 20} MiB of YAML`);
+    return entry.isFile() || (wasNamed && entry.isFIFO()) ? readFileSync(path) : undefined;
   } catch (error) {
+    if (error instanceof HypersdkError) throw error;
     if (errnoOf(error) === "ENOENT") return undefined;
     throw new HypersdkError("SourceUnavailable", `cannot read ${file}: ${errnoOf(error)}`, { cause: error });
   }
@@ -290,7 +294,11 @@ function readBytes(path: string, file: string): Buffer | undefined {
 function listNamed(name: string, cwd: string): Listed[] {
   const path = resolve(cwd, name);
   if (!existsSync(path)) throw new HypersdkError("SourceUnavailable", `${name} is not there`, { hint: "-f takes a YAML file or a folder of them" });
-  if (!statSync(path).isDirectory()) return [{ file: name, path, wasNamed: true }];
+  const named = statSync(path);
+  // what a shell's `<(…)` gives has no folder of its own
+  if (named.isFIFO()) return [{ file: name, path, wasNamed: true, folder: cwd }];
+  if (named.isFile()) return [{ file: name, path, wasNamed: true }];
+  if (!named.isDirectory()) throw new HypersdkError("SourceUnavailable", `${name} is no file`, { hint: "-f takes a YAML file, a pipe, or a folder of files" });
   return readdirSync(path, { recursive: true, withFileTypes: true })
     .filter((entry) => entry.isFile() && /\.ya?ml$/.test(entry.name))
     .map((entry) => join(entry.parentPath, entry.name))

@@ -12,7 +12,7 @@ import type {
 import { nearestName } from "../model/nearest.ts";
 import { parseVmPath, type VmPath } from "../model/vm-path.ts";
 import { type Access, checkAccess } from "./access.ts";
-import { complainAboutSchedule, decodeSchedule } from "./decode-schedule.ts";
+import { decodeSchedule } from "./decode-schedule.ts";
 import { alertsOf, durationOf, patternsOf, priorityOf } from "./decode-values.ts";
 import { parseDestinationUrl } from "./destination-url.ts";
 import { type Diagnostic, sortDiagnostics } from "./diagnostic.ts";
@@ -31,6 +31,13 @@ export interface ConfigFile {
   readonly fragment: Fragment;
 }
 
+/** An entry, and where it stands. */
+type Item = RawItem & { readonly origin: Origin };
+
+function withOrigin(file: string, item: RawItem): Item {
+  return { ...item, origin: { file, document: item.document, pointer: item.pointer } };
+}
+
 export interface Combined {
   /** Undefined when there is an error. */
   readonly desired: DesiredState | undefined;
@@ -47,10 +54,8 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     notAvailable.push({ what, origin: { ...origin, pointer: [...origin.pointer, ...below] } });
     report.warn("HSW010", origin, below, `${what} is not available yet`, "plan and apply refuse it", true);
   };
-  const items = (section: Section): (RawItem & { origin: Origin })[] =>
-    files.flatMap(({ file, fragment }) =>
-      fragment.items.filter((item) => item.section === section).map((item) => ({ ...item, origin: { file, document: item.document, pointer: item.pointer } })),
-    );
+  const items = (section: Section): Item[] =>
+    files.flatMap(({ file, fragment }) => fragment.items.filter((item) => item.section === section).map((item) => withOrigin(file, item)));
 
   for (const { file, fragment } of files) for (const { key, document } of fragment.later) later({ file, document, pointer: [] }, [key], `"${key}"`);
 
@@ -64,8 +69,10 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     return { name: value["name"] as string, type: value["type"] as string, origin };
   });
 
-  const broken = (section: Section): Set<string> =>
-    new Set(files.flatMap(({ fragment }) => fragment.broken.filter((each) => each.section === section).map(({ value }) => String(value["name"]))));
+  const brokenItems = (section: Section): Item[] =>
+    files.flatMap(({ file, fragment }) => fragment.broken.filter((each) => each.section === section).map((each) => withOrigin(file, each)));
+  const brokenNames = (section: Section): Set<string> => new Set(brokenItems(section).map(({ value }) => String(value["name"])));
+  const brokenDestinations = brokenNames("destinations");
   const isIncremental = ({ value }: RawItem): boolean => Boolean(value["incremental"] ?? defaults["incremental"]);
   const incrementalNames = new Set(
     items("schedules")
@@ -75,7 +82,8 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
   const layoutOf = ({ name, layout }: Pick<DecodedDestination, "name" | "layout">): DestinationSpec["layout"] =>
     layout ?? (incrementalNames.has(name) ? "repository" : "image");
   const byName = new Map(destinations.map((destination) => [destination.name, destination]));
-  const schedules = unique(items("schedules"), "schedule", report).flatMap((item): ScheduleSpec[] => {
+  /** Says all that is wrong with a schedule; a destination that stands in it as a URL is one from then on. */
+  const take = (item: Item, later: Later): ScheduleSpec | undefined => {
     const destination = String(item.value["destination"]);
     const layout = layoutOf(byName.get(destination) ?? { name: destination, layout: undefined });
     const schedule = decodeSchedule(item, defaults, report, later, layout);
@@ -87,15 +95,16 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
         `destination "${destination}" has the layout image`,
         "increments need a repository: say layout: repository there, or leave the layout out",
       );
-    if (!byName.has(destination) && !broken("destinations").has(destination)) {
-      const inline = inlineDestination(destination, item.origin, folders, [...byName.keys()], report, later);
+    if ("destination" in item.value && !byName.has(destination) && !brokenDestinations.has(destination)) {
+      const inline = inlineDestination(destination, item.origin, folders, byName, report, later);
       if (inline) byName.set(inline.name, inline);
     }
-    return schedule ? [schedule] : [];
-  });
-  for (const { file, fragment } of files)
-    for (const item of fragment.broken)
-      if (item.section === "schedules") complainAboutSchedule({ ...item, origin: { file, document: item.document, pointer: item.pointer } }, defaults, report);
+    return schedule;
+  };
+  // what has the wrong shape, or a name that is taken, is no schedule: all that is wrong with it is told with the rest
+  const onlyComplain = (item: Item): unknown => take({ ...item, value: { cron: "0 0 * * *", vms: [], ...item.value } }, () => {});
+  const schedules = unique(items("schedules"), "schedule", report, onlyComplain).flatMap((item) => take(item, later) ?? []);
+  for (const item of brokenItems("schedules")) onlyComplain(item);
   const policies = unique(items("policies"), "policy", report).map((item) => decodePolicy(item.value, item.origin, report, later));
   const renames = items("renames").flatMap(({ value, origin }): RenameSpec[] => {
     const vm = vmPathOf(value["vm"] as string, origin, "vm", report);
@@ -117,8 +126,8 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     ),
   );
   const references = [...policies.map(({ schedule, origin }): Reference => ({ schedule, origin, below: ["schedule"] })), ...dependencies];
-  checkReferences(references, new Set([...items("schedules").map((item) => String(item.value["name"])), ...broken("schedules")]), report);
-  checkCycles(schedules, report);
+  checkReferences(references, new Set([...items("schedules").map((item) => String(item.value["name"])), ...brokenNames("schedules")]), report);
+  checkCycles(items("schedules"), report);
   if (access) checkAccess(files, folders, providers, laidOut, access, report);
   const usesDefaultProvider = providers.length === 0 && schedules.length > 0;
   const allProviders = usesDefaultProvider ? [defaultProvider(schedules[0] as ScheduleSpec, folders)] : named(providers);
@@ -181,20 +190,23 @@ function defaultProvider(schedule: ScheduleSpec, folders: ReadonlyMap<string, st
   };
 }
 
-function unique<T extends RawItem & { origin: Origin }>(items: readonly T[], kind: string, report: Report): T[] {
+/** @param complain says what else is wrong with one that is defined twice */
+function unique(items: readonly Item[], kind: string, report: Report, complain: (item: Item) => unknown = () => {}): Item[] {
   const first = new Map<string, Origin>();
-  return items.filter(({ value, origin, isVmBackup }) => {
+  return items.filter((item) => {
+    const { value, origin, isVmBackup } = item;
     const name = String(value["name"]);
     const known = first.get(name);
     if (!known) {
       first.set(name, origin);
       return true;
     }
-    report.error("HSE010", origin, isVmBackup ? [] : ["name"], `${kind} "${name}" is defined twice`, "names are unique over all files", {
+    report.error("HSE010", origin, isVmBackup ? [] : ["name"], `${kind} "${name}" is defined twice`, "names are unique over all files", () => ({
       file: known.file,
       line: report.lineOf(known),
       label: "the first one stands here",
-    });
+    }));
+    complain(item);
     return false;
   });
 }
@@ -208,11 +220,11 @@ function mergeDefaults(files: readonly ConfigFile[], report: Report): Record<str
       for (const [key, member] of Object.entries(value)) {
         const known = from.get(key);
         if (known && JSON.stringify(merged[key]) !== JSON.stringify(member)) {
-          report.error("HSE021", origin, [key], `the default of "${key}" is set twice, differently`, "defaults hold for all files", {
+          report.error("HSE021", origin, [key], `the default of "${key}" is set twice, differently`, "defaults hold for all files", () => ({
             file: known.file,
             line: report.lineOf(known),
             label: "the first one stands here",
-          });
+          }));
         }
         merged[key] = member;
         from.set(key, origin);
@@ -294,7 +306,7 @@ function inlineDestination(
   text: string,
   owner: Origin,
   folders: ReadonlyMap<string, string>,
-  known: string[],
+  known: ReadonlyMap<string, unknown>,
   report: Report,
   later: Later,
 ): DecodedDestination | undefined {
@@ -304,14 +316,10 @@ function inlineDestination(
     return undefined;
   }
   if (!text.includes(":")) {
-    const near = nearestName(text, known);
-    report.error(
-      "HSE012",
-      owner,
-      ["destination"],
-      `unknown destination "${text}"`,
-      near ? `no destination has this name; did you mean "${near}"?` : "no destination has this name, and it is no URL",
-    );
+    report.error("HSE012", owner, ["destination"], `unknown destination "${text}"`, () => {
+      const near = nearestName(text, known.keys());
+      return near ? `no destination has this name; did you mean "${near}"?` : "no destination has this name, and it is no URL";
+    });
     return undefined;
   }
   const url = parseDestinationUrl(text, folders.get(owner.file) ?? "/");
@@ -359,36 +367,51 @@ interface Reference {
 function checkReferences(references: readonly Reference[], names: ReadonlySet<string>, report: Report): void {
   for (const { schedule, origin, below } of references) {
     if (names.has(schedule)) continue;
-    const near = nearestName(schedule, names);
-    const hint = near ? `no schedule has this name; did you mean "${near}"?` : "no schedule has this name";
-    report.error("HSE013", origin, below, `unknown schedule "${schedule}"`, hint);
+    report.error("HSE013", origin, below, `unknown schedule "${schedule}"`, () => {
+      const near = nearestName(schedule, names);
+      return near ? `no schedule has this name; did you mean "${near}"?` : "no schedule has this name";
+    });
   }
 }
 
-function checkCycles(schedules: readonly ScheduleSpec[], report: Report): void {
-  const needs = new Map(schedules.map((schedule) => [schedule.name, schedule]));
-  const reported = new Set<string>();
-  for (const schedule of [...needs.keys()].sort()) {
-    if (needs.get(schedule)?.dependsOn.length === 0) continue;
-    const cycle = cycleFrom(schedule, needs);
-    if (!cycle || reported.has(cycle.slice(0, -1).sort().join())) continue;
-    reported.add([...cycle.slice(0, -1)].sort().join());
-    const owner = needs.get(schedule) as ScheduleSpec;
-    report.error("HSE020", owner.origin, ["dependsOn"], `schedules wait for each other: ${cycle.join(" -> ")}`, "one of these dependencies must go");
-  }
-}
-
-/** The cycle through `start`, first and last the same, or undefined. */
-function cycleFrom(start: string, schedules: ReadonlyMap<string, ScheduleSpec>): string[] | undefined {
-  const seen = new Set<string>();
-  const stack: string[][] = [[start]];
-  for (let path = stack.pop(); path; path = stack.pop()) {
-    for (const { schedule } of schedules.get(path.at(-1) as string)?.dependsOn ?? []) {
-      if (schedule === start) return [...path, start];
-      if (seen.has(schedule)) continue;
-      seen.add(schedule);
-      stack.push([...path, schedule]);
+/** Of each circle of dependencies, from the first of its names on. */
+function checkCycles(items: readonly Item[], report: Report): void {
+  const byName = new Map(items.map((item) => [String(item.value["name"]), item]));
+  const needs = (name: string): string[] =>
+    ((byName.get(name)?.value["dependsOn"] ?? []) as { readonly schedule: string }[]).map(({ schedule }) => schedule).filter((each) => byName.has(each));
+  const done = new Set<string>();
+  /** The way on which the search is: each name with those that are still to be looked at from there. */
+  const way: { readonly name: string; readonly left: string[] }[] = [];
+  const places = new Map<string, number>();
+  const enter = (name: string): void => {
+    places.set(name, way.length);
+    way.push({ name, left: needs(name).reverse() });
+  };
+  for (const start of [...byName.keys()].sort()) {
+    if (!done.has(start)) enter(start);
+    for (let last = way.at(-1); last; last = way.at(-1)) {
+      const next = last.left.pop();
+      const place = next === undefined ? undefined : places.get(next);
+      if (next === undefined) {
+        way.pop();
+        places.delete(last.name);
+        done.add(last.name);
+      } else if (place !== undefined) tell(way.slice(place).map(({ name }) => name));
+      else if (!done.has(next)) enter(next);
     }
   }
-  return undefined;
+
+  function tell(circle: readonly string[]): void {
+    const first = [...circle].sort()[0] as string;
+    const at = circle.indexOf(first);
+    const shown = [...circle.slice(at), ...circle.slice(0, at), first];
+    const names = shown.length > 12 ? [...shown.slice(0, 10), "…", first] : shown;
+    report.error(
+      "HSE020",
+      (byName.get(first) as Item).origin,
+      ["dependsOn"],
+      `schedules wait for each other: ${names.join(" -> ")}`,
+      "one of these dependencies must go",
+    );
+  }
 }

@@ -177,8 +177,3 @@ function minuteOf(time: unknown): number {
   const [hour = 0, minute = 0] = String(time).split(":").map(Number);
   return hour * 60 + minute;
 }
-
-/** What is wrong with the fields of a schedule of which others have the wrong shape: all errors of a run are reported together. */
-export function complainAboutSchedule(item: RawItem & { origin: Origin }, defaults: Readonly<Record<string, unknown>>, report: Report): void {
-  decodeSchedule({ ...item, value: { cron: "0 0 * * *", vms: [], ...item.value } }, defaults, report, () => {});
-}

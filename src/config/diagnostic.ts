@@ -9,8 +9,10 @@ export interface Diagnostic {
   readonly column: number;
   /** How many characters the caret marks. */
   readonly length: number;
-  /** The whole source line. */
+  /** The source line; of a very long one the part around the place. */
   readonly source: string;
+  /** The column at which that part begins. */
+  readonly sourceColumn?: number;
   /** What stands under the caret: why, or what to do. */
   readonly label?: string;
   /** Another place that belongs to it, such as the first of two equal names. */

@@ -22,7 +22,7 @@ export function encryptionsOf(schedules: readonly ScheduleSpec[], folders: Reado
         encryption ? ["encryption"] : [],
         `"${destination}" is encrypted otherwise by schedule ${known.schedule.name}`,
         "schedules that write to one destination share its encryption; defaults can say it once",
-        { file: other.file, line: report.lineOf(other), label: "the other one stands here" },
+        () => ({ file: other.file, line: report.lineOf(other), label: "the other one stands here" }),
       );
     }
   }

@@ -5,27 +5,29 @@ import type { SourceFile } from "./source-file.ts";
 const topOrder = ["version", "defaults", "providers", "destinations", "notifiers", "schedules", "policies", "renames", "budgets", "guardrails", "tests"];
 const itemOrder = ["name", "type", "cron", "timezone", "match", "vms", "exclude", "schedule", "destination", "url", "path", "root"];
 
-/** The text in canonical form; undefined when it holds no document of ours or does not parse. */
+/** The text with the documents of ours in canonical form; undefined when it holds none or does not parse. */
 export function formatText(source: SourceFile): string | undefined {
   const documents = source.documents();
   if (documents.some((document) => document.errors.length > 0)) return undefined;
-  let isOurs = false;
+  const ours = new Set<Document>();
   for (const document of documents) {
     const { contents } = document;
     if (!isMap(contents) || String(contents.get("version")) !== "v2") continue;
-    isOurs = true;
+    ours.add(document);
     order(contents, topOrder);
     for (const { value } of contents.items) {
       if (!isSeq(value)) continue;
       for (const item of value.items) if (isMap(item)) order(item, itemOrder);
     }
   }
-  if (!isOurs) return undefined;
+  if (ours.size === 0) return undefined;
+  const end = (i: number): number => (i === documents.length - 1 ? source.text.length : (documents[i]?.range[2] ?? 0));
   return documents
-    .map(
-      (document: Document.Parsed, i) =>
-        (i > 0 && !document.directives.docStart ? "---\n" : "") + document.toString({ indent: 2, lineWidth: 0, flowCollectionPadding: false }),
-    )
+    .map((document, i) => {
+      if (!ours.has(document)) return source.text.slice(end(i - 1), end(i));
+      const text = document.toString({ indent: 2, lineWidth: 0, flowCollectionPadding: false });
+      return (i > 0 && !document.directives.docStart ? "---\n" : "") + text;
+    })
     .join("");
 }
 

@@ -72,6 +72,9 @@ export function readFile(file: string, bytes: Uint8Array, wasNamed: boolean): Fr
   return readDocuments(new SourceFile(file, text), wasNamed, empty);
 }
 
+/** So many wrong values of a document are told one by one, and mistakes of YAML. */
+const mostTold = 1000;
+const mostYamlErrors = 20;
 /** The parser that understands everything takes 150 bytes of memory for each. */
 const maxUnplainChars = 2 * 2 ** 20;
 
@@ -115,25 +118,15 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
   return { ...empty, items, defaults, later, broken, isOurs, ignoredDocuments, diagnostics };
 
   function readDocument(document: Document.Parsed, index: number): void {
-    for (const error of document.errors) {
-      const duplicate = error.code === "DUPLICATE_KEY";
-      const isDeep = error.message.includes("call stack");
-      const message = duplicate
-        ? "a key stands twice in one mapping"
-        : isDeep
-          ? "the document is nested too deeply"
-          : `this is not valid YAML: ${error.message.split("\n")[0]}`;
-      diagnostics.push(
-        source.atOffset(error.pos[0], error.pos[1] - error.pos[0], {
-          severity: "error",
-          code: duplicate ? "HSE005" : "HSE001",
-          message,
-          ...(duplicate ? { label: "remove one of the two" } : {}),
-        }),
-      );
+    // what follows from the first mistakes of a text is nothing to mend
+    for (const { message, pos } of document.errors.slice(0, mostYamlErrors)) {
+      const why = message.includes("call stack") ? "the document is nested too deeply" : `this is not valid YAML: ${message.split("\n")[0]}`;
+      diagnostics.push(source.atOffset(pos[0], pos[1] - pos[0], { severity: "error", code: "HSE001", message: why }));
     }
     // a key too many hides nothing else that is wrong
-    if (document.errors.some(({ code }) => code !== "DUPLICATE_KEY")) return;
+    const words = { severity: "error", code: "HSE005", message: "a key stands twice in one mapping", label: "remove one of the two" } as const;
+    for (const [start, end] of source.repeatedKeys(document).slice(0, mostTold)) diagnostics.push(source.atOffset(start, end - start, words));
+    if (document.errors.length > 0) return;
     let value: unknown;
     try {
       value = source.valueOf(document);
@@ -182,16 +175,16 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
   function readInfrastructure(value: Record<string, unknown>, index: number): void {
     ownDocuments++;
     const problems = shapeProblems("infrastructure", value);
-    for (const { pointer, atKey, ...words } of problems) diagnostics.push(source.at(pointer, index, { severity: "error", ...words }, atKey));
+    tell(problems, index);
     // what is wrong in one entry does not hide what is wrong in the others
-    const isWrong = (section: string, i?: number): boolean =>
-      problems.some(({ pointer }) => pointer[0] === section && (i === undefined ? pointer.length === 1 : pointer[1] === i));
+    const byEntry = Map.groupBy(problems, ({ pointer }) => pointer.slice(0, 2).join("/"));
     for (const section of sections) {
-      if (isWrong(section)) continue;
+      if (byEntry.has(section)) continue;
       const entries = (value[section] ?? []) as Record<string, unknown>[];
       for (const [i, entry] of entries.entries()) {
         const at = { section, document: index, pointer: [section, i] };
-        const sound = isWrong(section, i) ? soundPartOf(entry, section, i, problems) : undefined;
+        const wrong = byEntry.get(`${section}/${i}`);
+        const sound = wrong && (broken.length < mostTold ? soundPartOf(entry, section, wrong) : { value: {}, standsAlone: false });
         // one that is whole without what is wrong is looked at like any other: its file is refused anyway, and all that is wrong is told
         if (sound && !sound.standsAlone) broken.push({ ...at, value: sound.value });
         else items.push({ ...at, value: sound?.value ?? entry });
@@ -202,10 +195,22 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
     for (const key of ["budgets", "guardrails", "tests"]) if (key in value) later.push({ key, document: index });
   }
 
+  /** A file in which everything is wrong is not a million lines in a log. */
+  function tell(problems: readonly ShapeProblem[], index: number): void {
+    for (const [i, { pointer, atKey, ...words }] of problems.entries()) {
+      if (i < mostTold) diagnostics.push(source.at(pointer, index, { severity: "error", ...words }, atKey));
+      else {
+        const message = `${problems.length - mostTold} more values of this document are wrong`;
+        diagnostics.push(source.at(pointer, index, { severity: "error", code: words.code, message, label: "this is the first of them" }, atKey));
+        return;
+      }
+    }
+  }
+
   function readVmBackup(value: Record<string, unknown>, index: number): void {
     ownDocuments++;
     const problems = shapeProblems("vmbackup", value);
-    for (const { pointer, atKey, ...words } of problems) diagnostics.push(source.at(pointer, index, { severity: "error", ...words }, atKey));
+    tell(problems, index);
     if (problems.length > 0) return;
     items.push({ section: "schedules", value: scheduleFromVmBackup(value), document: index, pointer: ["spec"], isVmBackup: true });
   }
@@ -218,11 +223,10 @@ const judging: ReadonlySet<unknown> = new Set(["layout", "incremental", "encrypt
 function soundPartOf(
   entry: unknown,
   section: Section,
-  i: number,
   problems: readonly ShapeProblem[],
 ): { readonly value: Record<string, unknown>; readonly standsAlone: boolean } {
   if (!isMapping(entry)) return { value: {}, standsAlone: false };
-  const wrong = new Set(problems.filter(({ pointer }) => pointer[0] === section && pointer[1] === i).map(({ pointer }) => pointer[2]));
+  const wrong = new Set(problems.map(({ pointer }) => pointer[2]));
   const value = Object.fromEntries(Object.entries(entry).filter(([key]) => !wrong.has(key)));
   const isJudged = ![...wrong].some((key) => judging.has(key));
   return { value, standsAlone: isJudged && shapeProblems("infrastructure", { version: "v2", [section]: [value] }).length === 0 };

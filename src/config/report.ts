@@ -2,6 +2,9 @@ import type { Origin } from "../model/desired.ts";
 import type { Diagnostic } from "./diagnostic.ts";
 import type { DiagnosticWords, Pointer, SourceFile } from "./source-file.ts";
 
+/** So many errors are told one by one. */
+const mostErrors = 1000;
+
 /** Collects what there is to say, and turns origins into lines only when something is said. */
 export class Report {
   readonly diagnostics: Diagnostic[] = [];
@@ -12,9 +15,19 @@ export class Report {
     this.#sourceOf = sourceOf;
   }
 
-  error(code: string, origin: Origin, below: Pointer, message: string, label?: string, related?: Diagnostic["related"]): void {
+  /** Of very many errors the last one that is kept says how many there are. A label or a relation that takes work is only made for what is kept. */
+  error(
+    code: string,
+    origin: Origin,
+    below: Pointer,
+    message: string,
+    label?: string | (() => string),
+    related?: () => NonNullable<Diagnostic["related"]>,
+  ): void {
     this.errorCount++;
-    this.#add({ severity: "error", code, message, ...(label ? { label } : {}), ...(related ? { related } : {}) }, origin, below, false);
+    if (this.errorCount > mostErrors) return;
+    const shown = typeof label === "function" ? label() : label;
+    this.#add({ severity: "error", code, message, ...(shown ? { label: shown } : {}), ...(related ? { related: related() } : {}) }, origin, below, false);
   }
 
   warn(code: string, origin: Origin, below: Pointer, message: string, label?: string, atKey = false): void {
@@ -28,6 +41,9 @@ export class Report {
   /** Drops warnings that a `# hypersdk-ignore: CODE reason` on the line above silences; one without a reason is a finding itself. */
   withoutIgnored(): Diagnostic[] {
     const kept: Diagnostic[] = [];
+    const untold = this.errorCount - mostErrors;
+    const last = untold > 0 ? this.diagnostics.findLast(({ severity }) => severity === "error") : undefined;
+    if (last) kept.push({ ...last, message: `${untold} more errors are like those that are told`, label: "behind this one" });
     const reasonless = new Set<string>();
     for (const diagnostic of this.diagnostics) {
       const above = diagnostic.severity === "warning" ? this.#sourceOf(diagnostic.file).lineText(diagnostic.line - 1) : "";

@@ -1,5 +1,6 @@
 import { nearestName } from "../model/nearest.ts";
 import { type ErrorObject, publishedSchema } from "../model/published-schema.ts";
+import { redactedUrls } from "./redact.ts";
 import type { Pointer } from "./source-file.ts";
 
 /** What the schema has against a value, in the words of this program. */
@@ -120,7 +121,8 @@ function fieldName(pointer: Pointer): string {
 }
 
 function show(value: unknown): string {
-  const text = JSON.stringify(value) ?? "nothing";
+  if (typeof value === "object" && value !== null) return typeWord(typeOf(value));
+  const text = JSON.stringify(typeof value === "string" ? redactedUrls(value.slice(0, 500)) : value) ?? "nothing";
   return text.length > 60 ? `${text.slice(0, 57)}…` : text;
 }
 

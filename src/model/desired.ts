@@ -136,7 +136,7 @@ export interface WindowSpec {
   readonly timezone: string;
 }
 
-interface DependencySpec {
+export interface DependencySpec {
   readonly schedule: string;
   readonly state: "completed" | "failed" | "any";
   readonly timeoutMs?: number;

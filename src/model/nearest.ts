@@ -1,8 +1,15 @@
+/** Nobody mistypes longer ones, and of more names a wrong one is as good a guess. */
+const longestName = 200;
+const mostNames = 10_000;
+
 /** The name that a person most likely meant by `wanted`, or undefined when none is within a third of its length. */
 export function nearestName(wanted: string, names: Iterable<string>): string | undefined {
+  if (wanted.length > longestName) return undefined;
   let best: string | undefined;
   let bestDistance = Math.max(1, Math.floor(wanted.length / 3)) + 1;
+  let looked = 0;
   for (const name of names) {
+    if (++looked > mostNames) break;
     if (Math.abs(name.length - wanted.length) >= bestDistance) continue;
     const distance = editDistance(wanted.toLowerCase(), name.toLowerCase());
     if (distance < bestDistance) [best, bestDistance] = [name, distance];

@@ -216,6 +216,12 @@ export function hasDifference(plan: Plan): boolean {
   return plan.changes.length + plan.protections.length + mark.length + withdraw.length + remove.length > 0 || plan.drift.some(({ kind }) => kind !== "unknown");
 }
 
+/** Changes of protections that no change of a schedule explains. */
+export function unexplainedProtections({ protections, changes }: Plan): ProtectionChange[] {
+  const explained = new Set(changes.filter(({ resource }) => resource === "schedule").map(({ address }) => address.slice("schedule.".length)));
+  return protections.filter(({ schedule, kind }) => kind === "missing" || kind === "found" || kind === "renamed" || !explained.has(schedule));
+}
+
 /** Why `apply --auto-approve=safe` would not carry a plan out; empty where it would. */
 export function unsafeReasons(plan: Plan): string[] {
   const reasons: string[] = [];

@@ -20,8 +20,11 @@ export function withRenames(desired: DesiredState, vms: readonly ObservedVm[]): 
     const old = formerly.get(vm.path);
     const root = roots.get(vm.provider) ?? "";
     if (old !== undefined) {
-      // the identity that the former path had: that of who is there now, or the path itself
-      const identity = byPath.get(old)?.identity ?? (old.startsWith(`${root}/`) ? old.slice(root.length + 1) : old);
+      const below = (path: string): string => (path.startsWith(`${root}/`) ? path.slice(root.length + 1) : path);
+      // the identity that the former path had: an image has its path's with an ending; where identities are no paths, that of who is there now
+      const own = below(vm.path);
+      const ending = vm.identity.startsWith(own) ? vm.identity.slice(own.length) : undefined;
+      const identity = ending !== undefined && /^(?:\.\w+)?$/.test(ending) ? below(old) + ending : (byPath.get(old)?.identity ?? below(old));
       return { ...vm, identity, sourceIdentity: vm.identity };
     }
     return left.has(vm.path) ? { ...vm, identity: `${vm.identity} (new)`, sourceIdentity: vm.identity } : vm;

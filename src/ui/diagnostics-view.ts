@@ -9,7 +9,7 @@ import { printable, type Style } from "./style.ts";
  *   │                  ^^^^^^ did you mean "backups"?
  */
 export function renderDiagnostic(diagnostic: Diagnostic, style: Style): string {
-  const { severity, code, message, file, line, column, length, source, label, related } = diagnostic;
+  const { severity, code, message, file, line, column, length, source, sourceColumn = 1, label, related } = diagnostic;
   const paint = severity === "error" ? style.red : style.yellow;
   const title = `${severity}: ${printable(message)}`;
   const gutter = " ".repeat(String(line).length);
@@ -19,9 +19,10 @@ export function renderDiagnostic(diagnostic: Diagnostic, style: Style): string {
   ];
   if (source !== "") {
     // a very long line is shown around the place that matters
-    const from = column > 100 ? column - 60 : 1;
+    const at = column - sourceColumn + 1;
+    const from = at > 100 ? at - 60 : 1;
     const shown = printable(source.replaceAll("\t", " ").slice(from - 1, from + 118));
-    const before = printable(source.replaceAll("\t", " ").slice(from - 1, column - 1)).length;
+    const before = printable(source.replaceAll("\t", " ").slice(from - 1, at - 1)).length;
     const marked = Math.max(1, Math.min(length, shown.length - before));
     lines.push(
       `${gutter} │`,

@@ -1,12 +1,10 @@
 import { formatBytes } from "../model/bytes.ts";
 import { formatDuration } from "../model/duration.ts";
 import type { Instant } from "../model/instant.ts";
-import { lazily } from "../model/lazily.ts";
-import type { Change, DueExport, Plan } from "../plan/plan.ts";
+import { type Change, type DueExport, type Plan, unexplainedProtections } from "../plan/plan.ts";
+import { fieldDiff, shownFields, shownName } from "./field-text.ts";
 import { printable, type Style } from "./style.ts";
 import { formatTime } from "./times.ts";
-
-const diff = lazily<typeof import("diff")>("diff");
 
 export interface PlanViewOptions {
   readonly style: Style;
@@ -39,10 +37,12 @@ function headLine({ revision, lineage, serial }: Plan): string {
   return `infrastructure at ${where} · state ${lineage === "new" ? "new" : `${lineage.slice(0, 4)}…`}  serial ${serial}`;
 }
 
-export function summaryLine({ changes, exports, deferred, expiry, unchanged }: Plan): string {
+export function summaryLine(plan: Plan): string {
+  const { changes, exports, deferred, expiry, unchanged } = plan;
   const count = (kind: Change["kind"]): number => changes.filter((change) => change.kind === kind).length;
+  const moved = plan.protections.length === 0 ? 0 : unexplainedProtections(plan).length;
   const points = new Set([...expiry.mark, ...expiry.remove].map(({ point }) => point)).size;
-  return `Plan: ${count("create")} to add, ${count("update")} to change, ${count("delete")} to remove, ${unchanged} unchanged. ${plural(exports.length, "export")} due, ${deferred.length} deferred. ${plural(points, "restore point")} ${points === 1 ? "expires" : "expire"}.`;
+  return `Plan: ${count("create")} to add, ${count("update")} to change, ${count("delete")} to remove, ${unchanged} unchanged. ${moved > 0 ? `${plural(moved, "VM")} gained, lost or renamed. ` : ""}${plural(exports.length, "export")} due, ${deferred.length} deferred. ${plural(points, "restore point")} ${points === 1 ? "expires" : "expire"}.`;
 }
 
 export function plural(count: number, noun: string): string {
@@ -57,8 +57,7 @@ function changeSection({ changes, at }: Plan, { style, timezoneOf }: PlanViewOpt
     if (change.kind === "create") for (const [name, text] of shownFields(change)) field(name, text);
     if (change.kind === "update") {
       for (const { field: name, before, after } of change.fields) {
-        if (Array.isArray(before) && Array.isArray(after)) field(shownField(name), listDiff(before, after));
-        else field(shownField(name), `${fieldText(name, before)} -> ${fieldText(name, after)}`);
+        field(shownName(name), fieldDiff(name, before, after));
       }
     }
     const { gained, lost, nextRunBefore, nextRunAfter, expirable, keepsPoints } = change.consequences;
@@ -75,59 +74,6 @@ function changeSection({ changes, at }: Plan, { style, timezoneOf }: PlanViewOpt
       );
     return lines.join("\n");
   });
-}
-
-/** What a person wants to know of a new thing: not its defaults. */
-function shownFields(change: Change & { readonly kind: "create" }): [string, string][] {
-  const spec = JSON.parse(change.after) as Record<string, unknown>;
-  const fields: Record<Change["resource"], readonly string[]> = {
-    schedule: [
-      "cron",
-      "timezone",
-      "destination",
-      "format",
-      "incremental",
-      "encryption",
-      "keepImage",
-      "verify",
-      "boot",
-      "retention",
-      "windows",
-      "dependsOn",
-      "suspend",
-    ],
-    policy: ["match", "schedule", "priority", "rpoMs"],
-    destination: ["url", "layout"],
-    provider: ["type", "writtenSockets", "libvirt", "writtenPath", "writtenScratch", "root"],
-    notifier: ["type"],
-  };
-  return fields[change.resource].flatMap((name): [string, string][] => {
-    const value = spec[name];
-    if (value === undefined || value === false || (Array.isArray(value) && value.length === 0) || value === fieldDefaults[name]) return [];
-    return [[shownField(name), Array.isArray(value) && value.every((each) => typeof each === "string") ? value.join(", ") : fieldText(name, value)]];
-  });
-}
-
-const fieldNames: Readonly<Record<string, string>> = { writtenPath: "path", writtenSockets: "sockets", writtenScratch: "scratch" };
-const shownField = (name: string): string => fieldNames[name] ?? name.replace(/Ms$/, "");
-/** What goes without saying. */
-const fieldDefaults: Readonly<Record<string, string>> = { verify: "stored" };
-
-function fieldText(name: string, value: unknown): string {
-  return name.endsWith("Ms") && typeof value === "number" ? formatDuration(value) : valueText(value);
-}
-
-function valueText(value: unknown): string {
-  if (value === null) return "(none)";
-  if (typeof value !== "object") return JSON.stringify(value);
-  if (Array.isArray(value)) return value.map(valueText).join("; ");
-  return Object.entries(value)
-    .map(([key, member]) =>
-      key.endsWith("Ms") && typeof member === "number"
-        ? `${key.slice(0, -2)} ${formatDuration(member)}`
-        : `${key} ${typeof member === "object" ? JSON.stringify(member) : String(member)}`,
-    )
-    .join(", ");
 }
 
 /** Of an increment, or of what will be the base of one, also why. */
@@ -150,24 +96,13 @@ function diskModeText({ mode, reason, changedBytes }: DueExport["diskModes"][num
   return `${mode} (${printable(reason)}${changedBytes === undefined ? "" : `, ${formatBytes(changedBytes)}`})`;
 }
 
-function listDiff(before: readonly unknown[], after: readonly unknown[]): string {
-  const text = (values: readonly unknown[]): string[] => values.map((value) => (typeof value === "string" ? value : JSON.stringify(value)));
-  return (
-    diff()
-      .diffArrays(text(before), text(after))
-      .flatMap((part) => part.value.map((value) => (part.added ? `+${value}` : part.removed ? `-${value}` : value)))
-      .join("  ") || "(none)"
-  );
-}
-
 function named(paths: readonly string[]): string {
   const shown = paths.slice(0, 2).join(", ");
   return `${plural(paths.length, "VM")}: ${shown}${paths.length > 2 ? ` … (+${paths.length - 2})` : ""}`;
 }
 
 /** Changes of protections that no change of a schedule explains. */
-function protectionSection({ protections, changes }: Plan, style: Style): string[] {
-  const explained = new Set(changes.filter(({ resource }) => resource === "schedule").map(({ address }) => address.slice("schedule.".length)));
+function protectionSection(plan: Plan, style: Style): string[] {
   const words = {
     begin: style.green("+ protects"),
     end: style.red("- lets go"),
@@ -176,7 +111,7 @@ function protectionSection({ protections, changes }: Plan, style: Style): string
     renamed: style.yellow("~ renamed"),
     restarted: style.yellow("~ restarts"),
   };
-  const shown = protections.filter(({ schedule, kind }) => kind === "missing" || kind === "found" || kind === "renamed" || !explained.has(schedule));
+  const shown = unexplainedProtections(plan);
   if (shown.length === 0) return [];
   const lines = shown
     .slice(0, 20)
@@ -211,7 +146,8 @@ function dueSection({ exports, deferred, skipped, at, suspended }: Plan, { style
     ),
     ...limited(
       deferred,
-      (each) => `  ${style.yellow("~")} ${name(each)}  ${each.reason}${each.until ? `, opens ${formatTime(each.until, timezoneOf(each.schedule), at)}` : ""}`,
+      (each) =>
+        `  ${style.yellow("~")} ${name(each)}  ${each.reason}${each.until ? `, opens ${formatTime(each.until, timezoneOf(each.schedule), at)}` : ""}; given up ${formatTime(each.deadline, timezoneOf(each.schedule), at)}`,
     ),
     ...limited(skipped, (each) => `  ${style.dim("x")} ${name(each)}  skipped: ${each.reason}`),
     ...suspended.map((each) => `  ${style.yellow("‖")} ${each}  is suspended; \`hypersdk resume ${each}\` lets it run`),

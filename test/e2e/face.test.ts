@@ -1,5 +1,6 @@
 import { execFileSync, spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { git, hypersdk, program, temporaryFolder, workTree } from "../support/cli.ts";
@@ -200,6 +201,53 @@ describe("fmt", () => {
       'version: v2\nschedules:\n  # the night\n  - name: x\n    cron: "0 2 * * *"\n    vms: ["/a/*"] # all\n    destination: file:///srv/x\n',
     );
     expect(await hypersdk(folder, ["fmt", "--check"])).toMatchObject({ code: 0 });
+  });
+});
+
+describe("fmt, of what is not all ours or not all right", () => {
+  const make = (): { folder: string; at: (name: string) => string } => {
+    const folder = workTree("version: v2\nschedules:   []\n");
+    return { folder, at: (name) => join(folder, name) };
+  };
+
+  it("leaves documents of others as they are, to the last space", async () => {
+    const { folder, at } = make();
+    const [before, behind] = ["# c\napiVersion: v1\nkind:   ConfigMap\n", "---\nkind:    Other\n"];
+    writeFileSync(at("mixed.yaml"), `${before}---\nversion: v2\nschedules:   []\n${behind}`);
+    expect(await hypersdk(folder, ["fmt", "-f", "mixed.yaml"])).toMatchObject({ code: 0 });
+    expect(readFileSync(at("mixed.yaml"), "utf8")).toBe(`${before}---\nversion: v2\nschedules: []\n${behind}`);
+  });
+
+  it("formats what a link leads to, and leaves the link", async () => {
+    const { folder, at } = make();
+    symlinkSync("infrastructure.yaml", at("link.yaml"));
+    expect(await hypersdk(folder, ["fmt", "-f", "link.yaml"])).toMatchObject({ code: 0 });
+    expect(lstatSync(at("link.yaml")).isSymbolicLink()).toBe(true);
+    expect(readFileSync(at("infrastructure.yaml"), "utf8")).toBe("version: v2\nschedules: []\n");
+  });
+
+  it.each([[["fmt"]], [["fmt", "--check"]], [["fmt", "--json"]]])("says what it cannot read: %s", async (args) => {
+    const { folder, at } = make();
+    writeFileSync(at("broken.yaml"), "version: v2\nschedules: [}\n");
+    const { code, stdout, stderr } = await hypersdk(folder, [...args, "-f", "broken.yaml"]);
+    expect([code, stderr]).toEqual([3, expect.stringContaining("1 file cannot be formatted")]);
+    if (args.includes("--json")) expect(result<{ diagnostics: object[] }>(stdout).diagnostics).toHaveLength(1);
+    else expect(stderr).toContain("broken.yaml:2:");
+  });
+});
+
+describe("-f", () => {
+  it("reads a pipe as a file, and what is neither is no empty configuration", async () => {
+    const folder = temporaryFolder();
+    execFileSync("mkfifo", [join(folder, "pipe")]);
+    const writing = writeFile(join(folder, "pipe"), "version: v2\nschedules: [{name: a}]\n");
+    const { code, stdout } = await hypersdk(folder, ["validate", "-f", "pipe"]);
+    await writing;
+    expect([code, stdout]).toEqual([3, expect.stringMatching(/"cron" is missing[\s\S]*pipe:2:/)]);
+    expect(await hypersdk(folder, ["plan", "-f", "/dev/null", "--state", "s.db"])).toMatchObject({
+      code: 10,
+      stderr: expect.stringContaining("/dev/null is no file") as string,
+    });
   });
 });
 

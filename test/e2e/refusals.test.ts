@@ -90,6 +90,25 @@ describe("a saved plan", () => {
     expect(await hypersdk(folder, ["apply", "plan.json"])).toMatchObject({ code: 6, stderr: expect.stringContaining("another state") as string });
   });
 
+  it("is in the history when it is refused, whoever refuses it", async () => {
+    const folder = workTree(local);
+    machine(folder);
+    await hypersdk(folder, ["plan", "--out", "plan.json"]);
+    writeFileSync(join(folder, "forged.json"), readFileSync(join(folder, "plan.json"), "utf8").replace("0 2 * * *", "1 2 * * *"));
+    writeFileSync(join(folder, "infrastructure.yaml"), local.replace("0 2", "0 3"));
+    const codes = [];
+    for (const args of [["plan.json"], ["forged.json"], []]) codes.push((await hypersdk(folder, ["apply", ...args])).code);
+    expect(codes).toEqual([6, 1, 8]);
+    const { events } = result<{ events: { type: string; detail: { code?: string } }[] }>((await hypersdk(folder, ["history", "--json"])).stdout);
+    expect(
+      events
+        .filter(({ type }) => type === "plan.refused")
+        .map(({ detail }) => detail.code)
+        .sort(),
+    ).toEqual(["Declined", "PlanInvalid", "PlanStale"]);
+    expect(await hypersdk(folder, ["audit", "verify"])).toMatchObject({ code: 0 });
+  });
+
   it("that was edited by hand is refused", async () => {
     const folder = workTree(local);
     machine(folder);

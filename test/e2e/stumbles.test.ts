@@ -63,6 +63,25 @@ describe("a destination that is not mounted", () => {
   );
 });
 
+describe("an image of its own that is renamed", () => {
+  it("goes on under its new name, and is restored under it from points that it had before", async () => {
+    const folder = workTree(yaml);
+    mkdirSync(join(folder, "machines"));
+    const at = (name: string): string => join(folder, "machines", name);
+    writeRaw(at("single.raw"), { sizeBytes: MiB, islands: [{ offset: 0, length: 4096 }] });
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    renameSync(at("single.raw"), at("solo.raw"));
+    writeFileSync(join(folder, "infrastructure.yaml"), `${yaml}renames: [{vm: /datacenter/vm/solo, formerly: /datacenter/vm/single}]\n`);
+    const applied = await hypersdk(folder, ["apply", "--auto-approve"]);
+    expect(applied.stdout).toContain("renamed  nightly  /datacenter/vm/solo  (was /datacenter/vm/single)");
+    expect(applied.stdout).not.toMatch(/missing|protects/);
+    expect(await hypersdk(folder, ["restore", "--vm", "/datacenter/vm/solo", "--to", "back.raw"])).toMatchObject({ code: 0 });
+    expect(readFileSync(join(folder, "back.raw")).equals(readFileSync(at("solo.raw")))).toBe(true);
+    expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
+    expect((await hypersdk(folder, ["plan"])).stdout).toContain("Nothing");
+  });
+});
+
 describe("a restore point that is lost at its destination", () => {
   it.each(["gone", "altered"])("%s: no other one goes for its sake, by apply or by expire", async (how) => {
     const files = (retention: string): string =>
@@ -74,7 +93,12 @@ describe("a restore point that is lost at its destination", () => {
     expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
     for (let i = 0; i < 2; i++) expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
     const manifests = (): string[] => readdirSync(at(""), { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith("manifest.json"));
-    const newest = dirname(manifests().sort().at(-1) as string);
+    const instantOf = (path: string): string => (JSON.parse(readFileSync(at(path), "utf8")) as { source: { instant: string } }).source.instant;
+    const newest = dirname(
+      manifests()
+        .sort((a, b) => (instantOf(a) < instantOf(b) ? -1 : 1))
+        .at(-1) as string,
+    );
     if (how === "gone") rmSync(at(newest), { recursive: true });
     else truncateSync(join(at(newest), readdirSync(at(newest)).find((file) => file.startsWith("disk-")) as string), 0);
     writeFileSync(join(folder, "infrastructure.yaml"), files("{keepLast: 1}"));

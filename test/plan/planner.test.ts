@@ -250,6 +250,32 @@ describe("a plan", () => {
     ]);
   });
 
+  it.each([
+    ["a folder", "", ""],
+    ["an image of its own", ".qcow2", ".qcow2"],
+    ["an archive", ".ova", ".ova"],
+  ])("knows %s that was renamed, also where two have changed their names", (_, ofA, ofB) => {
+    const renamed = desiredOf(
+      `${smallest}renames:\n  - {vm: /datacenter/vm/a, formerly: /datacenter/vm/b}\n  - {vm: /datacenter/vm/b, formerly: /datacenter/vm/a}\n`,
+    );
+    const shown = {
+      ...seen("a", "b"),
+      vms: [
+        { ...vm("a"), identity: `a${ofB}` },
+        { ...vm("b"), identity: `b${ofA}` },
+      ],
+    };
+    const as = (name: string, identity: string): RecordedProtection => ({ ...protection(name), identity });
+    const before = recordedOf(renamed, [as("a", `a${ofA}`), as("b", `b${ofB}`)]);
+    expect(make(renamed, before, shown).protections.map(({ kind, identity, vmPath }) => [kind, identity, vmPath])).toEqual([
+      ["renamed", `b${ofB}`, "/datacenter/vm/a"],
+      ["renamed", `a${ofA}`, "/datacenter/vm/b"],
+    ]);
+    // once that is applied it stays so
+    const behind = recordedOf(renamed, [as("b", `a${ofA}`), as("a", `b${ofB}`)]);
+    expect(make(renamed, behind, shown).protections).toEqual([]);
+  });
+
   it("lets nothing expire for the sake of a restore point that is gone or altered", () => {
     const keepsTwo = desiredOf(`${smallest}    retention: {keepLast: 2}\n`);
     const recorded = (...days: number[]): Recorded => {

@@ -67,6 +67,25 @@ describe("the local provider", () => {
     chmodSync(join(top, "folder"), 0o700);
   });
 
+  it("tells of a VM whose descriptor is there and whose disks are elsewhere", async () => {
+    const top = temporaryFolder();
+    for (const name of ["away", "below/disks", "none"]) mkdirSync(join(top, name), { recursive: true });
+    const vmx = (disk: string): string => `scsi0:0.present = "TRUE"\nscsi0:0.fileName = "${disk}"\n`;
+    writeFileSync(join(top, "away", "away.vmx"), vmx("../elsewhere/d.vmdk"));
+    writeFileSync(join(top, "below", "below.vmx"), vmx("disks/d.raw"));
+    writeFileSync(join(top, "none", "none.vmx"), 'displayName = "none"\n');
+    writeFileSync(join(top, "lone.vmx"), vmx("d.raw"));
+    raw(join(top, "below", "disks", "d.raw"));
+    const { vms, problems, unknown } = await provider(top).inventory();
+    expect(vms.map(({ identity }) => identity)).toEqual(["below/disks"]);
+    expect(unknown?.map(({ identity, reason }) => `${identity}: ${reason}`).sort()).toEqual([
+      'away: away.vmx names the disk "../elsewhere/d.vmdk", which is not beside it',
+      'below: below.vmx names the disk "disks/d.raw", which is not beside it',
+    ]);
+    expect(problems).toContain("lone.vmx names disks, and has no folder: give it one of its own, with them");
+    expect(problems).toHaveLength(3);
+  });
+
   it("follows a .vmx: its name, its disks with the boot disk first, the extents no disks of their own", async () => {
     const top = temporaryFolder();
     makeMachines(top, 1);

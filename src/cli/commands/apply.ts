@@ -1,8 +1,10 @@
+import type { EngineContext } from "../../engine/context.ts";
 import { type Reconciled, reconcile } from "../../engine/reconcile.ts";
+import { noteRefusal } from "../../engine/revisions.ts";
 import { parseDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { narrow } from "../../plan/narrow.ts";
-import { type Change, isEmpty, type Plan, unsafeReasons } from "../../plan/plan.ts";
+import { type Change, isEmpty, type Plan, unexplainedProtections, unsafeReasons } from "../../plan/plan.ts";
 import { type PlanFile, planDigest, whatMoved } from "../../plan/plan-file.ts";
 import { isRepositoryPoint } from "../../repository/points.ts";
 import type { RunRow } from "../../state/runs.ts";
@@ -33,23 +35,25 @@ export interface ApplyOptions extends SourceOptions {
 export async function apply(planFile: string | undefined, options: ApplyOptions, io: Io): Promise<number> {
   checkTargets([...(options.target ?? []), ...(options.exclude ?? [])]);
   const lockTimeoutMs = durationOption("--lock-timeout", options.lockTimeout);
-  const saved = planFile === undefined ? undefined : readPlanFile(planFile);
+  const saved = planFile === undefined ? undefined : readSaved(planFile);
   const loaded = await loadDesired(options, io);
   return inSession(io, { ...loaded, adopt: options.adopt, progress: io.quiet ? undefined : progressOn(io) }, async ({ state, context, interrupts, settle }) => {
-    const result = await reconcile(loaded.desired, context, {
-      lockTimeoutMs,
-      parallelism: options.parallelism,
-      exports: options.exports ?? true,
-      approve: async (made) => {
-        const plan = narrow(saved ? bounded(saved, made) : made, options.target ?? [], options.exclude ?? []);
-        refuseUnknownAddresses([...(options.target ?? []), ...(options.exclude ?? [])], made, loaded.desired);
-        const zones = timezonesOf(loaded.desired, plan);
-        tellGitHub(plan, zones, io);
-        if (!io.json && !io.quiet) io.out(renderPlan(plan, { style: io.style, summary: false, timezoneOf: zones }));
-        await approve(plan, saved !== undefined, options, io);
-        return plan;
-      },
-    });
+    if (saved instanceof HypersdkError) {
+      await noteRefusal(saved, context);
+      throw saved;
+    }
+    const approve = async (made: Plan): Promise<Plan> => {
+      const plan = narrow(saved ? bounded(saved, made) : made, options.target ?? [], options.exclude ?? []);
+      refuseUnknownAddresses([...(options.target ?? []), ...(options.exclude ?? [])], made, loaded.desired);
+      const zones = timezonesOf(loaded.desired, plan);
+      tellGitHub(plan, zones, io);
+      if (!io.json && !io.quiet) io.out(renderPlan(plan, { style: io.style, summary: false, timezoneOf: zones }));
+      await askFor(plan, saved !== undefined, options, io);
+      return plan;
+    };
+    const result = await notingRefusals(context, () =>
+      reconcile(loaded.desired, context, { lockTimeoutMs, parallelism: options.parallelism, exports: options.exports ?? true, approve }),
+    );
     settle();
     const isNarrowed = (options.target ?? []).length + (options.exclude ?? []).length > 0;
     report(result, { state, isNarrowed, interruptedWith: interrupts.exitCode, zones: timezonesOf(loaded.desired) }, io);
@@ -93,7 +97,26 @@ function bounded(saved: PlanFile, current: Plan): Plan {
   };
 }
 
-async function approve(plan: Plan, isSaved: boolean, { autoApprove }: ApplyOptions, io: Io): Promise<void> {
+/** A saved plan, or what is wrong with it: who brings a forged one is to be found in the history. */
+function readSaved(path: string): PlanFile | HypersdkError {
+  try {
+    return readPlanFile(path);
+  } catch (error) {
+    if (error instanceof HypersdkError && error.code === "PlanInvalid") return error;
+    throw error;
+  }
+}
+
+async function notingRefusals<Result>(context: EngineContext, work: () => Promise<Result>): Promise<Result> {
+  try {
+    return await work();
+  } catch (error) {
+    if (error instanceof HypersdkError && ["Declined", "PlanStale"].includes(error.code)) await noteRefusal(error, context);
+    throw error;
+  }
+}
+
+async function askFor(plan: Plan, isSaved: boolean, { autoApprove }: ApplyOptions, io: Io): Promise<void> {
   if (isEmpty(plan) || autoApprove === "all" || isSaved) return;
   if (autoApprove === "safe") {
     const reasons = unsafeReasons(plan);
@@ -143,7 +166,7 @@ function report(result: Reconciled, { state, isNarrowed, interruptedWith, zones 
   }
   const { style } = io;
   io.out(
-    `\n${style.bold(`Applied: ${plural(plan.changes.length, "change")}. ${plural(completed, "export")} completed, ${failed.length} failed. ${plural(plan.expiry.mark.length, "restore point")} marked to expire, ${removed} removed.`)}\n`,
+    `\n${style.bold(`Applied: ${plural(plan.changes.length + unexplainedProtections(plan).length, "change")}. ${plural(completed, "export")} completed, ${failed.length} failed. ${plural(plan.expiry.mark.length, "restore point")} marked to expire, ${removed} removed.`)}\n`,
   );
   if (interruptedWith !== undefined) io.out(`${plural(notStarted.length, "export")} not started, ${interrupted.length} can be resumed: hypersdk apply\n`);
   for (const { run } of failed) io.out(`  ${style.red("✗")} ${run.schedule}  ${run.vmPath}: ${wayOn(run, state)}\n`);

@@ -1,9 +1,11 @@
-import { readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { readFileSync, realpathSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { createTwoFilesPatch } from "diff";
 import { formatText } from "../../config/format.ts";
 import { fileError } from "../../files/local-file-sink.ts";
 import { HypersdkError } from "../../model/errors.ts";
+import { plural } from "../../ui/plan-view.ts";
+import { ConfigInvalid } from "../desired.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
@@ -12,19 +14,24 @@ export interface FmtOptions extends SourceOptions {
   readonly check?: boolean;
 }
 
+/** Findings that say that a file is no YAML that could be read: of all others a file can have as many as it likes. */
+const noYaml: ReadonlySet<string> = new Set(["HSE001", "HSE002", "HSE003", "HSE004", "HSE005"]);
+
 /** Canonical order and spacing, comments kept; only documents of ours are touched. With `--check` nothing is written. */
 export async function fmt(options: FmtOptions, io: Io): Promise<number> {
-  const { sourceOf, base, files } = await load(options, io.env, io.cwd);
+  const { sourceOf, base, files, diagnostics } = await load(options, io.env, io.cwd);
   const changed: string[] = [];
   for (const file of files) {
     const source = sourceOf(file);
     const formatted = formatText(source);
     if (formatted === undefined || formatted === source.text) continue;
     changed.push(file);
-    const path = options.file && options.file.length > 0 ? resolve(io.cwd, file) : resolve(base, file);
     if (options.check) {
       if (!io.json) io.out(createTwoFilesPatch(file, file, source.text, formatted, "", "", { context: 2 }).split("\n").slice(1).join("\n"));
     } else {
+      // what a link leads to is what is formatted
+      const path = realpathSync(resolve(options.file && options.file.length > 0 ? io.cwd : base, file));
+      if (!statSync(path).isFile()) throw new HypersdkError("Usage", `${file} is no file that could be written`);
       // whole or not at all: somebody may be reading it
       const temporary = `${path}.hypersdk-fmt`;
       try {
@@ -37,7 +44,9 @@ export async function fmt(options: FmtOptions, io: Io): Promise<number> {
       }
     }
   }
+  if (!io.json) for (const file of changed) io.out(`${options.check ? "would change" : "changed"} ${file}\n`);
+  const unreadable = diagnostics.filter(({ code }) => noYaml.has(code));
+  if (unreadable.length > 0) throw new ConfigInvalid(unreadable, `${plural(new Set(unreadable.map(({ file }) => file)).size, "file")} cannot be formatted`);
   if (io.json) io.result("fmt", { changed });
-  else for (const file of changed) io.out(`${options.check ? "would change" : "changed"} ${file}\n`);
   return options.check && changed.length > 0 ? exitCodes.difference : exitCodes.done;
 }

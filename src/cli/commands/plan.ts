@@ -6,7 +6,7 @@ import { epochMsOf } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
 import { parsePattern, patternOf } from "../../model/pattern.ts";
 import { narrow } from "../../plan/narrow.ts";
-import { hasDifference, isEmpty, type Plan } from "../../plan/plan.ts";
+import { hasDifference, isEmpty, type Plan, unexplainedProtections } from "../../plan/plan.ts";
 import { encodePlanFile, planDigest } from "../../plan/plan-file.ts";
 import { plan as makePlan } from "../../plan/planner.ts";
 import { resourcesOf } from "../../plan/resources.ts";
@@ -152,7 +152,7 @@ export function tellGitHub(made: Plan, zones: (schedule: string) => string, { en
     if (env["GITHUB_OUTPUT"])
       appendFileSync(
         env["GITHUB_OUTPUT"],
-        `changes=${made.changes.length}\nexports=${made.exports.length}\nexpiries=${made.expiry.mark.length + made.expiry.remove.length}\n`,
+        `changes=${made.changes.length + unexplainedProtections(made).length}\nexports=${made.exports.length}\nexpiries=${made.expiry.mark.length + made.expiry.remove.length}\n`,
       );
   } catch (error) {
     err(`warning: the job summary could not be written: ${errnoOf(error)}\n`);

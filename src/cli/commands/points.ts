@@ -35,8 +35,8 @@ export interface PointSelection extends SourceOptions, KeyOptions {
 /** By the folder or manifest on this machine (no state needed), by id, or the newest good one of a VM, also as of a time. */
 export async function findPoint(id: string | undefined, options: PointSelection, io: Io): Promise<FoundPoint> {
   if (id !== undefined && existsSync(resolve(io.cwd, id))) return pointAt(resolve(io.cwd, id), options, io.cwd);
-  const { points, addressOf, isCopy } = await recordedPoints(options, io);
-  const point = choose(points, id, options, isCopy);
+  const { points, addressOf, isCopy, isNow } = await recordedPoints(options, io);
+  const point = choose(points, id, options, isCopy, isNow);
   if (id === undefined && !io.json && !io.quiet) io.err(`${chosenText(point, points)}\n`);
   for (const [flag, wanted, is] of [
     ["--vm", options.vm, point.vmPath],
@@ -68,6 +68,8 @@ export async function recordedPoints(
   readonly points: RestorePoint[];
   readonly addressOf: (point: RestorePoint) => DestinationAddress;
   readonly isCopy: (point: RestorePoint) => boolean;
+  /** Whether it is of the VM that is now protected under a path, which may have had another when the point was made. */
+  readonly isNow: (point: RestorePoint, vm: string) => boolean;
 }> {
   const { statePath, desired } = await load(options, io.env, io.cwd);
   const addressOf = (point: RestorePoint): DestinationAddress => {
@@ -80,7 +82,9 @@ export async function recordedPoints(
   };
   const state = State.openForReading(statePath);
   try {
-    return { points: state?.artifacts.list() ?? [], addressOf, isCopy };
+    const keyOf = (path: string, { provider, identity }: Pick<RestorePoint, "provider" | "identity">): string => `${path}\n${provider}\n${identity}`;
+    const known = new Set(state?.configuration.protections().map((each) => keyOf(each.vmPath, each)));
+    return { points: state?.artifacts.list() ?? [], addressOf, isCopy, isNow: (point, vm) => known.has(keyOf(vm, point)) };
   } finally {
     state?.close();
   }
@@ -101,6 +105,7 @@ function choose(
   id: string | undefined,
   { vm, at, schedule }: PointSelection,
   isCopy: (point: RestorePoint) => boolean,
+  isNow: (point: RestorePoint, vm: string) => boolean,
 ): RestorePoint {
   if (id !== undefined) {
     const found = points.filter((point) => point.id.startsWith(id));
@@ -113,9 +118,11 @@ function choose(
   }
   if (vm === undefined) throw new HypersdkError("Usage", "which restore point?", { hint: "give its id, the folder that holds its manifest, or --vm PATH" });
   const before = timeOption("--at", at);
-  const found = points.filter(
-    (point) => point.vmPath === vm && point.state !== "bad" && (schedule === undefined || point.schedule === schedule) && (!before || point.instant <= before),
+  const asked = points.filter(
+    (point) => point.state !== "bad" && (schedule === undefined || point.schedule === schedule) && (!before || point.instant <= before),
   );
+  const itsOwn = asked.filter((point) => isNow(point, vm));
+  const found = itsOwn.length > 0 ? itsOwn : asked.filter(({ vmPath }) => vmPath === vm);
   // one that is not proved is better than none
   const newest = found.findLast(({ state }) => state === "good") ?? found.at(-1);
   // of one instant, what the schedule has stored comes before copies of it

@@ -83,6 +83,16 @@ export function discover(top: string): Discovery {
     const disks = images.filter((name) => !archives.includes(name)).sort();
     if (names.length === 0) for (const name of singleDisks(folder, disks)) add(folder, names, [name], undefined, true);
     else if (disks.length > 0) add(folder, names, disks, descriptorOf(folder, descriptors), false);
+    if (descriptors.length > 0 && (names.length === 0 || disks.length === 0)) withoutDisks(folder, names, descriptors);
+  }
+
+  /** A VM whose descriptor is here and whose disks are not is told of: nobody would miss it otherwise. */
+  function withoutDisks(folder: string, names: readonly string[], descriptors: readonly string[]): void {
+    const descriptor = descriptorOf(folder, descriptors);
+    const [disk] = descriptor?.disks ?? [];
+    if (!descriptor || disk === undefined) return;
+    if (names.length > 0) cannotBeRead(names.join("/"), notBeside(descriptor, disk));
+    else problems.push(`${shown(join(folder, descriptor.file))} names disks, and has no folder: give it one of its own, with them`);
   }
 
   function add(folder: string, names: readonly string[], files: readonly string[], descriptor: VmDescriptor | undefined, isSingle: boolean): void {
@@ -116,8 +126,7 @@ export function discover(top: string): Discovery {
   function orderOf(files: readonly string[], descriptor: VmDescriptor | undefined, folder: string): string[] {
     const disks = disksOf(folder, files);
     if (!descriptor || descriptor.disks.length === 0) return disks;
-    for (const name of descriptor.disks)
-      if (!files.includes(name)) throw new HypersdkError("ImageDamaged", `${descriptor.file} names the disk ${JSON.stringify(name)}, which is not there`);
+    for (const name of descriptor.disks) if (!files.includes(name)) throw new HypersdkError("ImageDamaged", notBeside(descriptor, name));
     return [...descriptor.disks];
   }
 
@@ -177,6 +186,10 @@ export function discover(top: string): Discovery {
   function shown(path: string): string {
     return JSON.stringify(relative(root, path).split(sep).join("/")).slice(1, -1);
   }
+}
+
+function notBeside({ file }: VmDescriptor, disk: string): string {
+  return `${file} names the disk ${JSON.stringify(disk)}, which is not beside it`;
 }
 
 function rootOf(top: string): string {
