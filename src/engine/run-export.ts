@@ -183,6 +183,8 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
         emit({ type: "export_progress", run: name, disk, bytes });
       },
       diskDone: (disk, storedBytes) => emit({ type: "disk_stored", run: name, disk, storedBytes }),
+      // whose lock was broken while it slept has no say any more
+      publishes: () => state.write(lease, () => {}),
       lied: (disk, offset) =>
         emit({
           type: "warning",

@@ -52,6 +52,8 @@ export interface ExportObserver {
   begins(place: string, disks: readonly { readonly name: string; readonly dataBytes: number; readonly virtualBytes: number }[]): void;
   read(disk: number, bytes: number): void;
   diskDone(disk: number, storedBytes: number): void;
+  /** Called when everything is stored: while it throws, nothing is published. */
+  publishes?(): void;
   /** A provider said of something that it had not changed, and it had. */
   lied?(disk: number, offset: number): void;
 }
@@ -150,6 +152,7 @@ export async function exportVm(
         durationMs: Math.max(0, epochMsOf(endedAt) - epochMsOf(startedAt)),
       },
     });
+    observer.publishes?.();
     await stored.publish(manifestPath, `${JSON.stringify(manifest, null, 2)}\n`);
     // the point is there; marks that could not be replaced cost a larger increment and nothing else
     await snapshot.keepMarks?.().catch(() => {});

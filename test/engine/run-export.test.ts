@@ -89,6 +89,20 @@ interface Pass {
   readonly events: readonly EngineEvent[];
 }
 
+describe("an export whose lock is broken while it works", () => {
+  it("publishes nothing", async () => {
+    const { state, pass, files } = installation();
+    const breaking = pass(({ type }) => {
+      if (type === "disk_stored") for (const { holder } of state.leases.list()) state.leases.break(holder);
+    }, asItIs);
+    await expect(breaking).rejects.toMatchObject({ code: "LeaseLost" });
+    expect([...files.keys()].filter((path) => path.endsWith("manifest.json"))).toEqual([]);
+    expect(state.artifacts.list()).toEqual([]);
+    // the run is not lost
+    expect((await pass(quietly, asItIs)).done).toMatchObject({ completed: 1 });
+  });
+});
+
 describe("a point that is published and not yet proved", () => {
   it("is not exported again when the store is away for a moment: it is proved at the next attempt", async () => {
     const { state, pass } = installation();
