@@ -1,4 +1,4 @@
-import type { Diagnostic } from "../config/diagnostic.ts";
+import { type Diagnostic, sortDiagnostics } from "../config/diagnostic.ts";
 import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { nearestName } from "../model/nearest.ts";
@@ -49,7 +49,7 @@ export function carriedOut(loaded: Loaded): DesiredState {
       }),
     );
     throw new ConfigInvalid(
-      refused,
+      sortDiagnostics(refused),
       `the configuration uses ${[...new Set(desired.notAvailable.map(({ what }) => what))].join(", ")}, which this version does not carry out`,
     );
   }

@@ -1,7 +1,7 @@
 import { closeSync, openSync, writeSync } from "node:fs";
 import type { EngineEvent } from "../engine/events.ts";
 import { unreachable } from "../model/brand.ts";
-import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { errnoText, HypersdkError } from "../model/errors.ts";
 import { lazily } from "../model/lazily.ts";
 import { clock } from "./compose.ts";
 import { toolVersion } from "./tool-version.ts";
@@ -26,7 +26,7 @@ export function openEventLog(target: string | undefined, logLevel: string | unde
   try {
     descriptor = target === "-" ? 2 : openSync(target, appends ? "a" : "w", 0o600);
   } catch (error) {
-    throw new HypersdkError("Usage", `cannot write the events to ${target}: ${errnoOf(error)}`, { cause: error });
+    throw new HypersdkError("Usage", `cannot write the events to ${target}: ${errnoText(error)}`, { cause: error });
   }
   let isBroken = false;
   const line = (object: object): void => {
@@ -36,7 +36,7 @@ export function openEventLog(target: string | undefined, logLevel: string | unde
     } catch (error) {
       // a full disk under the log must not end an export
       isBroken = true;
-      process.stderr.write(`warning: the events are no longer written to ${target}: ${errnoOf(error)}\n`);
+      process.stderr.write(`warning: the events are no longer written to ${target}: ${errnoText(error)}\n`);
     }
   };
   line({ type: "version", at: clock.now(), level: "info", message: `hypersdk ${toolVersion()}`, formatVersion: 1, version: toolVersion() });

@@ -1,6 +1,6 @@
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { WatchStatus } from "../engine/watch.ts";
-import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { errnoText, HypersdkError } from "../model/errors.ts";
 import type { WatchMetrics } from "../ui/metrics.ts";
 
 /** A loop that has not come round for so long hangs. */
@@ -28,7 +28,7 @@ export async function serveHealth(address: string, metrics: WatchMetrics, status
   server.setTimeout(10_000, (socket) => socket.destroy());
   server.maxConnections = 64;
   await new Promise<void>((resolve, reject) => {
-    server.once("error", (error) => reject(new HypersdkError("Failed", `cannot listen on ${address}: ${errnoOf(error)}`, { cause: error })));
+    server.once("error", (error) => reject(new HypersdkError("Failed", `cannot listen on ${address}: ${errnoText(error)}`, { cause: error })));
     server.listen(port, host, resolve);
   });
   const bound = server.address();

@@ -9,7 +9,7 @@ import { SourceFile } from "../config/source-file.ts";
 import { checkOut, insideOf } from "../git/remote.ts";
 import { verifyCommit } from "../git/signatures.ts";
 import { blobsOf, findTop, notFollowed, readWorkTree, revisionOf } from "../git/work-tree.ts";
-import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { errnoOf, errnoText, HypersdkError } from "../model/errors.ts";
 import type { Revision } from "../plan/plan.ts";
 import { ProcessLock } from "../state/process-lock.ts";
 import { lostFiles } from "./lost-files.ts";
@@ -286,7 +286,7 @@ function readBytes(path: string, file: string, wasNamed: boolean): Buffer | unde
   } catch (error) {
     if (error instanceof HypersdkError) throw error;
     if (errnoOf(error) === "ENOENT") return undefined;
-    throw new HypersdkError("SourceUnavailable", `cannot read ${file}: ${errnoOf(error)}`, { cause: error });
+    throw new HypersdkError("SourceUnavailable", `cannot read ${file}: ${errnoText(error)}`, { cause: error });
   }
 }
 

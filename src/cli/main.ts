@@ -2,7 +2,7 @@ import { existsSync, mkdtempSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { CommanderError } from "commander";
-import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { errnoOf, errnoText, HypersdkError } from "../model/errors.ts";
 import { exitCodeOf, exitCodes } from "./exit-codes.ts";
 import { type GlobalOptions, type Io, makeIo } from "./io.ts";
 import { makeProgram } from "./program.ts";
@@ -20,7 +20,7 @@ process.stdout.on("error", (error) => {
   if (["EPIPE", "EIO"].includes(errnoOf(error) ?? "") || outputError !== undefined) return;
   // an answer that nobody can have is no success
   outputError = errnoOf(error) ?? error.message;
-  process.stderr.write(`error: the output cannot be written: ${outputError}\n`);
+  process.stderr.write(`error: the output cannot be written: ${errnoText(error)}\n`);
   process.exitCode = exitCodes.failed;
 });
 const exitCode = await main(process.argv.slice(2));
@@ -42,6 +42,8 @@ async function main(argv: string[]): Promise<number> {
     }
     if (args[0] === "__complete") return await (await import("./commands/completion.ts")).complete(args.slice(1), program, makeIo({}));
     if (args.length === 1 && args[0] === "--version") args[0] = "version";
+    // for help of what is not there commander prints the help of everything
+    if (args[0] === "help" && args[1] !== undefined && !program.commands.some((each) => each.name() === args[1])) args.shift();
     await program.parseAsync(args, { from: "user" });
     return ran.exitCode;
   } catch (error) {

@@ -8,6 +8,8 @@ import type { Report } from "./report.ts";
 
 const weekdays = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 /** Fields whose whole presence has no effect in this version. */
+/** What fields are called in a VMBackup. */
+const vmBackupFields: Readonly<Record<string, string>> = { carbon: "carbonAware", alerts: "notifications" };
 const laterFields = ["carbon", "bandwidth", "replicateTo"];
 
 /** One schedule with its defaults filled in; undefined when something in it is wrong, which has been reported. */
@@ -36,9 +38,10 @@ export function decodeSchedule(
   const timezone = get<string>("timezone") ?? "UTC";
   if (!isTimezone(timezone)) report.error("HSE016", origin, below("timezone"), `unknown timezone "${timezone}"`, "an IANA name such as Europe/Berlin or UTC");
 
-  for (const key of laterFields) if (value[key] !== undefined && value[key] !== false) later(origin, [key], `"${key}"`);
+  const written = (key: string): string => (isVmBackup && vmBackupFields[key]) || key;
+  for (const key of laterFields) if (value[key] !== undefined && value[key] !== false) later(origin, [written(key)], `"${written(key)}"`);
   const alerts = alertsOf(value["alerts"]);
-  if (alerts.length > 0) later(origin, ["alerts"], '"alerts"');
+  if (alerts.length > 0) later(origin, [written("alerts")], `"${written("alerts")}"`);
   for (const { type, target } of isVmBackup ? alerts : []) {
     if (type === "webhook" && target.includes("://"))
       report.warn("HSW013", origin, ["notifications"], "a webhook's URL stands in the file", "whoever reads the repository can post to it; use a notifier");

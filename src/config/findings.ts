@@ -206,7 +206,8 @@ function policyFindings(policies: readonly PolicySpec[], report: Report): void {
 }
 
 function disagree(one: PolicySpec, other: PolicySpec): boolean {
-  return one !== other && (one.priority !== other.priority || one.rpoMs !== other.rpoMs);
+  const differ = (a: number | undefined, b: number | undefined): boolean => a !== undefined && b !== undefined && a !== b;
+  return one !== other && (differ(one.priority, other.priority) || differ(one.rpoMs, other.rpoMs));
 }
 
 interface Sampled {

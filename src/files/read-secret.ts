@@ -1,5 +1,5 @@
 import { readFileSync, statSync } from "node:fs";
-import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { errnoText, HypersdkError } from "../model/errors.ts";
 import type { SecretRef } from "../model/secret.ts";
 
 const maxSecretBytes = 64 * 1024;
@@ -17,6 +17,6 @@ function contentOf(path: string): string {
     return readFileSync(path, "utf8");
   } catch (error) {
     if (error instanceof HypersdkError) throw error;
-    throw new HypersdkError("KeyRefused", `the key cannot be read: ${path}: ${errnoOf(error)}`, { cause: error });
+    throw new HypersdkError("KeyRefused", `the key cannot be read: ${path}: ${errnoText(error)}`, { cause: error });
   }
 }

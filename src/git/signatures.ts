@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
-import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { errnoText, HypersdkError } from "../model/errors.ts";
 import { gitIn } from "./git.ts";
 
 const execute = promisify(execFile);
@@ -19,13 +19,13 @@ export async function verifyCommit(folder: string, commit: string, keyring: stri
   try {
     content = readFileSync(path);
   } catch (error) {
-    throw new HypersdkError("SourceUnavailable", `cannot read the keyring ${keyring}: ${errnoOf(error)}`, { cause: error });
+    throw new HypersdkError("SourceUnavailable", `cannot read the keyring ${keyring}: ${errnoText(error)}`, { cause: error });
   }
   let home: string;
   try {
     home = mkdtempSync(join(tmpdir(), "hypersdk-keys-"));
   } catch (error) {
-    throw new HypersdkError("SourceUnavailable", `cannot make a folder for the keys in ${tmpdir()}: ${errnoOf(error)}`, { cause: error });
+    throw new HypersdkError("SourceUnavailable", `cannot make a folder for the keys in ${tmpdir()}: ${errnoText(error)}`, { cause: error });
   }
   try {
     if (isOpenPgp(content)) await importKeys(home, path);

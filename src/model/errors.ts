@@ -74,3 +74,23 @@ export function errnoOf(error: unknown): string | undefined {
   const code = error instanceof Error ? (error as NodeJS.ErrnoException).code : undefined;
   return typeof code === "string" ? code : undefined;
 }
+
+const errnoWords: Readonly<Record<string, string>> = {
+  EACCES: "no permission",
+  EPERM: "no permission",
+  ENOENT: "it is not there",
+  EISDIR: "it is a folder",
+  ENOTDIR: "a part of its path is no folder",
+  ELOOP: "its links lead in a circle",
+  ENOSPC: "no space left",
+  EDQUOT: "no space left",
+  EROFS: "its file system is read-only",
+  EADDRINUSE: "something else listens there",
+  ECONNREFUSED: "nobody listens there",
+};
+
+/** A system error in words that fit behind a colon; its errno where it is a rare one. */
+export function errnoText(error: unknown): string {
+  const errno = errnoOf(error);
+  return errno === undefined ? String(error) : (errnoWords[errno] ?? errno);
+}

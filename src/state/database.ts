@@ -2,7 +2,7 @@ import { accessSync, constants, existsSync, readFileSync, statSync } from "node:
 import { dirname } from "node:path";
 import { umask } from "node:process";
 import Database from "better-sqlite3";
-import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { errnoText, HypersdkError } from "../model/errors.ts";
 import { makeStateFolder } from "./folder.ts";
 import { initial } from "./migrations/001-initial.ts";
 import { lastDisks } from "./migrations/002-last-disks.ts";
@@ -106,7 +106,7 @@ function makeFolderOf(path: string): void {
   try {
     makeStateFolder(dirname(path));
   } catch (error) {
-    throw new HypersdkError("StateUnusable", `cannot make the folder of the state file ${path}: ${errnoOf(error)}`, { cause: error });
+    throw new HypersdkError("StateUnusable", `cannot make the folder of the state file ${path}: ${errnoText(error)}`, { cause: error });
   }
 }
 
@@ -122,11 +122,12 @@ export function unusable<T>(path: string, work: () => T): T {
 export function stateError(path: string, error: unknown): unknown {
   const code = error instanceof Database.SqliteError ? error.code : undefined;
   if (code === undefined) return error;
-  const fail = (message: string, hint: string): HypersdkError =>
-    new HypersdkError(code === "SQLITE_FULL" ? "StateFull" : "StateUnusable", message, { cause: error, hint });
+  // a memory file beside it that cannot grow
+  const isFull = code === "SQLITE_FULL" || code === "SQLITE_IOERR_SHMSIZE";
+  const fail = (message: string, hint: string): HypersdkError => new HypersdkError(isFull ? "StateFull" : "StateUnusable", message, { cause: error, hint });
   if (code === "SQLITE_NOTADB" || code.startsWith("SQLITE_CORRUPT"))
     return fail(`the state file ${path} is damaged or no state file: ${code}`, "restore it from a backup made with `hypersdk state backup`");
-  if (code === "SQLITE_FULL") return fail(`no space left for the state file ${path}`, "make room and run the command again: nothing recorded is lost");
+  if (isFull) return fail(`no space left for the state file ${path}`, "make room and run the command again: nothing recorded is lost");
   if (code.startsWith("SQLITE_CANTOPEN")) return fail(`cannot open the state file ${path}`, "check that the folder is there and that this user may use it");
   if (code.startsWith("SQLITE_READONLY")) return fail(`the state file ${path} cannot be written`, "give this user the right to write the file and its folder");
   if (code.startsWith("SQLITE_IOERR")) return fail(`the state file ${path} cannot be read or written: ${code}`, "check the disk that holds it");

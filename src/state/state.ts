@@ -1,5 +1,5 @@
 import { chmodSync, existsSync, statSync } from "node:fs";
-import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { errnoText, HypersdkError } from "../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import type { Clock, Random } from "../model/ports.ts";
 import type { Recorded, RecordedRun } from "../model/recorded.ts";
@@ -68,7 +68,7 @@ export class State {
         chmodSync(path, 0o600);
       } catch (error) {
         state.close();
-        throw new HypersdkError("StateUnusable", `the permissions of the state file ${path} cannot be set: ${errnoOf(error)}`, {
+        throw new HypersdkError("StateUnusable", `the permissions of the state file ${path} cannot be set: ${errnoText(error)}`, {
           cause: error,
           hint: "run as the user to whom it belongs, or name another with --state",
         });

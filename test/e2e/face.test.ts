@@ -138,12 +138,30 @@ describe("completion", () => {
     expect(await complete("state", "ba")).toEqual(["backup"]);
     for (const shell of ["bash", "zsh", "fish"]) expect((await hypersdk(folder, ["completion", shell])).stdout).toContain("__complete");
   });
+
+  it("in bash completes a VM path with spaces, quoted or not", async () => {
+    const folder = workTree(yaml);
+    mkdirSync(join(folder, "machines", "odd one"), { recursive: true });
+    writeFileSync(join(folder, "machines", "odd one", "disk.raw"), "x");
+    writeFileSync(join(folder, "complete.sh"), (await hypersdk(folder, ["completion", "bash"])).stdout);
+    writeFileSync(join(folder, "hypersdk"), `#!/bin/sh\nexec ${process.execPath} ${program} "$@"\n`, { mode: 0o755 });
+    for (const word of ["/datacenter/vm/odd", '"/datacenter/vm/odd', "/datacenter/vm/odd\\ o"]) {
+      const script = `compopt() { :; }; . ./complete.sh; COMP_WORDS=(hypersdk restore --vm "$1"); COMP_CWORD=3; _hypersdk; printf '%s\n' "\${COMPREPLY[@]}"`;
+      const env = { ...process.env, PATH: `${folder}:${process.env["PATH"]}` };
+      expect(execFileSync("bash", ["-c", script, "bash", word], { cwd: folder, env, encoding: "utf8" })).toBe("/datacenter/vm/odd one\n");
+    }
+  });
+
+  it("help of a command that there is not is an error", async () => {
+    expect(await hypersdk(temporaryFolder(), ["help", "nope"])).toMatchObject({ code: 64, stderr: expect.stringContaining("nope") as string });
+    expect(await hypersdk(temporaryFolder(), ["help", "plan"])).toMatchObject({ code: 0, stdout: expect.stringContaining("hypersdk plan") as string });
+  });
 });
 
 describe("an answer that nobody can have", () => {
   it("is no success", () => {
     const { status, stderr } = spawnSync("sh", ["-c", `${process.execPath} ${program} version > /dev/full`], { encoding: "utf8" });
-    expect({ status, stderr }).toEqual({ status: 1, stderr: "error: the output cannot be written: ENOSPC\n" });
+    expect({ status, stderr }).toEqual({ status: 1, stderr: "error: the output cannot be written: no space left\n" });
   });
 });
 

@@ -56,7 +56,7 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
     );
     settle();
     const isNarrowed = (options.target ?? []).length + (options.exclude ?? []).length > 0;
-    report(result, { state, isNarrowed, interruptedWith: interrupts.exitCode, zones: timezonesOf(loaded.desired) }, io);
+    report(result, { state, isNarrowed, exports: options.exports ?? true, interruptedWith: interrupts.exitCode, zones: timezonesOf(loaded.desired) }, io);
     return result.failed.length + result.notRemoved > 0 ? exitCodes.partlyFailed : exitCodes.done;
   });
 }
@@ -138,11 +138,13 @@ interface ReportContext {
   readonly state: State;
   /** Whether --target or --exclude left something out. */
   readonly isNarrowed: boolean;
+  /** Whether what is due was to be exported. */
+  readonly exports: boolean;
   readonly interruptedWith: number | undefined;
   readonly zones: (schedule: string) => string;
 }
 
-function report(result: Reconciled, { state, isNarrowed, interruptedWith, zones }: ReportContext, io: Io): void {
+function report(result: Reconciled, { state, isNarrowed, exports, interruptedWith, zones }: ReportContext, io: Io): void {
   const { plan, completed, failed, interrupted, notStarted, removed } = result;
   const names = (works: Reconciled["failed"]): { schedule: string; vmPath: string; run: string }[] =>
     works.map(({ run }) => ({ schedule: run.schedule, vmPath: run.vmPath, run: run.id }));
@@ -173,7 +175,11 @@ function report(result: Reconciled, { state, isNarrowed, interruptedWith, zones 
   const nothingRan = completed + failed.length === 0 && interruptedWith === undefined;
   const [waiting] = plan.deferred;
   const first = plan.changes.find((change) => change.kind === "create" && change.resource === "schedule");
-  if (waiting && nothingRan)
+  if (!exports && plan.exports.length > 0)
+    io.out(
+      `${plural(plan.exports.length, "export")} ${plan.exports.length === 1 ? "is" : "are"} due: the next apply without --no-exports, or watch, starts ${plan.exports.length === 1 ? "it" : "them"}\n`,
+    );
+  else if (waiting && nothingRan)
     io.out(
       `${waiting.vmPath} ${waiting.reason}${plan.deferred.length > 1 ? `, and ${plan.deferred.length - 1} more wait` : ""}: the next apply, or watch, starts what can start\n`,
     );

@@ -11,9 +11,11 @@ export function completionScript(shell: string): string {
   switch (shell) {
     case "bash":
       return `_hypersdk() {
-  local IFS=$'\\n'
-  COMPREPLY=($(hypersdk __complete "\${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
-  [[ \${#COMPREPLY[@]} -eq 0 ]] && compopt -o default
+  local word=\${COMP_WORDS[COMP_CWORD]}
+  word=\${word#\\"} word=\${word#\\'} word=\${word//\\\\/}
+  mapfile -t COMPREPLY < <(hypersdk __complete "\${COMP_WORDS[@]:1:COMP_CWORD-1}" "$word" 2>/dev/null)
+  # a path of a VM is quoted as a file's name would be
+  if [[ \${#COMPREPLY[@]} -eq 0 ]]; then compopt -o default; elif [[ $word == /* ]]; then compopt -o filenames; fi
 }
 complete -F _hypersdk hypersdk
 `;

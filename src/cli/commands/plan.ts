@@ -1,7 +1,7 @@
 import { appendFileSync, existsSync, rmSync, writeFileSync } from "node:fs";
 import { observe, observeNothing } from "../../engine/observe.ts";
 import type { DesiredState } from "../../model/desired.ts";
-import { errnoOf, HypersdkError } from "../../model/errors.ts";
+import { errnoText, HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
 import { parsePattern, patternOf } from "../../model/pattern.ts";
@@ -140,7 +140,7 @@ function writeOut(path: string, text: string): void {
   } catch (error) {
     // a part of a plan is of no use to anybody
     if (isNew) rmSync(path, { force: true });
-    throw new HypersdkError("Failed", `cannot write ${path}: ${errnoOf(error)}`, { cause: error });
+    throw new HypersdkError("Failed", `cannot write ${path}: ${errnoText(error)}`, { cause: error });
   }
 }
 
@@ -155,6 +155,6 @@ export function tellGitHub(made: Plan, zones: (schedule: string) => string, { en
         `changes=${made.changes.length + unexplainedProtections(made).length}\nexports=${made.exports.length}\nexpiries=${made.expiry.mark.length + made.expiry.remove.length}\n`,
       );
   } catch (error) {
-    err(`warning: the job summary could not be written: ${errnoOf(error)}\n`);
+    err(`warning: the job summary could not be written: ${errnoText(error)}\n`);
   }
 }

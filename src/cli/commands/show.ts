@@ -1,5 +1,5 @@
 import { readFileSync, statSync } from "node:fs";
-import { errnoOf, HypersdkError } from "../../model/errors.ts";
+import { errnoOf, errnoText, HypersdkError } from "../../model/errors.ts";
 import { decodePlanFile, type PlanFile } from "../../plan/plan-file.ts";
 import { renderPlan } from "../../ui/plan-view.ts";
 import type { Io } from "../io.ts";
@@ -22,6 +22,6 @@ export function readPlanFile(path: string): PlanFile {
     return decodePlanFile(path, readFileSync(path));
   } catch (error) {
     const errno = errnoOf(error);
-    throw errno && !(error instanceof HypersdkError) ? new HypersdkError("NotFound", `cannot read ${path}: ${errno}`, { cause: error }) : error;
+    throw errno && !(error instanceof HypersdkError) ? new HypersdkError("NotFound", `cannot read ${path}: ${errnoText(error)}`, { cause: error }) : error;
   }
 }

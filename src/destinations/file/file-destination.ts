@@ -6,7 +6,7 @@ import { makeFolder, partialEnding, partialName, publish, syncFolder, writeConte
 import { fileError, LocalFileSink } from "../../files/local-file-sink.ts";
 import type { FileContent } from "../../model/byte-sink.ts";
 import type { DestinationAddress } from "../../model/desired.ts";
-import { errnoOf, HypersdkError } from "../../model/errors.ts";
+import { errnoOf, errnoText, HypersdkError } from "../../model/errors.ts";
 import type { Random } from "../../model/ports.ts";
 import type { Destination, StoredFile, Upload } from "../destination.ts";
 
@@ -134,7 +134,7 @@ function unreadable(path: string, cause: unknown): HypersdkError {
   const errno = errnoOf(cause);
   if (errno === "EACCES" || errno === "EPERM")
     return new HypersdkError("DestinationDenied", `no permission to read ${path}`, { cause, hint: "give this user the right to read and write there" });
-  return new HypersdkError("DestinationUnreachable", `cannot read ${path}: ${errno}`, { cause });
+  return new HypersdkError("DestinationUnreachable", `cannot read ${path}: ${errnoText(cause)}`, { cause });
 }
 
 /** A folder that is not there yet is an empty destination; one that cannot be read is unreachable. */

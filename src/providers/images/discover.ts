@@ -4,7 +4,7 @@ import { readSlice } from "../../converters/machine/read-slice.ts";
 import { tarMembers } from "../../converters/machine/tar-members.ts";
 import { readVmDescriptor, type VmDescriptor } from "../../converters/machine/vm-descriptor.ts";
 import { parseDescriptor } from "../../converters/vmdk/descriptor.ts";
-import { errnoOf, HypersdkError } from "../../model/errors.ts";
+import { errnoOf, errnoText, HypersdkError } from "../../model/errors.ts";
 import { type Peeked, peek } from "./peek.ts";
 
 /** A VM as its files in a folder tree. */
@@ -156,9 +156,8 @@ export function discover(top: string): Discovery {
     try {
       return readdirSync(folder, { withFileTypes: true });
     } catch (error) {
-      const code = (error as NodeJS.ErrnoException).code;
-      if (folder === root) throw new HypersdkError("ProviderUnreachable", `cannot read the folder ${top}: ${code}`, { cause: error });
-      cannotBeRead(names.join("/"), `cannot be read (${code})`);
+      if (folder === root) throw new HypersdkError("ProviderUnreachable", `cannot read the folder ${top}: ${errnoText(error)}`, { cause: error });
+      cannotBeRead(names.join("/"), reasonOf(error));
       return undefined;
     }
   }
@@ -203,9 +202,8 @@ function rootOf(top: string): string {
 /** Of an expected failure; anything else is a bug and goes on. */
 function reasonOf(error: unknown): string {
   if (error instanceof HypersdkError) return error.message;
-  const errno = errnoOf(error);
-  if (errno === undefined) throw error;
-  return `cannot be read (${errno})`;
+  if (errnoOf(error) === undefined) throw error;
+  return `cannot be read: ${errnoText(error)}`;
 }
 
 function stem(name: string): string {

@@ -1,5 +1,5 @@
 import { statSync } from "node:fs";
-import { errnoOf, HypersdkError } from "../../model/errors.ts";
+import { errnoText, HypersdkError } from "../../model/errors.ts";
 import type { TrackRequest } from "../provider.ts";
 
 /** Everything that we make in a machine is named so; nothing else is touched. */
@@ -33,6 +33,6 @@ export function checkpointMark(checkpoint: string, image: string): string {
   try {
     return `${checkpoint}-${statSync(image).ino.toString(36)}`;
   } catch (error) {
-    throw new HypersdkError("SourceUnavailable", `${image} cannot be looked at: ${errnoOf(error)}`, { cause: error });
+    throw new HypersdkError("SourceUnavailable", `${image} cannot be looked at: ${errnoText(error)}`, { cause: error });
   }
 }

@@ -1,5 +1,5 @@
 import { connect, type Socket } from "node:net";
-import { errnoOf, HypersdkError } from "../../model/errors.ts";
+import { errnoText, HypersdkError } from "../../model/errors.ts";
 
 /** A message may not be longer: the answer about a hundred disks is a tenth of it. */
 const maxMessageBytes = 16 * 2 ** 20;
@@ -17,7 +17,7 @@ export class JsonSocket {
   static open(path: string, what: string): Promise<JsonSocket> {
     return new Promise((resolve, reject) => {
       const socket = connect({ path });
-      socket.once("error", (error) => reject(new HypersdkError("ProviderUnreachable", `${what} at ${path}: ${errnoOf(error)}`, { cause: error })));
+      socket.once("error", (error) => reject(new HypersdkError("ProviderUnreachable", `${what} at ${path}: ${errnoText(error)}`, { cause: error })));
       socket.once("connect", () => {
         socket.removeAllListeners("error");
         resolve(new JsonSocket(socket, what));

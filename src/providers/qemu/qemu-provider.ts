@@ -1,7 +1,7 @@
 import { readdirSync } from "node:fs";
 import { basename, join } from "node:path";
 import type { ProviderSpec } from "../../model/desired.ts";
-import { errnoOf, HypersdkError } from "../../model/errors.ts";
+import { errnoOf, errnoText, HypersdkError } from "../../model/errors.ts";
 import type { ObservedVm } from "../../model/observed.ts";
 import type { Clock } from "../../model/ports.ts";
 import { vmPathUnder } from "../../model/vm-path.ts";
@@ -103,7 +103,7 @@ function monitorsIn(folder: string): string[] {
       .map((name) => basename(name, monitorEnding))
       .sort();
   } catch (error) {
-    throw new HypersdkError("ProviderUnreachable", `cannot read the folder of monitors ${folder}: ${errnoOf(error)}`, {
+    throw new HypersdkError("ProviderUnreachable", `cannot read the folder of monitors ${folder}: ${errnoText(error)}`, {
       cause: error,
       hint: "create it, or correct the provider's `sockets`",
     });

@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { lchownSync, lstatSync, mkdirSync, realpathSync, rmSync, statSync } from "node:fs";
 import { dirname, isAbsolute, join } from "node:path";
-import { errnoOf, HypersdkError } from "../../model/errors.ts";
+import { errnoText, HypersdkError } from "../../model/errors.ts";
 
 /** Where an export keeps what a guest overwrites meanwhile, and the socket that the disks are read through. */
 export interface Scratch {
@@ -46,7 +46,7 @@ export function makeScratch(parent: string | undefined, name: string, image: str
     return { folder, shared, give, remove: () => rmSync(folder, { recursive: true, force: true }) };
   } catch (error) {
     if (error instanceof HypersdkError) throw error;
-    throw new HypersdkError("Failed", `no scratch space can be made in ${place}: ${errnoOf(error)}`, {
+    throw new HypersdkError("Failed", `no scratch space can be made in ${place}: ${errnoText(error)}`, {
       cause: error,
       hint: "name another folder with `scratch` of the provider",
     });
