@@ -158,6 +158,24 @@ describe("completion", () => {
   });
 });
 
+describe("what is not applied yet", () => {
+  it("is pending in status, and marked in get schedules", async () => {
+    const folder = workTree(yaml);
+    mkdirSync(join(folder, "machines"));
+    const applied = async (): Promise<unknown> =>
+      result<{ items: { applied: string }[] }>((await hypersdk(folder, ["get", "schedules", "--json"])).stdout).items.map((each) => each.applied);
+    const status = async (): Promise<unknown> => {
+      const { pending, next } = result<{ pending: number; next: { at: string }[] }>((await hypersdk(folder, ["status", "--json"])).stdout);
+      return [pending > 0, next.map(({ at }) => at.slice(11, 16))];
+    };
+    expect([await applied(), await status()]).toEqual([["no"], [true, []]]);
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    expect([await applied(), await status()]).toEqual([["yes"], [false, ["02:00"]]]);
+    writeFileSync(join(folder, "infrastructure.yaml"), yaml.replace("0 2", "0 3"));
+    expect([await applied(), await status()]).toEqual([["changed"], [true, ["02:00"]]]);
+  });
+});
+
 describe("an answer that nobody can have", () => {
   it("is no success", () => {
     const { status, stderr } = spawnSync("sh", ["-c", `${process.execPath} ${program} version > /dev/full`], { encoding: "utf8" });

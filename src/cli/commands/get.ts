@@ -6,6 +6,7 @@ import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
 import type { Observed } from "../../model/observed.ts";
 import type { Recorded } from "../../model/recorded.ts";
+import { resourcesOf } from "../../plan/resources.ts";
 import { fireTimes } from "../../schedule/cron.ts";
 import { emptyRecorded, State } from "../../state/state.ts";
 import { printable } from "../../ui/style.ts";
@@ -102,7 +103,12 @@ async function observedBy({ needed, warn, recorded }: Query): Promise<Observed> 
 
 function schedules({ needed, recorded, sourceOf, now }: Query): Table {
   const suspended = new Set(recorded.suspended);
+  const protections = Map.groupBy(recorded.protections, ({ schedule }) => schedule);
+  const before = new Map(recorded.resources.map(({ address, spec }) => [address, spec]));
+  const specs = new Map(resourcesOf(needed()).map(({ address, spec }) => [address, spec]));
+  const isApplied = (address: string): boolean => before.get(address) === specs.get(address);
   const items = needed().schedules.map((each) => {
+    const address = `schedule.${each.name}`;
     const isSuspended = each.suspend || suspended.has(each.name);
     return {
       name: each.name,
@@ -112,7 +118,8 @@ function schedules({ needed, recorded, sourceOf, now }: Query): Table {
       suspended: isSuspended,
       destination: each.destination,
       priority: each.priority,
-      protections: recorded.protections.filter(({ schedule }) => schedule === each.name).length,
+      protections: protections.get(each.name)?.length ?? 0,
+      applied: isApplied(address) ? ("yes" as const) : before.has(address) ? ("changed" as const) : ("no" as const),
       file: `${each.origin.file}:${sourceOf(each.origin.file).at(each.origin.pointer, each.origin.document, { severity: "warning", code: "", message: "" }).line}`,
     };
   });
@@ -121,6 +128,7 @@ function schedules({ needed, recorded, sourceOf, now }: Query): Table {
     ["cron", (each) => each.cron],
     ["next", (each) => (each.next ? formatTime(each.next, each.timezone, now) : "suspended")],
     ["VMs", (each) => String(each.protections), "right"],
+    ["applied", (each) => each.applied],
     ["destination", (each) => each.destination],
     ["priority", (each) => String(each.priority), "wide"],
     ["file", (each) => each.file, "wide"],

@@ -41,9 +41,8 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
     const { desired } = loaded;
     const zones = timezonesOf(desired);
     const suspended = new Set(recorded.suspended);
-    // while the files are invalid, what was applied goes on
-    const schedules = desired?.schedules ?? appliedSchedules(recorded);
-    const next = schedules
+    // what the files say more is pending until it is applied
+    const next = appliedSchedules(recorded)
       .filter((each) => !each.suspend && !suspended.has(each.name))
       .map((each) => ({ schedule: each.name, at: instantOf(fireTimes(each.cron, each.timezone).next(epochMsOf(now))) }))
       .sort((a, b) => (a.at < b.at ? -1 : 1))
@@ -67,6 +66,7 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
     }));
     const made = desired && plan({ desired, recorded, observed: await observe(desired, adapters, recorded.protections), revision: loaded.revision, now });
     const drift = made?.drift ?? [];
+    const pending = made?.changes.length ?? 0;
     const waiting = (made?.deferred ?? [])
       .filter(({ waitsFor }) => waitsFor !== "running")
       .map(({ schedule, vmPath, fireTime, reason, until }) => ({ schedule, vm: vmPath, fireTime, reason, until }));
@@ -82,6 +82,7 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       serial: recorded.serial,
       revision: applied,
       valid: desired !== undefined,
+      pending,
       protections: recorded.protections.length,
       missing,
       next,
@@ -109,6 +110,10 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
     if (attempted?.problem)
       io.out(`${style.red("rejected")}  ${attempted.commit?.slice(0, 7) ?? "the work tree"}: ${printable(attempted.problem)}; what was applied goes on\n`);
     if (!desired && loaded.fileCount > 0) io.out(`${style.red("the files are invalid")}: hypersdk validate shows why; what was applied goes on\n`);
+    if (pending > 0)
+      io.out(
+        `${style.yellow("pending")}   ${plural(pending, "change")} of the files ${pending === 1 ? "is" : "are"} not applied: hypersdk plan shows ${pending === 1 ? "it" : "them"}\n`,
+      );
     io.out(
       `${style.bold("protects")}  ${plural(recorded.protections.length, "VM")}${missing > 0 ? `, ${style.red(`${missing} missing`)}` : ""}${suspended.size > 0 ? `; suspended: ${[...suspended].join(", ")}` : ""}\n`,
     );
