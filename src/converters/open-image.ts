@@ -9,12 +9,7 @@ import { detect } from "./detect.ts";
 import type { ImageDetails, Layer, ParentReference } from "./layer.ts";
 import { type Neighbours, neighboursOf } from "./neighbours.ts";
 import { overlaySource } from "./overlay-source.ts";
-import { openQcow2 } from "./qcow2/qcow2-source.ts";
 import { openRaw } from "./raw/raw-source.ts";
-import { openVdi } from "./vdi/vdi-source.ts";
-import { openVhd } from "./vhd/vhd-source.ts";
-import { openVhdx } from "./vhdx/vhdx-source.ts";
-import { openBareExtent, openDescribedVmdk, openSparseVmdk } from "./vmdk/open-vmdk.ts";
 
 export interface OpenedImage {
   readonly format: ImageFormat;
@@ -114,23 +109,24 @@ async function openLayer(file: ByteFile, neighbours: Neighbours, from: ImageForm
       throw new HypersdkError("ImageUnsafe", `${file.name} is named raw, but begins like a ${format} image: a guest may have written that`, {
         hint: `say what it is: --from raw, or --from ${format}`,
       });
+    // an export reads one format or two: the others' readers are not loaded
     switch (found.format) {
       case "qcow2":
-        return await openQcow2(file);
+        return await (await import("./qcow2/qcow2-source.ts")).openQcow2(file);
       case "vmdk-sparse":
-        return await openSparseVmdk(file);
+        return await (await import("./vmdk/open-vmdk.ts")).openSparseVmdk(file);
       case "vmdk-descriptor":
-        return await openDescribedVmdk(file, neighbours);
+        return await (await import("./vmdk/open-vmdk.ts")).openDescribedVmdk(file, neighbours);
       case "vmdk-cowd":
-        return await openBareExtent(file, "COWD");
+        return await (await import("./vmdk/open-vmdk.ts")).openBareExtent(file, "COWD");
       case "vmdk-sesparse":
-        return await openBareExtent(file, "seSparse");
+        return await (await import("./vmdk/open-vmdk.ts")).openBareExtent(file, "seSparse");
       case "vhd":
-        return await openVhd(file);
+        return await (await import("./vhd/vhd-source.ts")).openVhd(file);
       case "vhdx":
-        return await openVhdx(file);
+        return await (await import("./vhdx/vhdx-source.ts")).openVhdx(file);
       case "vdi":
-        return await openVdi(file);
+        return await (await import("./vdi/vdi-source.ts")).openVdi(file);
     }
   } catch (error) {
     await file.close().catch(() => {});
@@ -196,6 +192,7 @@ async function checkIdentity(child: string, file: ByteFile, neighbours: Neighbou
 
 /** A VDI knows its parent by id: the folder is searched. */
 async function openById(child: string, identity: string, neighbours: Neighbours, seen: Set<string>): Promise<Omit<OpenedImage, "otherFiles">> {
+  const { openVdi } = await import("./vdi/vdi-source.ts");
   for (const name of neighbours.list().filter((each) => /\.vdi$/i.test(each))) {
     const file = neighbours.probe(name);
     if (!file) continue;

@@ -5,7 +5,10 @@ import type { Provider } from "./provider.ts";
 
 /** One line for each kind of provider; the code behind it is loaded when it is used. */
 const kinds: Readonly<Record<string, (spec: ProviderSpec, clock: Clock) => Promise<Provider>>> = {
-  qemu: async (spec, clock) => (await import("./qemu/qemu-provider.ts")).qemuProvider(spec, clock),
+  qemu: async (spec, clock) =>
+    spec.libvirt === undefined
+      ? (await import("./qemu/qemu-provider.ts")).qemuProvider(spec, clock)
+      : (await import("./qemu/libvirt-provider.ts")).libvirtProvider(spec, spec.libvirt, clock),
   local: async (spec, clock) => (await import("./local/local-provider.ts")).localProvider(spec, clock),
 };
 

@@ -1,5 +1,4 @@
 import { join } from "node:path";
-import { writeImageFile } from "../../converters/image-file.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import type { Clock } from "../../model/ports.ts";
 import { connectNbd, type NbdClient } from "../../nbd/client.ts";
@@ -156,6 +155,7 @@ const pause = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 
 async function addView(qmp: Qmp, disk: LiveDisk, view: string, { folder, give }: Scratch): Promise<void> {
   const file = join(folder, `${view}.qcow2`);
   const sizeBytes = Math.ceil(disk.virtualBytes / 512) * 512;
+  const { writeImageFile } = await import("../../converters/image-file.ts");
   await writeImageFile(file, "qcow2", sizeBytes, { compression: "none", overwrite: false, inputs: [], durable: false }, (sink) => sink.finish());
   give(file);
   await qmp.execute("blockdev-add", { driver: "qcow2", "node-name": view, file: { driver: "file", filename: file }, backing: disk.node });

@@ -6,11 +6,9 @@ import type { ObservedVm } from "../../model/observed.ts";
 import type { Clock } from "../../model/ports.ts";
 import { vmPathUnder } from "../../model/vm-path.ts";
 import { discover, type FoundDisk, type FoundVm } from "../images/discover.ts";
-import { imageSnapshot } from "../images/image-snapshot.ts";
 import { observedVm } from "../images/observed-vm.ts";
 import type { Provider } from "../provider.ts";
 import { isOurs, isOwnedBy } from "./bitmaps.ts";
-import { libvirtProvider } from "./libvirt-provider.ts";
 import { liveSnapshot } from "./live-snapshot.ts";
 import { type LiveVm, lookAt } from "./live-vm.ts";
 import { Qmp } from "./qmp.ts";
@@ -23,7 +21,6 @@ const monitorEnding = ".qmp";
  * disks are the images in `path`/NAME, as those of a local provider are.
  */
 export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
-  if (spec.libvirt !== undefined) return libvirtProvider(spec, spec.libvirt, clock);
   const sockets = spec.sockets ?? spec.path;
   const socketOf = (name: string, ending: string): string => join(sockets, `${name}${ending}`);
 
@@ -80,6 +77,7 @@ export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
       }
       const vm = imagesIn(spec.path).vms.find((each) => each.identity === identity);
       if (!vm) throw new HypersdkError("NotFound", `provider ${spec.name} has no VM ${JSON.stringify(identity)}`);
+      const { imageSnapshot } = await import("../images/image-snapshot.ts");
       return imageSnapshot(vm, clock, async (disk) => (track ? storedTracking(disk, track, (name) => isOwnedBy(name, track.owner)) : undefined));
     },
   };
