@@ -4,7 +4,7 @@ import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import { isTaken, unusedOf } from "./check.ts";
 import { ChunkIndex, type PackInfo } from "./chunk-index.ts";
 import { readPack } from "./chunk-reader.ts";
-import { condemnedFolder, entryBytes, idBytes, type PackDirectory, packsFolder, pointsFolder } from "./layout.ts";
+import { condemnedFolder, entryBytes, idBytes, isOfRepository, type PackDirectory, packsFolder, pointsFolder } from "./layout.ts";
 import { oldestExport } from "./locks.ts";
 import { PackWriter } from "./pack-writer.ts";
 import { isPending, pointOfPending } from "./points.ts";
@@ -55,6 +55,7 @@ const manyIndexes = 32;
 export async function compactRepository(repository: Repository, options: CompactOptions): Promise<CompactReport> {
   const nowMs = epochMsOf(options.now);
   if (!options.dryRun) await clearPending(repository, nowMs);
+  const unfinishedBytes = options.dryRun ? 0 : await clearUnfinished(repository, nowMs - options.graceMs);
   // another compaction may delete what this one is about to read
   const settled = (untilMs: number): ReturnType<typeof settle> => againWhileGone(() => settle(repository, untilMs, options));
   const before = await settled(nowMs - options.graceMs);
@@ -64,7 +65,7 @@ export async function compactRepository(repository: Repository, options: Compact
   const newBytes = condemnedBytes - after.freedBytes;
   const freeMs = newBytes > 0 ? nowMs : waits.sinceMs;
   return {
-    freedBytes: before.freedBytes + after.freedBytes,
+    freedBytes: unfinishedBytes + before.freedBytes + after.freedBytes,
     sparedBytes: before.sparedBytes + after.sparedBytes,
     condemnedBytes: newBytes + waits.bytes,
     freeAt: newBytes + waits.bytes > 0 ? instantOf(freeMs + options.graceMs) : null,
@@ -92,6 +93,17 @@ async function clearPending(repository: Repository, nowMs: number): Promise<void
     if (!isPending(path)) continue;
     if (there.has(pointOfPending(path)) || modifiedMs < nowMs - deadAfterMs) await destination.remove(path);
   }
+}
+
+/** What a process that was killed was writing. One that lives writes it again. @returns its bytes */
+async function clearUnfinished({ destination }: Repository, untilMs: number): Promise<number> {
+  let bytes = 0;
+  for (const file of await destination.list()) {
+    if (!file.isPartial || !isOfRepository(file.path) || file.modifiedMs > untilMs) continue;
+    await destination.remove(file.path);
+    bytes += file.bytes;
+  }
+  return bytes;
 }
 
 interface State {

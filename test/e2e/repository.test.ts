@@ -12,6 +12,7 @@ import {
   renameSync,
   rmSync,
   statSync,
+  utimesSync,
   writeFileSync,
   writeSync,
 } from "node:fs";
@@ -98,6 +99,14 @@ it("an incremental schedule stores what is new once, restores every point byte f
 
   // nothing to compact while every chunk is used
   expect(await ok(folder, ["compact", "--grace", "0s", "--max-unused", "0%"])).toContain("0 B freed");
+  // what a process that was killed was writing goes after the time of grace
+  const unfinished = join(folder, "backups/packs/.0123.0f0e.partial");
+  writeFileSync(unfinished, Buffer.alloc(5000));
+  await ok(folder, ["compact", "--grace", "1h"]);
+  expect(existsSync(unfinished)).toBe(true);
+  utimesSync(unfinished, Date.now() / 1000 - 7200, Date.now() / 1000 - 7200);
+  await ok(folder, ["compact", "--grace", "1h"]);
+  expect(existsSync(unfinished)).toBe(false);
   // a held point stays; what is let go is freed by compact, not before
   await ok(folder, ["hold", old.id, "--reason", "audit"]);
   writeFileSync(join(folder, "infrastructure.yaml"), yaml().replace("nightly", "other"));
