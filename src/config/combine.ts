@@ -112,6 +112,7 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     return vm && formerly ? [{ vm, formerly, origin }] : [];
   });
 
+  checkRenames(renames, report);
   const encryptions = encryptionsOf(schedules, folders, report);
   const laidOut = named(
     [...byName.values()].map((destination): DestinationSpec => {
@@ -156,6 +157,30 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
 
 function named<T extends { readonly name: string }>(list: readonly T[]): T[] {
   return [...list].sort((a, b) => (a.name < b.name ? -1 : 1));
+}
+
+/** Each path was left by one VM and taken by one: of two that claim one history, the other would be exported by nobody. */
+function checkRenames(renames: readonly RenameSpec[], report: Report): void {
+  const seen = { vm: new Map<string, Origin>(), formerly: new Map<string, Origin>() };
+  for (const { vm, formerly, origin } of renames) {
+    if (vm === formerly) report.error("HSE030", origin, ["formerly"], `${vm} is renamed to itself`, "name the path that it had before");
+    for (const [key, path] of [
+      ["vm", vm],
+      ["formerly", formerly],
+    ] as const) {
+      const first = seen[key].get(path);
+      if (!first) seen[key].set(path, origin);
+      else
+        report.error(
+          "HSE030",
+          origin,
+          [key],
+          `${path} stands twice as ${key}`,
+          key === "vm" ? "a VM had one path before" : "only one VM can have been there: the others are new",
+          () => ({ file: first.file, line: report.lineOf(first), label: "the first one stands here" }),
+        );
+    }
+  }
 }
 
 /** Exports below a local provider would be machines of its next inventory, and be exported in turn. */

@@ -33,7 +33,7 @@ export function plan({ desired, recorded: noted, observed: shown, revision, now 
   const moved = movedPoints(desired, noted, shown.destinations);
   const recorded = withMoves(noted, moved);
   const observed = withoutEmptied(shown, recorded);
-  const vms = withRenames(desired, observed.vms);
+  const vms = withRenames(desired, observed.vms, recorded.protections);
   const joined = membership(desired, vms, recorded.protections);
   const protections = new Map(
     recorded.protections.map((protection) => [protectionKey(protection.schedule, protection.provider, protection.identity), protection]),

@@ -46,6 +46,10 @@ export function warningsOf(desired: DesiredState, observed: Observed, joined: Me
     if (isSealed === false && encryption) warn(`the files want ${name} encrypted, and the repository there is not: exports will fail; name a new destination`);
     if (keyProblem !== undefined) warn(`the key of ${name} cannot be had here: ${keyProblem}`);
   }
+  const paths = new Set(observed.vms.map(({ path }) => path));
+  if (observed.unknownProviders.length + observed.unknownVms.length === 0)
+    for (const { vm, formerly } of desired.renames)
+      if (!paths.has(vm)) warnings.push({ code: "HSW022", message: `${vm}, which renames says was ${formerly}, is not there`, address: `renames.${vm}` });
   for (const { provider, message } of observed.problems) warnings.push({ code: "HSW012", message, address: `provider.${provider}` });
   return warnings.sort((a, b) => order(a.code, b.code) || order(a.message, b.message) || order(a.address ?? "", b.address ?? ""));
 }

@@ -24,6 +24,15 @@ describe("an error", () => {
     expect(codes(smallest.replace("file:///srv/backups", "file:./machines"))).toEqual(["HSE025 6:18"]);
   });
 
+  it("is a rename that two VMs claim, or none", () => {
+    const renames = (...list: string[]): string => `${smallest}renames:\n${list.map((each) => `  - ${each}\n`).join("")}`;
+    const lines = smallest.split("\n").length;
+    expect(codes(renames("{vm: /d/x, formerly: /d/a}", "{vm: /d/y, formerly: /d/a}"))).toEqual([`HSE030 ${lines + 2}:26`]);
+    expect(codes(renames("{vm: /d/x, formerly: /d/a}", "{vm: /d/x, formerly: /d/b}"))).toEqual([`HSE030 ${lines + 2}:10`]);
+    expect(codes(renames("{vm: /d/x, formerly: /d/x}"))).toEqual([`HSE030 ${lines + 1}:26`]);
+    expect(codes(renames("{vm: /d/x, formerly: /d/y}", "{vm: /d/y, formerly: /d/x}"))).toEqual([]);
+  });
+
   it("points at the value, says why, and what was probably meant", () => {
     expect(
       complaints({

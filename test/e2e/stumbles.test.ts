@@ -79,6 +79,14 @@ describe("an image of its own that is renamed", () => {
     expect(readFileSync(join(folder, "back.raw")).equals(readFileSync(at("solo.raw")))).toBe(true);
     expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
     expect((await hypersdk(folder, ["plan"])).stdout).toContain("Nothing");
+    // another one under the old name is not what was exported from there
+    writeRaw(at("single.raw"), { sizeBytes: MiB, islands: [{ offset: 4096, length: 4096 }] });
+    writeFileSync(join(folder, "infrastructure.yaml"), readFileSync(join(folder, "infrastructure.yaml"), "utf8").replace("    initialExport: immediate\n", ""));
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["restore", "--vm", "/datacenter/vm/single", "--to", "other.raw"])).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining("is of /datacenter/vm/solo now") as string,
+    });
   });
 });
 

@@ -276,6 +276,72 @@ describe("a plan", () => {
     expect(make(renamed, behind, shown).protections).toEqual([]);
   });
 
+  it.each<[string, [vm: string, formerly: string][], string[], [identity: string, path: string][], string[]]>([
+    [
+      "that was renamed twice, by both entries",
+      [
+        ["b", "a"],
+        ["c", "b"],
+      ],
+      ["c"],
+      [["a", "b"]],
+      ["renamed a c"],
+    ],
+    [
+      "that was renamed twice, once both are applied",
+      [
+        ["b", "a"],
+        ["c", "b"],
+      ],
+      ["c"],
+      [["a", "c"]],
+      [],
+    ],
+    ["that was renamed twice, by the last entry alone", [["c", "b"]], ["c"], [["a", "b"]], ["renamed a c"]],
+    ["that was renamed twice, once the last alone is applied", [["c", "b"]], ["c"], [["a", "c"]], []],
+    ["that is not moved yet", [["b", "a"]], ["a"], [["a", "a"]], []],
+    ["whose old path has a new one", [["x", "a"]], ["a", "x"], [["a", "a"]], ["begin a//new a", "renamed a x"]],
+    [
+      "whose old path has a new one, beside one that is called (new)",
+      [["x", "a"]],
+      ["a", "a (new)", "x"],
+      [
+        ["a", "a"],
+        ["a (new)", "a (new)"],
+      ],
+      ["begin a//new a", "renamed a x"],
+    ],
+    [
+      "whose new one has been called (new) before",
+      [["x", "a"]],
+      ["a", "x"],
+      [
+        ["a", "x"],
+        ["a (new)", "a"],
+      ],
+      [],
+    ],
+    [
+      "that is away for a while, and whose old path has a new one",
+      [["x", "a"]],
+      ["a"],
+      [
+        ["a", "x"],
+        ["a//new", "a"],
+      ],
+      ["missing a x"],
+    ],
+  ])("knows a VM %s", (_, renames, there, protectedAs, changes) => {
+    const path = (name: string): string => `"/datacenter/vm/${name}"`;
+    const renamed = desiredOf(`${smallest}renames:\n${renames.map(([vm, formerly]) => `  - {vm: ${path(vm)}, formerly: ${path(formerly)}}\n`).join("")}`);
+    const recorded = recordedOf(
+      renamed,
+      protectedAs.map(([identity, name]) => ({ ...protection(name), identity })),
+    );
+    const made = make(renamed, recorded, seen(...there));
+    expect(made.protections.map(({ kind, identity, vmPath }) => `${kind} ${identity} ${vmPath.slice(15)}`)).toEqual(changes);
+  });
+
   it("lets nothing expire for the sake of a restore point that is gone or altered", () => {
     const keepsTwo = desiredOf(`${smallest}    retention: {keepLast: 2}\n`);
     const recorded = (...days: number[]): Recorded => {

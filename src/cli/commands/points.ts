@@ -35,8 +35,8 @@ export interface PointSelection extends SourceOptions, KeyOptions {
 /** By the folder or manifest on this machine (no state needed), by id, or the newest good one of a VM, also as of a time. */
 export async function findPoint(id: string | undefined, options: PointSelection, io: Io): Promise<FoundPoint> {
   if (id !== undefined && existsSync(resolve(io.cwd, id))) return pointAt(resolve(io.cwd, id), options, io.cwd);
-  const { points, addressOf, isCopy, isNow } = await recordedPoints(options, io);
-  const point = choose(points, id, options, isCopy, isNow);
+  const { points, addressOf, isCopy, pathOf } = await recordedPoints(options, io);
+  const point = choose(points, id, options, isCopy, pathOf);
   if (id === undefined && !io.json && !io.quiet) io.err(`${chosenText(point, points)}\n`);
   for (const [flag, wanted, is] of [
     ["--vm", options.vm, point.vmPath],
@@ -68,8 +68,8 @@ export async function recordedPoints(
   readonly points: RestorePoint[];
   readonly addressOf: (point: RestorePoint) => DestinationAddress;
   readonly isCopy: (point: RestorePoint) => boolean;
-  /** Whether it is of the VM that is now protected under a path, which may have had another when the point was made. */
-  readonly isNow: (point: RestorePoint, vm: string) => boolean;
+  /** Where its VM is protected now: it may have had another path when the point was made. */
+  readonly pathOf: (point: RestorePoint) => string | undefined;
 }> {
   const { statePath, desired } = await load(options, io.env, io.cwd);
   const addressOf = (point: RestorePoint): DestinationAddress => {
@@ -82,9 +82,9 @@ export async function recordedPoints(
   };
   const state = State.openForReading(statePath);
   try {
-    const keyOf = (path: string, { provider, identity }: Pick<RestorePoint, "provider" | "identity">): string => `${path}\n${provider}\n${identity}`;
-    const known = new Set(state?.configuration.protections().map((each) => keyOf(each.vmPath, each)));
-    return { points: state?.artifacts.list() ?? [], addressOf, isCopy, isNow: (point, vm) => known.has(keyOf(vm, point)) };
+    const keyOf = ({ provider, identity }: Pick<RestorePoint, "provider" | "identity">): string => `${provider}\n${identity}`;
+    const paths = new Map(state?.configuration.protections().map((each) => [keyOf(each), each.vmPath]));
+    return { points: state?.artifacts.list() ?? [], addressOf, isCopy, pathOf: (point) => paths.get(keyOf(point)) };
   } finally {
     state?.close();
   }
@@ -105,7 +105,7 @@ function choose(
   id: string | undefined,
   { vm, at, schedule }: PointSelection,
   isCopy: (point: RestorePoint) => boolean,
-  isNow: (point: RestorePoint, vm: string) => boolean,
+  pathOf: (point: RestorePoint) => string | undefined,
 ): RestorePoint {
   if (id !== undefined) {
     const found = points.filter((point) => point.id.startsWith(id));
@@ -121,8 +121,10 @@ function choose(
   const asked = points.filter(
     (point) => point.state !== "bad" && (schedule === undefined || point.schedule === schedule) && (!before || point.instant <= before),
   );
-  const itsOwn = asked.filter((point) => isNow(point, vm));
-  const found = itsOwn.length > 0 ? itsOwn : asked.filter(({ vmPath }) => vmPath === vm);
+  const itsOwn = asked.filter((point) => pathOf(point) === vm);
+  const underIt = asked.filter(({ vmPath }) => vmPath === vm);
+  // what was stored under this path and is of a VM that has another one now is not what is meant
+  const found = itsOwn.length > 0 ? itsOwn : underIt.filter((point) => pathOf(point) === undefined);
   // one that is not proved is better than none
   const newest = found.findLast(({ state }) => state === "good") ?? found.at(-1);
   // of one instant, what the schedule has stored comes before copies of it
@@ -132,9 +134,11 @@ function choose(
     hint:
       points.length === 0
         ? "none is known here at all: where the state was lost, hypersdk state rebuild --from DESTINATION finds them again"
-        : near && near !== vm
-          ? `did you mean ${near}?`
-          : "hypersdk get artifacts lists what there is",
+        : underIt[0]
+          ? `what was stored under this path is of ${pathOf(underIt[0])} now: name that, or a restore point's id`
+          : near && near !== vm
+            ? `did you mean ${near}?`
+            : "hypersdk get artifacts lists what there is",
   });
 }
 

@@ -43,7 +43,7 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     if (unknown && observed.vms.length === 0) throw new HypersdkError("ProviderUnreachable", `provider ${unknown.name}: ${unknown.reason}`);
     refuseForeign(observed.destinations, state.lineage, options.adopt ?? false);
     const at = clock.now();
-    const members = [...membership(desired, withRenames(desired, observed.vms), []).members.values()].filter(
+    const members = [...membership(desired, withRenames(desired, observed.vms, state.configuration.protections()), []).members.values()].filter(
       (member) => member.schedule.name === name && member.vm && (patterns.length === 0 || patterns.some((pattern) => pattern.matches(member.vmPath))),
     );
     if (members.length === 0)

@@ -46,7 +46,7 @@ export async function simulate(options: SimulateOptions, io: Io): Promise<number
     const observed = await observe({ ...desired, destinations: [] }, adapters, recorded.protections);
     for (const { name, reason } of observed.unknownProviders)
       io.err(`${io.errStyle.yellow("warning")}: provider ${name} cannot be reached, its VMs are those that the state remembers: ${printable(reason)}\n`);
-    const { members } = membership(desired, withRenames(desired, observed.vms), recorded.protections);
+    const { members } = membership(desired, withRenames(desired, observed.vms, recorded.protections), recorded.protections);
     const protections = new Map(recorded.protections.map((each) => [protectionKey(each.schedule, each.provider, each.identity), each]));
     const known = (member: Member): number | undefined =>
       protections.get(protectionKey(member.schedule.name, member.provider, member.identity))?.lastDurationMs;
