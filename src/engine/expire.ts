@@ -1,25 +1,32 @@
+import type { Destination } from "../destinations/destination.ts";
 import { claim } from "../exports/lineage.ts";
+import { readManifest } from "../exports/restore.ts";
 import type { DestinationAddress } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { RestorePoint } from "../model/recorded.ts";
 import { isRepositoryPoint } from "../repository/points.ts";
 import type { Lease } from "../state/leases.ts";
 import type { EngineContext } from "./context.ts";
+import { isOfThePoint } from "./run-export.ts";
 
 /**
  * Removes restore points, oldest first. The manifest goes first: a point without it does not exist, so that a crash leaves
  * files that nobody lists and that the next removal clears. Never touches a destination of another state.
+ * @param keepsOne whether a good one of each VM must stay: then nothing goes until its manifest has been read
  * @returns how many are gone, and those that could not be removed, with the reason; after an interrupt the rest stays
  */
 export async function removePoints(
   points: readonly RestorePoint[],
   destinations: readonly DestinationAddress[],
+  keepsOne: boolean,
   lease: Lease,
   context: EngineContext,
 ): Promise<{ readonly removed: number; readonly failed: readonly { readonly point: RestorePoint; readonly error: HypersdkError }[] }> {
   const { state, clock, emit, signal, revision } = context;
   const failed: { point: RestorePoint; error: HypersdkError }[] = [];
   let removed = 0;
+  const leaving = new Set(points.map(({ id }) => id));
+  const stays = new Map<string, Promise<void>>();
   for (const point of points) {
     if (signal.aborted) break;
     // somebody may have held it, or removed it, since it was chosen
@@ -33,6 +40,11 @@ export async function removePoints(
       if (!spec) throw new HypersdkError("NotFound", `no destination of the files has the URL ${point.destinationUrl}`);
       const destination = await context.openDestination(spec);
       await claim(destination, state.lineage, clock.now(), { adopt: context.adopt, hasPoints: true });
+      if (keepsOne) {
+        const group = groupOf(point);
+        if (!stays.has(group)) stays.set(group, newestStays(group, leaving, destination, lease, context));
+        await stays.get(group);
+      }
       await destination.remove(point.manifestPath);
       // chunks stay until a compaction finds that no other point uses them
       if (!isRepositoryPoint(point.manifestPath))
@@ -57,4 +69,31 @@ export async function removePoints(
     }
   }
   return { removed, failed };
+}
+
+/**
+ * The newest good point of a VM that is to stay is one: its manifest can be read. Its size alone is no part of a plan, and a point
+ * that cannot be found again keeps nothing.
+ * @throws ArtifactDamaged where it is none; it is bad from then on, so that the next plan lets nothing go for its sake
+ */
+async function newestStays(
+  group: string,
+  leaving: ReadonlySet<string>,
+  destination: Destination,
+  lease: Lease,
+  { state }: Pick<EngineContext, "state">,
+): Promise<void> {
+  const newest = state.artifacts.list().findLast((point) => groupOf(point) === group && point.state === "good" && !leaving.has(point.id));
+  if (!newest) throw new HypersdkError("ArtifactDamaged", "no good restore point of its VM would stay");
+  try {
+    await readManifest(destination, newest.manifestPath);
+  } catch (error) {
+    if (!isOfThePoint(error) && !(error instanceof HypersdkError && error.code === "NotFound")) throw error;
+    state.write(lease, () => state.artifacts.setBadAt(newest.destinationUrl, newest.manifestPath));
+    throw new HypersdkError("ArtifactDamaged", `the newest that would stay, ${newest.id}, is damaged: ${error.message}`, { cause: error });
+  }
+}
+
+function groupOf({ provider, identity, schedule, destinationUrl }: RestorePoint): string {
+  return `${provider}\n${identity}\n${schedule}\n${destinationUrl}`;
 }

@@ -89,7 +89,7 @@ export async function applyConfiguration(
     commitPlan(plan, desired, lease, context);
     const byId = new Map(state.artifacts.list().map((point) => [point.id, point]));
     const points = plan.expiry.remove.flatMap(({ point }) => byId.get(point) ?? []);
-    const removal = await removePoints(points, desired.destinations, lease, context);
+    const removal = await removePoints(points, desired.destinations, true, lease, context);
     return { plan, removed: removal.removed, notRemoved: removal.failed.length, failed };
   } finally {
     state.release(lease);
@@ -125,10 +125,21 @@ async function adopt(desired: DesiredState, destinations: readonly ObservedDesti
   }
 }
 
-/** Destinations that moved with what is in them: their restore points are recorded where they are now. */
+/** Destinations that moved with what is in them, or have another name: their restore points are recorded where they are now. */
 function noteMoves(desired: DesiredState, destinations: readonly ObservedDestination[], lease: Lease, context: EngineContext): void {
   const { state, clock, emit, revision } = context;
   const at = clock.now();
+  const names = new Map(desired.destinations.map(({ url, name }) => [url, name]));
+  const renamed = new Map(
+    state.artifacts.list().flatMap(({ destination, destinationUrl: url }) => {
+      const name = names.get(url);
+      return name === undefined || name === destination ? [] : [[url, name] as const];
+    }),
+  );
+  if (renamed.size > 0)
+    state.write(lease, () => {
+      for (const [url, name] of renamed) state.artifacts.rename(url, name);
+    });
   const moved = movedPoints(desired, state.recorded(at), destinations);
   if (moved.length === 0) return;
   state.write(lease, () => {

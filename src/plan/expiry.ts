@@ -11,14 +11,14 @@ import type { Expiry, ExpiryMark } from "./plan.ts";
 export function expiryOf(
   desired: DesiredState,
   points: readonly RestorePoint[],
-  /** The time of grace of each destination as it was applied, in milliseconds. */
+  /** The time of grace at each URL as it was applied, in milliseconds. */
   gracesBefore: ReadonlyMap<string, number>,
   now: Instant,
   blockedReason: (point: RestorePoint) => string | undefined,
 ): Expiry {
   const nowMs = epochMsOf(now);
   const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
-  const graces = new Map(desired.destinations.map((destination) => [destination.name, destination.expiryGraceMs]));
+  const graces = new Map(desired.destinations.map(({ url, expiryGraceMs }) => [url, expiryGraceMs]));
   const mark: ExpiryMark[] = [];
   const withdraw: { point: string; reason: string }[] = [];
   const remove: ExpiryMark[] = [];
@@ -40,9 +40,9 @@ export function expiryOf(
       continue;
     }
     for (const point of leaving) {
-      const graceMs = graces.get(point.destination) ?? 7 * 86_400_000;
+      const graceMs = graces.get(point.destinationUrl) ?? 7 * 86_400_000;
       // a longer time of grace is for what is marked already, too: nobody lengthens it to lose something
-      const addedMs = Math.max(0, graceMs - (gracesBefore.get(point.destination) ?? graceMs));
+      const addedMs = Math.max(0, graceMs - (gracesBefore.get(point.destinationUrl) ?? graceMs));
       const expiresAt = instantOf(point.expiresAt === undefined ? nowMs + graceMs : epochMsOf(point.expiresAt) + addedMs);
       const entry = markOf(point, expiresAt, "no rule keeps it");
       if (point.expiresAt !== expiresAt) mark.push(entry);

@@ -4,7 +4,7 @@ import type { Plan, PlannedExport } from "./plan.ts";
 /**
  * The part of a plan that is about the VMs and addresses that are wanted. A target is a VM pattern (`/dc/vm/*`) or an address
  * (`schedule.daily`). Changes are narrowed by address alone; protections, exports and expiry by both. What an export needs comes with it: its
- * provider and its destination; where one of those is excluded, the export is.
+ * provider and its destination; where one of those is excluded, the export is, and of a destination what expires there.
  */
 export function narrow(plan: Plan, targets: readonly string[], excluded: readonly string[]): Plan {
   if (targets.length + excluded.length === 0) return plan;
@@ -26,7 +26,8 @@ export function narrow(plan: Plan, targets: readonly string[], excluded: readonl
   const going = (each: PlannedExport): boolean => both(each) && needs(each).every((name) => !unwanted.has(name));
   const [exports, deferred] = [plan.exports.filter(going), plan.deferred.filter(going)];
   const needed = new Set([...exports, ...deferred].flatMap(needs));
-  const points = new Set([...plan.expiry.mark, ...plan.expiry.remove].filter(both).map(({ point }) => point));
+  const leaving = [...plan.expiry.mark, ...plan.expiry.remove].filter(({ destination }) => !unwanted.has(`destination.${destination}`));
+  const points = new Set(leaving.filter(both).map(({ point }) => point));
   return {
     ...plan,
     changes: plan.changes.filter((change) => address(change.address) || needed.has(change.address)),

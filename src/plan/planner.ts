@@ -242,13 +242,13 @@ function dueContext(
   };
 }
 
-/** The time of grace of each destination that has been applied. */
+/** The time of grace at each URL, as it was applied: names may change. */
 function gracesOf({ resources }: Recorded): Map<string, number> {
   return new Map(
     resources.flatMap(({ address, spec }): [string, number][] => {
       if (!address.startsWith("destination.")) return [];
-      const { expiryGraceMs } = JSON.parse(spec) as Partial<DesiredState["destinations"][number]>;
-      return expiryGraceMs === undefined ? [] : [[address.slice("destination.".length), expiryGraceMs]];
+      const { url, expiryGraceMs } = JSON.parse(spec) as Partial<DesiredState["destinations"][number]>;
+      return url === undefined || expiryGraceMs === undefined ? [] : [[url, expiryGraceMs]];
     }),
   );
 }

@@ -74,6 +74,11 @@ export class Artifacts {
     this.#db.prepare("UPDATE artifacts SET destination_url = ? WHERE id = ?").run(destinationUrl, id);
   }
 
+  /** What is at a URL belongs to the destination that has it, whatever that was called. */
+  rename(destinationUrl: string, destination: string): void {
+    this.#db.prepare("UPDATE artifacts SET destination = ? WHERE destination_url = ? AND destination <> ?").run(destination, destinationUrl, destination);
+  }
+
   /** @param reason undefined lets go of it */
   setHeld(id: string, reason: string | undefined): void {
     this.#db.prepare("UPDATE artifacts SET held_reason = ? WHERE id = ?").run(reason ?? null, id);

@@ -6,6 +6,7 @@ import { hypersdk, temporaryFolder, workTree } from "../support/cli.ts";
 import { smallest } from "../support/desired.ts";
 import { MiB, writeRaw } from "../support/disks.ts";
 import { has, sameForQemu } from "../support/qemu.ts";
+import { result } from "../support/schemas.ts";
 
 const yaml = smallest.replace("file:///srv/backups", "file:./exports").replace("    vms", "    initialExport: immediate\n    vms");
 
@@ -125,6 +126,58 @@ describe("a restore point that is lost at its destination", () => {
     expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
     expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
     expect(manifests()).toHaveLength(1);
+    expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 0 });
+  });
+});
+
+describe("the newest restore point, of which only the manifest is damaged", () => {
+  it.each(["", ", layout: repository"])("keeps all others from being removed (layout%s)", async (layout) => {
+    const files = (retention: string): string =>
+      yaml
+        .replace("schedules:", `destinations: [{name: backups, url: file:./exports, expiryGrace: 0s${layout}}]\nschedules:`)
+        .replace("destination: file:./exports", `destination: backups\n    retention: ${retention}`);
+    const folder = tree(files("{keepLast: 5}"));
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
+    for (let i = 0; i < 2; i++) expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
+    const { items } = result<{ items: { instant: string; manifest: string }[] }>((await hypersdk(folder, ["get", "artifacts", "--json"])).stdout);
+    const newest = items.toSorted((a, b) => (a.instant < b.instant ? -1 : 1)).at(-1);
+    truncateSync(join(folder, "exports", newest?.manifest ?? ""), 0);
+    writeFileSync(join(folder, "infrastructure.yaml"), files("{keepLast: 1}"));
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 7, stderr: expect.stringContaining("is damaged") as string });
+    for (const args of [
+      ["apply", "--auto-approve"],
+      ["expire", "--auto-approve"],
+    ]) {
+      const { code, stdout, stderr } = await hypersdk(folder, args);
+      expect([code, stdout + stderr]).toEqual([0, expect.stringContaining("the last restore point failed its verification")]);
+    }
+    expect(items.filter(({ manifest }) => existsSync(join(folder, "exports", manifest)))).toHaveLength(3);
+    expect(await hypersdk(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "back.raw", "--quiet"])).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0, stdout: expect.stringContaining("removed") as string });
+    expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 0, stdout: expect.stringContaining("1 restore point verified") as string });
+  });
+});
+
+describe("a destination that has another name in the files", () => {
+  it("is found when it moves later, and keeps its time of grace", async () => {
+    const files = (name: string, url: string, retention: string): string =>
+      yaml
+        .replace("schedules:", `destinations: [{name: ${name}, url: "file:${url}", expiryGrace: 30d}]\nschedules:`)
+        .replace("destination: file:./exports", `destination: ${name}\n    retention: ${retention}`);
+    const folder = tree(files("backups", "./exports", "{keepLast: 5}"));
+    const apply = (): Promise<{ code: number | null; stdout: string }> => hypersdk(folder, ["apply", "--auto-approve"]);
+    expect(await apply()).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
+    writeFileSync(join(folder, "infrastructure.yaml"), files("store", "./exports", "{keepLast: 1}"));
+    expect(await apply()).toMatchObject({ code: 0, stdout: expect.stringContaining("1 restore point marked to expire") as string });
+    const { items } = result<{ items: { expiresAt: string | null }[] }>((await hypersdk(folder, ["get", "artifacts", "--json"])).stdout);
+    const days = items.flatMap(({ expiresAt }) => (expiresAt === null ? [] : [Math.round((Date.parse(expiresAt) - Date.now()) / 86_400_000)]));
+    expect(days).toEqual([30]);
+    renameSync(join(folder, "exports"), join(folder, "elsewhere"));
+    writeFileSync(join(folder, "infrastructure.yaml"), files("store", "./elsewhere", "{keepLast: 1}"));
+    expect((await hypersdk(folder, ["plan"])).stdout).toMatch(/HSW019 .*2 restore points are at /);
+    expect(await apply()).toMatchObject({ code: 0 });
     expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 0 });
   });
 });

@@ -62,7 +62,7 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
       // time has passed since it was looked and asked
       const still = options.schedule === undefined ? new Set((await look()).due.map(({ id }) => id)) : undefined;
       const going = leaving.filter(({ id }) => still?.has(id) ?? true);
-      const { removed, failed } = await removePoints(going, destinations, lease, context);
+      const { removed, failed } = await removePoints(going, destinations, options.schedule === undefined, lease, context);
       settle();
       if (io.json) io.result("expire", { removed, leaving: leaving.map(({ id }) => id) });
       else io.out(`${plural(removed, "restore point")} removed\n`);
