@@ -1,8 +1,9 @@
-import { type Diagnostic, sortDiagnostics } from "../config/diagnostic.ts";
+import { type Diagnostic, errorCount, sortDiagnostics } from "../config/diagnostic.ts";
 import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { nearestName } from "../model/nearest.ts";
 import { renderDiagnostics } from "../ui/diagnostics-view.ts";
+import { plural } from "../ui/plan-view.ts";
 import type { Io } from "./io.ts";
 import { type Loaded, load, type SourceOptions } from "./load.ts";
 
@@ -34,7 +35,7 @@ export async function loadDesired(options: SourceOptions, io: Io): Promise<Loade
 export function carriedOut(loaded: Loaded): DesiredState {
   const { desired, diagnostics } = loaded;
   const errors = diagnostics.filter(({ severity }) => severity === "error");
-  if (!desired || errors.length > 0) throw new ConfigInvalid(diagnostics, `the configuration has ${errors.length} ${errors.length === 1 ? "error" : "errors"}`);
+  if (!desired || errors.length > 0) throw new ConfigInvalid(diagnostics, `the configuration has ${plural(errorCount(errors), "error")}`);
   if (desired.notAvailable.length > 0) {
     const refused = desired.notAvailable.map(
       ({ what, origin }): Diagnostic => ({

@@ -121,14 +121,19 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     }),
   );
   // also of a schedule that something else is wrong with
-  const dependencies = items("schedules").flatMap(({ value, origin }) =>
+  const everySchedule = [...items("schedules"), ...brokenItems("schedules")];
+  const dependencies = everySchedule.flatMap(({ value, origin }) =>
     ((value["dependsOn"] ?? []) as { readonly schedule: string }[]).map(
       ({ schedule }, i): Reference => ({ schedule, origin, below: ["dependsOn", i, "schedule"] }),
     ),
   );
-  const references = [...policies.map(({ schedule, origin }): Reference => ({ schedule, origin, below: ["schedule"] })), ...dependencies];
-  checkReferences(references, new Set([...items("schedules").map((item) => String(item.value["name"])), ...brokenNames("schedules")]), report);
-  checkCycles(items("schedules"), report);
+  const everyPolicy = [...items("policies"), ...brokenItems("policies")].filter(({ value }) => typeof value["schedule"] === "string");
+  const references = [
+    ...everyPolicy.map(({ value, origin }): Reference => ({ schedule: String(value["schedule"]), origin, below: ["schedule"] })),
+    ...dependencies,
+  ];
+  checkReferences(references, new Set(everySchedule.map(({ value }) => String(value["name"]))), report);
+  checkCycles(everySchedule, report);
   if (access) checkAccess(files, folders, providers, laidOut, access, report);
   const usesDefaultProvider = providers.length === 0 && schedules.length > 0;
   const allProviders = usesDefaultProvider ? [defaultProvider(schedules[0] as ScheduleSpec, folders)] : named(providers);

@@ -1,3 +1,4 @@
+import { redactedUrls } from "./redact.ts";
 import { resolvePath } from "./resolve-path.ts";
 
 export type ParsedUrl =
@@ -44,5 +45,5 @@ export function parseDestinationUrl(text: string, folder: string): ParsedUrl {
 
 /** What a person sees of a URL that may hold a secret. */
 function shown(url: string): string {
-  return JSON.stringify(url.replace(/\/\/[^/@]*@/, "//…@").slice(0, 80));
+  return JSON.stringify(redactedUrls(url).slice(0, 80));
 }

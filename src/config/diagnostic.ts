@@ -15,8 +15,15 @@ export interface Diagnostic {
   readonly sourceColumn?: number;
   /** What stands under the caret: why, or what to do. */
   readonly label?: string;
+  /** How many it stands for, where not all are told. */
+  readonly standsFor?: number;
   /** Another place that belongs to it, such as the first of two equal names. */
   readonly related?: { readonly file: string; readonly line: number; readonly label: string };
+}
+
+/** How many errors there are, the untold ones among them. */
+export function errorCount(diagnostics: readonly Diagnostic[]): number {
+  return diagnostics.reduce((sum, { severity, standsFor = 1 }) => sum + (severity === "error" ? standsFor : 0), 0);
 }
 
 /** File order, then place, then code: the order in which people mend them. */

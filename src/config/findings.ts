@@ -30,6 +30,19 @@ export function reportFindings(desired: DesiredState, report: Report): void {
     if (schedule) rpoFinding(schedule, policy, report);
   }
   policyFindings(desired.policies, report);
+  const places = new Map<string, string>();
+  for (const { url, name, origin } of desired.destinations) {
+    const other = places.get(url);
+    if (other !== undefined)
+      report.warn(
+        "HSW023",
+        origin,
+        [],
+        `destinations "${other}" and "${name}" are one place`,
+        "one name for it: what is said of one does not hold for the other",
+      );
+    places.set(url, name);
+  }
 }
 
 /** A duration under the cron's gap keeps only the newest good point, whatever it says. */

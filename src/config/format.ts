@@ -1,4 +1,4 @@
-import { type Document, isMap, isScalar, isSeq, type Pair, type YAMLMap } from "yaml";
+import { type Document, isMap, isScalar, isSeq, type Pair, visit, type YAMLMap } from "yaml";
 import type { SourceFile } from "./source-file.ts";
 
 /** The order in which people look for things: what it is, when, what, where, then the rest as it was. */
@@ -14,6 +14,8 @@ export function formatText(source: SourceFile): string | undefined {
     const { contents } = document;
     if (!isMap(contents) || String(contents.get("version")) !== "v2") continue;
     ours.add(document);
+    // an alias means the anchor before it: what has one stays where it is
+    if (hasAlias(document)) continue;
     order(contents, topOrder);
     for (const { value } of contents.items) {
       if (!isSeq(value)) continue;
@@ -22,13 +24,25 @@ export function formatText(source: SourceFile): string | undefined {
   }
   if (ours.size === 0) return undefined;
   const end = (i: number): number => (i === documents.length - 1 ? source.text.length : (documents[i]?.range[2] ?? 0));
+  const newline = source.text.includes("\r\n") ? "\r\n" : "\n";
   return documents
     .map((document, i) => {
       if (!ours.has(document)) return source.text.slice(end(i - 1), end(i));
       const text = document.toString({ indent: 2, lineWidth: 0, flowCollectionPadding: false });
-      return (i > 0 && !document.directives.docStart ? "---\n" : "") + text;
+      return ((i > 0 && !document.directives.docStart ? "---\n" : "") + text).replace(/\r?\n/g, newline);
     })
     .join("");
+}
+
+function hasAlias(document: Document): boolean {
+  let found = false;
+  visit(document, {
+    Alias() {
+      found = true;
+      return visit.BREAK;
+    },
+  });
+  return found;
 }
 
 /** Known keys first, in their order; the others keep theirs. */

@@ -200,8 +200,9 @@ function readDocuments(source: SourceFile, wasNamed: boolean, empty: Fragment): 
     for (const [i, { pointer, atKey, ...words }] of problems.entries()) {
       if (i < mostTold) diagnostics.push(source.at(pointer, index, { severity: "error", ...words }, atKey));
       else {
-        const message = `${problems.length - mostTold} more values of this document are wrong`;
-        diagnostics.push(source.at(pointer, index, { severity: "error", code: words.code, message, label: "this is the first of them" }, atKey));
+        const standsFor = problems.length - mostTold;
+        const message = `${standsFor} more values of this document are wrong`;
+        diagnostics.push(source.at(pointer, index, { severity: "error", code: words.code, message, label: "this is the first of them", standsFor }, atKey));
         return;
       }
     }

@@ -7,13 +7,13 @@ import { lazily } from "../model/lazily.ts";
  */
 
 const yaml = lazily<typeof import("yaml")>("yaml");
-const secretName = /(?:token|secret|passw|passphrase|smtp|webhook|credential|key$)/i;
+const secretName = /(?:token|secret|passw|passphrase|smtp|webhook|credential|user(?:name)?$|key$)/i;
 const reference = /\$\{(?:env|file):[^${}:]*\}/g;
 
 /** From and to, in characters from the beginning of a file. */
 type Range = readonly [from: number, to: number];
 
-/** What stands in the secret fields of a file, with all that is below them. */
+/** What stands in the secret fields of a file, with all that is below them, and the URLs that carry a secret. */
 export function secretRanges(documents: readonly Document.Parsed[]): Range[] {
   const ranges: Range[] = [];
   const { isScalar, visit } = yaml();
@@ -24,6 +24,9 @@ export function secretRanges(documents: readonly Document.Parsed[]): Range[] {
         if (!isScalar(key) || !range || !secretName.test(String(key.value))) return undefined;
         ranges.push([range[0], range[1]]);
         return visit.SKIP;
+      },
+      Scalar(_, { value, range }) {
+        if (range && typeof value === "string" && redactedUrls(value) !== value) ranges.push([range[0], range[1]]);
       },
     });
   return ranges;
@@ -39,8 +42,19 @@ export function redactedLine(line: string, start: number, ranges: readonly Range
   return redactedUrls(text);
 }
 
-/** The same of a line that could not be parsed: all that follows the colon behind the name of a secret. */
-export function redactedRest(line: string): string {
+/**
+ * The same of a line that could not be parsed: all that follows the colon behind the name of a secret, and whatever may still belong
+ * to one that stands above.
+ * @param above the lines before it, nearest first
+ */
+export function redactedRest(line: string, above: Iterable<string>): string {
+  const own = keyOf(line);
+  for (const before of above) {
+    const key = keyOf(before);
+    if (!key) continue;
+    if (secretName.test(key.name) && (!own || own.indent > key.indent)) return masked(line);
+    break;
+  }
   for (let colon = line.indexOf(":"); colon >= 0; colon = line.indexOf(":", colon + 1)) {
     const name = /([\w-]+)["']?\s*$/.exec(line.slice(Math.max(0, colon - 64), colon))?.[1] ?? "";
     if (secretName.test(name)) return redactedUrls(line.slice(0, colon + 1) + masked(line.slice(colon + 1)));
@@ -48,10 +62,17 @@ export function redactedRest(line: string): string {
   return redactedUrls(line);
 }
 
-/** Masks the user and the secrets that URLs in a text carry. */
+/** The key with which a line begins. */
+function keyOf(line: string): { readonly name: string; readonly indent: number } | undefined {
+  const [, indent, name] = /^([ \t-]{0,200})["']?([\w-]{1,100})["']?[ \t]{0,20}:(?:\s|$)/.exec(line) ?? [];
+  return indent === undefined || name === undefined ? undefined : { name, indent: indent.length };
+}
+
+/** Masks the user and the secrets that URLs in a text carry; of a web address, all behind the host. */
 export function redactedUrls(text: string): string {
   return text
     .replace(/(:\/\/)([^\s/@]+)(?=@)/g, (_, before: string, user: string) => before + masked(user))
+    .replace(/(https?:\/\/[^\s/"'?#]{0,300})([^\s"']*)/gi, (_, before: string, rest: string) => before + masked(rest))
     .replace(/([?&][\w-]{0,64}=)([^&\s"']+)/g, (whole, before: string, value: string) =>
       secretName.test(before.slice(1, -1)) || /^sig/i.test(before.slice(1)) ? before + masked(value) : whole,
     );

@@ -43,7 +43,7 @@ export class Report {
     const kept: Diagnostic[] = [];
     const untold = this.errorCount - mostErrors;
     const last = untold > 0 ? this.diagnostics.findLast(({ severity }) => severity === "error") : undefined;
-    if (last) kept.push({ ...last, message: `${untold} more errors are like those that are told`, label: "behind this one" });
+    if (last) kept.push({ ...last, message: `${untold} more errors are like those that are told`, label: "behind this one", standsFor: untold });
     const reasonless = new Set<string>();
     for (const diagnostic of this.diagnostics) {
       const above = diagnostic.severity === "warning" ? this.#sourceOf(diagnostic.file).lineText(diagnostic.line - 1) : "";

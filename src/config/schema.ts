@@ -122,7 +122,8 @@ function fieldName(pointer: Pointer): string {
 
 function show(value: unknown): string {
   if (typeof value === "object" && value !== null) return typeWord(typeOf(value));
-  const text = JSON.stringify(typeof value === "string" ? redactedUrls(value.slice(0, 500)) : value) ?? "nothing";
+  if (typeof value === "string" && value.length > 500) return `a text of ${value.length} characters`;
+  const text = JSON.stringify(typeof value === "string" ? redactedUrls(value) : value) ?? "nothing";
   return text.length > 60 ? `${text.slice(0, 57)}…` : text;
 }
 

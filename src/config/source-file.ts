@@ -73,16 +73,17 @@ export class SourceFile {
 
   /** Where keys stand that the same mapping has before. The parser's own search compares each key with each other one. */
   repeatedKeys(document: Document.Parsed): (readonly [start: number, end: number])[] {
-    const { isScalar, visit } = yaml();
+    const { isAlias, isScalar, visit } = yaml();
     const found: (readonly [start: number, end: number])[] = [];
     visit(document, {
       Map(_, { items }) {
         const seen = new Set<unknown>();
         for (const { key } of items) {
-          const range = isScalar(key) ? rangeOf(key) : undefined;
-          if (!isScalar(key) || !range) continue;
-          if (seen.has(key.value)) found.push(range);
-          seen.add(key.value);
+          const named = isAlias(key) ? key.resolve(document) : key;
+          const range = rangeOf(key as Node | undefined);
+          if (!isScalar(named) || !range) continue;
+          if (seen.has(named.value)) found.push(range);
+          seen.add(named.value);
         }
       },
     });
@@ -114,7 +115,15 @@ export class SourceFile {
     if (end - start > longestLine) return "";
     const text = this.text.slice(start, end);
     const ranges = this.#secrets();
-    return ranges ? redactedLine(text, start, ranges) : redactedRest(text);
+    return ranges ? redactedLine(text, start, ranges) : redactedRest(text, this.#above(line));
+  }
+
+  /** The lines before one, nearest first. */
+  *#above(line: number): Generator<string> {
+    for (let i = line - 1; i > 0; i--) {
+      const [start, end] = this.#lineRange(i);
+      yield this.text.slice(start, Math.min(end, start + longestLine));
+    }
   }
 
   /** Where a line begins and ends in the text. */
@@ -131,7 +140,7 @@ export class SourceFile {
     const ranges = this.#secrets();
     const from = start + Math.max(0, column - 1 - 100);
     const seen = Math.max(start, from - longestLine);
-    const source = ranges ? redactedLine(this.text.slice(seen, Math.min(end, from + 300)), seen, ranges).slice(from - seen) : "";
+    const source = ranges ? redactedLine(this.text.slice(seen, Math.min(end, from + longestLine)), seen, ranges).slice(from - seen, from - seen + 300) : "";
     return { source, sourceColumn: from - start + 1 };
   }
 
@@ -175,7 +184,7 @@ export class SourceFile {
   }
 }
 
-export type DiagnosticWords = Pick<Diagnostic, "severity" | "code" | "message"> & Partial<Pick<Diagnostic, "label" | "related">>;
+export type DiagnosticWords = Pick<Diagnostic, "severity" | "code" | "message"> & Partial<Pick<Diagnostic, "label" | "related" | "standsFor">>;
 
 function rangeOf(node: Node | undefined): [number, number] | undefined {
   const range = node?.range;

@@ -24,6 +24,26 @@ describe("an error", () => {
     expect(codes(smallest.replace("file:///srv/backups", "file:./machines"))).toEqual(["HSE025 6:18"]);
   });
 
+  it("in an entry hides neither what it refers to nor a circle that it is in", () => {
+    const entry = (name: string, more: string): string =>
+      `  - {name: ${name}, cron: "0 2 * * *", vms: [bad], destination: "file:///b", dependsOn: [{schedule: ${more}}]}\n`;
+    const text = `version: v2\nschedules:\n${entry("a", "nobody")}${entry("f", "g")}${entry("g", "f")}policies:\n  - {name: p, match: [bad], schedule: nobody}\n`;
+    const { diagnostics } = read({ "a.yaml": text });
+    expect(diagnostics.map(({ code, line }) => `${code} ${line}`)).toEqual([
+      "HSE009 3",
+      "HSE013 3",
+      "HSE009 4",
+      "HSE020 4",
+      "HSE009 5",
+      "HSE009 7",
+      "HSE013 7",
+    ]);
+  });
+
+  it("is a key that stands twice, once by an alias", () => {
+    expect(codes(schedule("    retention: {&k keepLast: 30, *k : 1}\n"))).toEqual(["HSE005 7:34"]);
+  });
+
   it("is a rename that two VMs claim, or none", () => {
     const renames = (...list: string[]): string => `${smallest}renames:\n${list.map((each) => `  - ${each}\n`).join("")}`;
     const lines = smallest.split("\n").length;

@@ -6,6 +6,7 @@ const sources = (yaml: string): string => {
   expect(diagnostics.length).toBeGreaterThan(0);
   return diagnostics.map(({ message, source, label, related }) => [message, source, label, JSON.stringify(related)].join("\n")).join("\n");
 };
+const schedules = (...entries: string[]): string => `version: v2\nschedules:\n${entries.map((each) => `  - ${each}\n`).join("")}`;
 const destination = (fields: string): string => `version: v2\ndestinations:\n  - {name: b, url: "file:///b", ${fields}}\n`;
 
 describe("a secret that stands in a file in plain text", () => {
@@ -24,6 +25,18 @@ describe("a secret that stands in a file in plain text", () => {
     ["in the query of a URL", 'version: v2\ndestinations:\n  - {name: 1, url: "s3://b/p?token=swordfish"}\n'],
     ["in a URL of an unknown kind", 'version: v2\ndestinations:\n  - {name: b, url: "ftp://me:swordfish@b/p"}\n'],
     ["in text that is not valid YAML", destination('secretKey: "swordfish", x: [')],
+    ["as the URL of a notifier", "version: v2\nnotifiers:\n  - {name: n, type: webhook, url: https://hooks.example.com/services/swordfish}\n"],
+    ["as the name of a user", "version: v2\nproviders:\n  - {name: v, type: vsphere, url: https://v, username: swordfish, password: x}\n"],
+    ["in a URL in place of a destination", `${schedules("{name: a, cron: '0 2 * * *', vms: [/a], destination: 'https://u:p@h/x?token=swordfish'}")}`],
+    ["in a URL whose user is very long", `version: v2\ndestinations:\n  - {name: b, url: "s3://${"x".repeat(600)}swordfish@b/p"}\n`],
+    [
+      "in a URL that the shown part of a long line cuts",
+      `version: v2\ndestinations: [${"{name: d, bad: 1, endpoint: 'https://h/'}, ".repeat(60)}{name: d, bad: 1, endpoint: 'https://h/${"x".repeat(213)}', url: 's3://admin:swordfish${"y".repeat(400)}@b'}]\n`,
+    ],
+    ["behind a key, in text that is not valid YAML", "version: v2\nnotifiers:\n  - name: n\n    token:\n      swordfish: a: b\n"],
+    ["as a block, in text that is not valid YAML", "version: v2\nnotifiers:\n  - name: n\n    token: |\n   swordfish\n  x: [\n"],
+    ["as a list, in text that is not valid YAML", "version: v2\nnotifiers:\n  - name: n\n    token: [a,\n     swordfish\n    x: ]]\n"],
+    ["in quotes over two lines, in text that is not valid YAML", 'version: v2\nnotifiers:\n  - name: n\n    token:\n     "a\\q1\n     swordfish\\q2"\n'],
     ["on a long line", `version: v2\ndestinations: [${"{name: b, url: file:///b}, ".repeat(200)}{name: b, url: file:///b, token: swordfish}]\n`],
     ["at the end of a long line", `version: v2\ndestinations: [{name: b, url: file:///b, token: "${"x".repeat(3000)}swordfish", surprise: 1}]\n`],
   ])("%s: is shown nowhere", (_, yaml) => {

@@ -3,6 +3,7 @@ import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, symlinkSyn
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { parseAllDocuments } from "yaml";
 import { git, hypersdk, program, temporaryFolder, workTree } from "../support/cli.ts";
 import { smallest } from "../support/desired.ts";
 import { MiB, writeRaw } from "../support/disks.ts";
@@ -252,6 +253,30 @@ describe("fmt, of what is not all ours or not all right", () => {
     writeFileSync(at("mixed.yaml"), `${before}---\nversion: v2\nschedules:   []\n${behind}`);
     expect(await hypersdk(folder, ["fmt", "-f", "mixed.yaml"])).toMatchObject({ code: 0 });
     expect(readFileSync(at("mixed.yaml"), "utf8")).toBe(`${before}---\nversion: v2\nschedules: []\n${behind}`);
+  });
+
+  it.each([
+    [
+      "an anchor whose name is used twice",
+      'version:   v2\npolicies:\n  - {name: p, schedule: one, match: [&x "/v/b"]}\nschedules:\n  - {name: one, cron: "0 2 * * *", vms: [&x "/v/a"], destination: "file:///b"}\nrenames:\n  - {vm: *x, formerly: "/v/old"}\n',
+    ],
+    [
+      "an alias that would come before its anchor",
+      "version:   v2\nschedules:\n  - {name: one, cron: '0 2 * * *', vms: [/v/a], destination: &d backups}\ndestinations:\n  - {name: *d, url: 'file:///b'}\n",
+    ],
+    [
+      "a comment above what comes first",
+      "version:   v2\nschedules:\n  - cron: '0 2 * * *'\n    # what it is called\n    name: a\n    vms: [/v/a]\n    destination: 'file:///b'\n",
+    ],
+    ["line ends of another system", "version:   v2\r\nschedules: []\r\n---\r\nkind:   Other\r\n"],
+  ])("keeps the meaning of %s, and has nothing more to do afterwards", async (_, text) => {
+    const { folder, at } = make();
+    writeFileSync(at("odd.yaml"), text);
+    expect(await hypersdk(folder, ["fmt", "-f", "odd.yaml"])).toMatchObject({ code: 0, stdout: "changed odd.yaml\n" });
+    const after = readFileSync(at("odd.yaml"), "utf8");
+    expect(parseAllDocuments(after).map((each) => each.toJS() as unknown)).toEqual(parseAllDocuments(text).map((each) => each.toJS() as unknown));
+    expect(after.match(/\r?\n/g)?.every((each) => each === (text.includes("\r") ? "\r\n" : "\n"))).toBe(true);
+    expect(await hypersdk(folder, ["fmt", "--check", "-f", "odd.yaml"])).toMatchObject({ code: 0 });
   });
 
   it("formats what a link leads to, and leaves the link", async () => {

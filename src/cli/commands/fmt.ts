@@ -2,6 +2,7 @@ import { readFileSync, realpathSync, renameSync, rmSync, statSync, writeFileSync
 import { resolve } from "node:path";
 import { createTwoFilesPatch } from "diff";
 import { formatText } from "../../config/format.ts";
+import { SourceFile } from "../../config/source-file.ts";
 import { fileError } from "../../files/local-file-sink.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { plural } from "../../ui/plan-view.ts";
@@ -14,6 +15,17 @@ export interface FmtOptions extends SourceOptions {
   readonly check?: boolean;
 }
 
+/** A comment may find its place only when it is read from where it was put. */
+function settled(source: SourceFile): string | undefined {
+  let text = formatText(source);
+  for (let i = 0; i < 3 && text !== undefined; i++) {
+    const again = formatText(new SourceFile(source.file, text));
+    if (again === undefined || again === text) break;
+    text = again;
+  }
+  return text;
+}
+
 /** Findings that say that a file is no YAML that could be read: of all others a file can have as many as it likes. */
 const noYaml: ReadonlySet<string> = new Set(["HSE001", "HSE002", "HSE003", "HSE004", "HSE005"]);
 
@@ -23,7 +35,7 @@ export async function fmt(options: FmtOptions, io: Io): Promise<number> {
   const changed: string[] = [];
   for (const file of files) {
     const source = sourceOf(file);
-    const formatted = formatText(source);
+    const formatted = settled(source);
     if (formatted === undefined || formatted === source.text) continue;
     changed.push(file);
     if (options.check) {
