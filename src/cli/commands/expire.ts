@@ -38,6 +38,10 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
     const { expiry, lost, due } = await look();
     const rows = calendar(points, lost, options.schedule);
     const leaving = options.schedule === undefined ? due : retained(options.schedule);
+    const blocked =
+      options.schedule === undefined
+        ? expiry.blocked.map(({ schedule, vmPath, points: count, reason }) => ({ schedule, vm: vmPath, points: count, reason }))
+        : [];
     if (!io.json) {
       for (const line of options.schedule === undefined ? blockedLines(expiry) : []) io.err(`${line}\n`);
       if (rows.length > 0) io.out(renderTable(["schedule", "VM", "instant", "size", "kept by"], rows, [3]));
@@ -46,7 +50,7 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
       );
     }
     if (options.dryRun || leaving.length === 0) {
-      if (io.json) io.result("expire", { removed: 0, leaving: leaving.map(({ id }) => id) });
+      if (io.json) io.result("expire", { removed: 0, leaving: leaving.map(({ id }) => id), failed: [], blocked });
       return exitCodes.done;
     }
     if (!options.autoApprove) await ask(io);
@@ -64,7 +68,8 @@ export async function expire(options: ExpireOptions, io: Io): Promise<number> {
       const going = leaving.filter(({ id }) => still?.has(id) ?? true);
       const { removed, failed } = await removePoints(going, destinations, options.schedule === undefined, lease, context);
       settle();
-      if (io.json) io.result("expire", { removed, leaving: leaving.map(({ id }) => id) });
+      const notRemoved = failed.map(({ point, error }) => ({ point: point.id, code: error.code, reason: error.message }));
+      if (io.json) io.result("expire", { removed, leaving: leaving.map(({ id }) => id), failed: notRemoved, blocked });
       else io.out(`${plural(removed, "restore point")} removed\n`);
       return failed.length > 0 ? exitCodes.partlyFailed : exitCodes.done;
     } finally {
