@@ -21,14 +21,24 @@ export function withRenames(desired: DesiredState, vms: readonly ObservedVm[], p
   const known = new Map(protections.map(({ provider, identity, vmPath }) => [`${provider}\n${identity}`, vmPath]));
   const isKnown = ({ provider }: ObservedVm, identity: string): boolean => known.has(`${provider}\n${identity}`);
   const targets = new Map(desired.renames.map((rename) => [rename.formerly, rename.vm]));
-  return vms.map((vm) => {
+  const taken = new Set<string>();
+  return vms.map(withHistory).map((vm, i) => {
+    // whatever is renamed to what: of two with one identity the second would be exported by nobody
+    const key = `${vm.provider}\n${vm.identity}`;
+    const shownAs = vms[i] as ObservedVm;
+    if (taken.has(key)) return { ...shownAs, identity: newcomer(shownAs), sourceIdentity: shownAs.identity };
+    taken.add(key);
+    return vm;
+  });
+
+  function withHistory(vm: ObservedVm): ObservedVm {
     const old = firstOf(vm.path);
     if (old !== undefined) return { ...vm, identity: identityAt(vm, old), sourceIdentity: vm.identity };
     const target = targets.get(vm.path);
     // until the other one is there, this is the one that will be renamed
     const isLeft = target !== undefined && (byPath.has(target) || known.get(`${vm.provider}\n${vm.identity}`) === target);
     return isLeft ? { ...vm, identity: newcomer(vm), sourceIdentity: vm.identity } : vm;
-  });
+  }
 
   /** The path that a VM had first: names that were left one after the other are followed, as long as nobody else has them now. */
   function firstOf(path: VmPath): VmPath | undefined {

@@ -9,6 +9,7 @@ import { narrow } from "../../src/plan/narrow.ts";
 import { isEmpty, type Plan, unsafeReasons } from "../../src/plan/plan.ts";
 import { plan } from "../../src/plan/planner.ts";
 import { resourcesOf } from "../../src/plan/resources.ts";
+import { withRenames } from "../../src/plan/shown.ts";
 import { emptyRecorded } from "../../src/state/state.ts";
 import { planMarkdown } from "../../src/ui/plan-markdown.ts";
 import { renderPlan } from "../../src/ui/plan-view.ts";
@@ -340,6 +341,23 @@ describe("a plan", () => {
     );
     const made = make(renamed, recorded, seen(...there));
     expect(made.protections.map(({ kind, identity, vmPath }) => `${kind} ${identity} ${vmPath.slice(15)}`)).toEqual(changes);
+  });
+
+  it("takes no two VMs for one, whatever is renamed, there and protected", () => {
+    const names = ["a", "b", "c", "d"];
+    const some = fc.subarray(names);
+    const pairs = fc.array(fc.tuple(fc.constantFrom(...names), fc.constantFrom(...names)), { maxLength: 4 });
+    fc.assert(
+      fc.property(some, pairs, pairs, (there, renames, protectedAs) => {
+        const unique = renames.filter(([vm, old], i) => vm !== old && renames.findIndex(([x, y]) => x === vm || y === old) === i);
+        const path = (name: string): string => `"/datacenter/vm/${name}"`;
+        const renamed = desiredOf(`${smallest}renames: [${unique.map(([vm, old]) => `{vm: ${path(vm)}, formerly: ${path(old)}}`).join(", ")}]\n`);
+        const protections = new Map(protectedAs.map(([identity, name]) => [identity, { ...protection(name), identity }]));
+        const shown = withRenames(renamed, seen(...there).vms, [...protections.values()]);
+        expect(shown.map(({ path: at }) => at)).toEqual(there.map((name) => `/datacenter/vm/${name}`));
+        expect(new Set(shown.map(({ identity }) => identity)).size).toBe(there.length);
+      }),
+    );
   });
 
   it("lets nothing expire for the sake of a restore point that is gone or altered", () => {
