@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { mkdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { checkImage } from "../../src/converters/check-image.ts";
@@ -200,7 +200,9 @@ describe("what is written", () => {
     writeRaw(join(folder, "small.raw"), { sizeBytes: MiB, islands: [{ offset: 0, length: 512 }] });
     writeRaw(join(folder, "big.raw"), { sizeBytes: 256 * MiB, islands: Array.from({ length: 64 }, (_, i) => ({ offset: i * 4 * MiB, length: 4 * MiB })) });
     const running = hypersdk(folder, ["convert", "big.raw", "small.raw", "out", "--to", "qcow2", "--parallelism", "1", "--compress", "zlib"]);
-    await new Promise((resolve) => setTimeout(resolve, 1500));
+    // both were looked at before the first of them is written
+    const out = join(folder, "out");
+    while (!existsSync(out) || readdirSync(out).length === 0) await new Promise((resolve) => setTimeout(resolve, 5));
     truncateSync(join(folder, "small.raw"), 2 * MiB);
     expect(await running).toMatchObject({ stderr: expect.stringContaining("changed while it was read") as string });
   });
