@@ -52,14 +52,9 @@ export function plural(count: number, noun: string): string {
 function changeSection({ changes, at }: Plan, { style, timezoneOf }: PlanViewOptions): string[] {
   return changes.map((change) => {
     const sign = { create: style.green("+"), update: style.yellow("~"), delete: style.red("-") }[change.kind];
-    const lines = [`  ${sign} ${style.bold(change.address)}${change.kind === "delete" ? `        because ${printable(change.reason)}` : ""}`];
-    const field = (name: string, text: string): void => void lines.push(`      ${name.padEnd(12)} ${printable(text)}`);
-    if (change.kind === "create") for (const [name, text] of shownFields(change)) field(name, text);
-    if (change.kind === "update") {
-      for (const { field: name, before, after } of change.fields) {
-        field(shownName(name), fieldDiff(name, before, after));
-      }
-    }
+    const fields: [name: string, text: string][] = change.kind === "create" ? shownFields(change) : [];
+    const field = (name: string, text: string): void => void fields.push([name, text]);
+    if (change.kind === "update") for (const { field: name, before, after } of change.fields) field(shownName(name), fieldDiff(name, before, after));
     const { gained, lost, nextRunBefore, nextRunAfter, expirable, keepsPoints } = change.consequences;
     const zone = timezoneOf(change.address.slice(change.address.indexOf(".") + 1));
     const time = (instant: Instant | undefined): string => (instant ? formatTime(instant, zone, at) : "never");
@@ -68,6 +63,11 @@ function changeSection({ changes, at }: Plan, { style, timezoneOf }: PlanViewOpt
     if (gained.length > 0) field("protects", named(gained));
     if (lost.length > 0) field("lets go of", named(lost));
     if (expirable > 0) field("expires", plural(expirable, "restore point"));
+    const nameWidth = Math.max(12, width(fields.map(([name]) => name)));
+    const lines = [
+      `  ${sign} ${style.bold(change.address)}${change.kind === "delete" ? `        because ${printable(change.reason)}` : ""}`,
+      ...fields.map(([name, text]) => `      ${name.padEnd(nameWidth)} ${printable(text)}`),
+    ];
     if (keepsPoints > 0)
       lines.push(
         `      keeps its ${plural(keepsPoints, "restore point")}; \`hypersdk expire --schedule ${change.address.slice("schedule.".length)}\` would let them go`,
