@@ -3,7 +3,7 @@ import { compressionsOf, type ExportFormat, type ImageCompression } from "../mod
 import { cronProblem } from "../schedule/cron.ts";
 import { isTimezone } from "../schedule/zone.ts";
 import { alertsOf, durationOf, patternsOf, priorityOf } from "./decode-values.ts";
-import type { RawItem } from "./read-file.ts";
+import type { Item } from "./read-file.ts";
 import type { Report } from "./report.ts";
 
 const weekdays = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
@@ -14,7 +14,7 @@ const laterFields = ["carbon", "bandwidth", "replicateTo"];
 
 /** One schedule with its defaults filled in; undefined when something in it is wrong, which has been reported. */
 export function decodeSchedule(
-  { value, origin, isVmBackup }: RawItem & { origin: Origin },
+  { value, origin, isVmBackup }: Item,
   defaults: Readonly<Record<string, unknown>>,
   report: Report,
   later: (origin: Origin, below: readonly (string | number)[], what: string) => void,

@@ -1,4 +1,5 @@
 import type { Document } from "yaml";
+import type { Origin } from "../model/desired.ts";
 import type { Diagnostic } from "./diagnostic.ts";
 import { type ShapeProblem, shapeProblems } from "./schema.ts";
 import { type DiagnosticWords, maxFileBytes, SourceFile } from "./source-file.ts";
@@ -16,6 +17,9 @@ export interface RawItem {
   /** True for a schedule that was written as a VMBackup. */
   readonly isVmBackup?: true;
 }
+
+/** An entry, and the file in which it stands. */
+export type Item = RawItem & { readonly origin: Origin };
 
 /** What one file contributes. Plain data, so that it can be cached under the hash of the text. */
 export interface Fragment {

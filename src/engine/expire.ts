@@ -4,6 +4,7 @@ import { readManifest } from "../exports/restore.ts";
 import type { DestinationAddress } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { RestorePoint } from "../model/recorded.ts";
+import { groupKey } from "../plan/expiry.ts";
 import { isRepositoryPoint } from "../repository/points.ts";
 import type { Lease } from "../state/leases.ts";
 import type { EngineContext } from "./context.ts";
@@ -41,7 +42,7 @@ export async function removePoints(
       const destination = await context.openDestination(spec);
       await claim(destination, state.lineage, clock.now(), { adopt: context.adopt, hasPoints: true });
       if (keepsOne) {
-        const group = groupOf(point);
+        const group = groupKey(point);
         if (!stays.has(group)) stays.set(group, newestStays(group, leaving, destination, lease, context));
         await stays.get(group);
       }
@@ -83,7 +84,7 @@ async function newestStays(
   lease: Lease,
   { state }: Pick<EngineContext, "state">,
 ): Promise<void> {
-  const newest = state.artifacts.list().findLast((point) => groupOf(point) === group && point.state === "good" && !leaving.has(point.id));
+  const newest = state.artifacts.list().findLast((point) => groupKey(point) === group && point.state === "good" && !leaving.has(point.id));
   if (!newest) throw new HypersdkError("ArtifactDamaged", "no good restore point of its VM would stay");
   try {
     await readManifest(destination, newest.manifestPath);
@@ -92,8 +93,4 @@ async function newestStays(
     state.write(lease, () => state.artifacts.setBadAt(newest.destinationUrl, newest.manifestPath));
     throw new HypersdkError("ArtifactDamaged", `the newest that would stay, ${newest.id}, is damaged: ${error.message}`, { cause: error });
   }
-}
-
-function groupOf({ provider, identity, schedule, destinationUrl }: RestorePoint): string {
-  return `${provider}\n${identity}\n${schedule}\n${destinationUrl}`;
 }

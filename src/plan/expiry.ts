@@ -64,14 +64,12 @@ export function verdictsOf(group: readonly RestorePoint[], retention: Parameters
 }
 
 /** Retention counts per VM, schedule and destination. */
+export function groupKey({ provider, identity, schedule, destinationUrl }: RestorePoint): string {
+  return `${provider}\n${identity}\n${schedule}\n${destinationUrl}`;
+}
+
 export function groupsOf(points: readonly RestorePoint[]): RestorePoint[][] {
-  const groups = new Map<string, RestorePoint[]>();
-  for (const point of points) {
-    const key = `${point.provider}\n${point.identity}\n${point.schedule}\n${point.destinationUrl}`;
-    const group = groups.get(key);
-    if (group) group.push(point);
-    else groups.set(key, [point]);
-  }
+  const groups = Map.groupBy(points, groupKey);
   return [...groups.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, group]) => group);
 }
 
