@@ -1,3 +1,4 @@
+import type { Destination } from "../destinations/destination.ts";
 import { isGone } from "../destinations/gone.ts";
 import { formatDuration } from "../model/duration.ts";
 import { epochMsOf, type Instant } from "../model/instant.ts";
@@ -95,14 +96,26 @@ export async function pointBefore(
   const { destination } = repository;
   const folder = folderOfPoints(repository, { provider, identity });
   const paths = (await listPoints(destination)).map(({ path }) => path).filter((path) => path.startsWith(`${folder}/`));
+  const looked = paths.reverse().slice(0, tracksChanges ? mostLookedAt : 1);
   let newest: Manifest | undefined;
-  for (const path of paths.reverse().slice(0, tracksChanges ? mostLookedAt : 1)) {
-    const manifest = await readManifest(destination, path).catch((error: unknown) => {
-      if (isDamage(error) || isGone(error)) return undefined;
-      throw error;
-    });
-    if (!tracksChanges || manifest?.disks.some((disk) => isChunked(disk) && disk.mark !== undefined)) return manifest;
-    newest ??= manifest;
+  for (const sameSecond of Map.groupBy(looked, secondOf).values()) {
+    const read = await Promise.all(sameSecond.map((path) => readUsable(destination, path)));
+    const manifests = read.filter((each) => each !== undefined).sort((a, b) => (a.source.instant < b.source.instant ? 1 : -1));
+    newest ??= manifests[0];
+    const marked = manifests.find(({ disks }) => disks.some((disk) => isChunked(disk) && disk.mark !== undefined));
+    if (marked) return marked;
   }
   return newest;
+}
+
+/** The path without the point's id: what sorts by time, of a VM that had several points in one second does not say which was the last. */
+function secondOf(path: string): string {
+  return path.slice(0, path.lastIndexOf("-"));
+}
+
+async function readUsable(destination: Destination, path: string): Promise<Manifest | undefined> {
+  return readManifest(destination, path).catch((error: unknown) => {
+    if (isDamage(error) || isGone(error)) return undefined;
+    throw error;
+  });
 }

@@ -21,7 +21,7 @@ export function parseInstant(text: string): Instant | undefined {
   return Number.isNaN(ms) || ms < 0 || ms > Date.UTC(3000, 0, 1) ? undefined : instantOf(ms);
 }
 
-/** `20261121T020000Z`: safe in a file name, sorts by time; seconds are enough since the run id makes it unique. */
+/** `20261121T020000Z`: safe in a file name, sorts by time to the second; what follows it in the name makes that unique. */
 export function compactInstant(instant: Instant): string {
   return `${instant.slice(0, 19).replace(/[-:]/g, "")}Z`;
 }

@@ -101,6 +101,7 @@ function valueText(value: unknown): string {
   if (value === null) return "(none)";
   if (typeof value !== "object") return JSON.stringify(value);
   return Object.entries(value)
+    .filter(([, member]) => !(Array.isArray(member) && member.length === 0))
     .map(([key, member]) =>
       key.endsWith("Ms") && typeof member === "number"
         ? `${key.slice(0, -2)} ${formatDuration(member)}`

@@ -119,6 +119,17 @@ describe("an increment with changed blocks", () => {
     });
   });
 
+  it("goes on from the last point, of several within one second too", async () => {
+    const destination = memoryDestination({ name: "d", url: "memory:" });
+    const tracker = newTracker();
+    const disk = bytes(4 * chunk, 1);
+    await exported(destination, disk, tracker);
+    for (let atMs = 50; atMs < 1000; atMs += 50) {
+      bytes(100, atMs).copy(disk, atMs * 100);
+      expect(diskOf(await exported(destination, disk, tracker, { atMs }))).toMatchObject({ mode: "incremental", newBytes: chunk });
+    }
+  });
+
   it("finds what a disk lost when it was cut and grew again, of which no tracker tells", async () => {
     const destination = memoryDestination({ name: "d", url: "memory:" });
     const tracker = newTracker();
