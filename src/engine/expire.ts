@@ -1,6 +1,5 @@
-import type { Destination } from "../destinations/destination.ts";
 import { claim } from "../exports/lineage.ts";
-import { readManifest } from "../exports/restore.ts";
+import { finderOfPoints } from "../exports/verify.ts";
 import type { DestinationAddress } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { RestorePoint } from "../model/recorded.ts";
@@ -13,7 +12,7 @@ import { isOfThePoint } from "./run-export.ts";
 /**
  * Removes restore points, oldest first. The manifest goes first: a point without it does not exist, so that a crash leaves
  * files that nobody lists and that the next removal clears. Never touches a destination of another state.
- * @param keepsOne whether a good one of each VM must stay: then nothing goes until its manifest has been read
+ * @param keepsOne whether a good one of each VM must stay: then nothing goes until everything that it is made of has been found
  * @returns how many are gone, and those that could not be removed, with the reason; after an interrupt the rest stays
  */
 export async function removePoints(
@@ -28,6 +27,7 @@ export async function removePoints(
   let removed = 0;
   const leaving = new Set(points.map(({ id }) => id));
   const stays = new Map<string, Promise<void>>();
+  const finders = new Map<string, ReturnType<typeof finderOfPoints>>();
   for (const point of points) {
     if (signal.aborted) break;
     // somebody may have held it, or removed it, since it was chosen
@@ -43,7 +43,9 @@ export async function removePoints(
       await claim(destination, state.lineage, clock.now(), { adopt: context.adopt, hasPoints: true });
       if (keepsOne) {
         const group = groupKey(point);
-        if (!stays.has(group)) stays.set(group, newestStays(group, leaving, destination, lease, context));
+        let find = finders.get(spec.url);
+        if (!find) finders.set(spec.url, (find = finderOfPoints(destination)));
+        if (!stays.has(group)) stays.set(group, newestStays(group, leaving, find, lease, context));
         await stays.get(group);
       }
       await destination.remove(point.manifestPath);
@@ -73,21 +75,21 @@ export async function removePoints(
 }
 
 /**
- * The newest good point of a VM that is to stay is one: its manifest can be read. Its size alone is no part of a plan, and a point
- * that cannot be found again keeps nothing.
+ * The newest good point of a VM that is to stay is one: its manifest can be read, and what that names is there. A plan knows no more than
+ * that a manifest is there, and a point whose disks are gone keeps nothing.
  * @throws ArtifactDamaged where it is none; it is bad from then on, so that the next plan lets nothing go for its sake
  */
 async function newestStays(
   group: string,
   leaving: ReadonlySet<string>,
-  destination: Destination,
+  find: (manifestPath: string) => Promise<void>,
   lease: Lease,
   { state }: Pick<EngineContext, "state">,
 ): Promise<void> {
   const newest = state.artifacts.list().findLast((point) => groupKey(point) === group && point.state === "good" && !leaving.has(point.id));
   if (!newest) throw new HypersdkError("ArtifactDamaged", "no good restore point of its VM would stay");
   try {
-    await readManifest(destination, newest.manifestPath);
+    await find(newest.manifestPath);
   } catch (error) {
     if (!isOfThePoint(error) && !(error instanceof HypersdkError && error.code === "NotFound")) throw error;
     state.write(lease, () => state.artifacts.setBadAt(newest.destinationUrl, newest.manifestPath));

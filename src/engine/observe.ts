@@ -77,7 +77,8 @@ async function observeDestination(destination: Destination): Promise<ObservedDes
   const base = { name: destination.spec.name, url: destination.spec.url, ...(marker ? { lineage: marker.lineage, layout: marker.layout } : {}) };
   if (marker?.layout === "repository") {
     const { listPoints } = await import("../repository/points.ts");
-    return { ...base, ...(await sealOf(destination)), points: (await listPoints(destination)).map(({ path }) => ({ manifestPath: path, storedBytes: null })) };
+    const listed = (await listPoints(destination)).map(({ path }) => ({ manifestPath: path, storedBytes: null }));
+    return { ...base, ...(await sealOf(destination, listed.length > 0)), points: listed };
   }
   const files = marker ? await destination.list() : [];
   for (const file of files) {
@@ -92,9 +93,11 @@ async function observeDestination(destination: Destination): Promise<ObservedDes
   };
 }
 
-async function sealOf(destination: Destination): Promise<Pick<ObservedDestination, "isSealed" | "keyProblem">> {
-  const { Repository } = await import("../repository/repository.ts");
+/** @throws ArtifactDamaged where there are points, and no config: none of them can be read */
+async function sealOf(destination: Destination, hasPoints: boolean): Promise<Pick<ObservedDestination, "isSealed" | "keyProblem">> {
+  const { Repository, withoutConfig } = await import("../repository/repository.ts");
   const isSealed = await Repository.isSealed(destination);
+  if (isSealed === undefined && hasPoints) throw withoutConfig(destination, "points");
   try {
     destination.encryption?.key();
     return isSealed === undefined ? {} : { isSealed };

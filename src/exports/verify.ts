@@ -4,12 +4,14 @@ import { openNamed } from "../destinations/gone.ts";
 import type { VerifyLevel } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { storedPieceBytes, TreeHash } from "../model/tree-hash.ts";
+import type { ChunkIndex } from "../repository/chunk-index.ts";
 import { readPack } from "../repository/chunk-reader.ts";
 import { packsFolder } from "../repository/layout.ts";
-import { readDirectory } from "../repository/survey.ts";
+import { isDamage, type Repository } from "../repository/repository.ts";
+import { findDisks, readDirectory } from "../repository/survey.ts";
 import type { BootOptions } from "./boot.ts";
-import { isChunked, type Manifest, type ManifestDisk } from "./manifest.ts";
-import { discardingSink, openRepository, restoreDisk, storedDisks } from "./restore.ts";
+import { type ImageDisk, isChunked, type Manifest, type ManifestDisk } from "./manifest.ts";
+import { discardingSink, openRepository, readManifest, restoreDisk, storedDisks } from "./restore.ts";
 
 /**
  * Proves a restore point. `stored` takes the store's own checksum where it has one and reads back where it has none, as a
@@ -39,6 +41,48 @@ export async function verifyPoint(
     if (level === "restore" || isChunked(disk)) await rebuild(await open(disk), disk, options);
     else if (!disk.member) await compareStoredHash(destination, `${folder}/${disk.file}`, disk.storedBytes, disk.storedHash.value, options);
   }
+}
+
+/** How often a point is looked for again: a compaction that goes on meanwhile may look like damage, once. */
+const mostLooks = 3;
+
+/**
+ * Finds restore points at a destination, whole as far as names and lengths tell: nothing that was stored is read, as {@link verifyPoint} does.
+ * The index of a repository is read once for all of them.
+ * @returns a function of the manifest's path. It throws ArtifactDamaged, or NotFound where there is no manifest
+ */
+export function finderOfPoints(destination: Destination): (manifestPath: string) => Promise<void> {
+  let opened: Promise<{ readonly repository: Repository; readonly index: ChunkIndex }> | undefined;
+  const open = async (): Promise<{ readonly repository: Repository; readonly index: ChunkIndex }> => {
+    const repository = await openRepository(destination);
+    return { repository, index: (await repository.loadIndex()).index };
+  };
+  return async (manifestPath) => {
+    const manifest = await readManifest(destination, manifestPath);
+    if (!manifest.repository) return findImages(destination, manifestPath, manifest);
+    for (let looks = 1; ; looks++) {
+      const { repository, index } = await (opened ??= open());
+      try {
+        return await findDisks(repository, index, manifest.disks.filter(isChunked));
+      } catch (error) {
+        if (!isDamage(error) || looks === mostLooks) throw error;
+        opened = undefined;
+      }
+    }
+  };
+}
+
+async function findImages(destination: Destination, manifestPath: string, { package: archive, disks }: Manifest): Promise<void> {
+  const folder = manifestPath.slice(0, manifestPath.lastIndexOf("/"));
+  for (const { file, storedBytes } of archive ? [archive] : disks.filter((disk): disk is ImageDisk => !isChunked(disk))) {
+    const opened = await openNamed(destination, `${folder}/${file}`);
+    await opened.close();
+    refuseOtherLength(`${folder}/${file}`, opened.sizeBytes, storedBytes);
+  }
+}
+
+function refuseOtherLength(path: string, bytes: number, storedBytes: number): void {
+  if (bytes !== storedBytes) throw new HypersdkError("ArtifactDamaged", `${path} has ${bytes} bytes, ${storedBytes} were stored`);
 }
 
 async function rebuild(source: BlockSource, disk: ManifestDisk, options: VerifyOptions): Promise<void> {
@@ -79,7 +123,7 @@ async function compareStoredHash(
 ): Promise<void> {
   const file = await openNamed(destination, path);
   try {
-    if (file.sizeBytes !== storedBytes) throw new HypersdkError("ArtifactDamaged", `${path} has ${file.sizeBytes} bytes, ${storedBytes} were stored`);
+    refuseOtherLength(path, file.sizeBytes, storedBytes);
     const hash = new TreeHash(storedPieceBytes);
     const buffers = [Buffer.allocUnsafeSlow(1 << 20), Buffer.allocUnsafeSlow(1 << 20)];
     const read = async (offset: number, turn: number): Promise<Buffer> => {

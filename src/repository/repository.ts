@@ -130,9 +130,7 @@ export class Repository {
         // somebody else may have made it in between
         const made = await Repository.open(destination);
         if (made) return made;
-        throw new HypersdkError("ArtifactDamaged", `${destination.spec.name} holds ${folder} and no config: it was a repository whose config is gone`, {
-          hint: "put the file config back, from a copy of the destination; with another one, nothing that is there can be read",
-        });
+        throw withoutConfig(destination, folder);
       }
     const made = destination.encryption && (await makeKey(destination, id, createdAt));
     const config: RepositoryConfig = withDigest({
@@ -272,6 +270,13 @@ export class Repository {
       return all;
     });
   }
+}
+
+/** What was a repository, and cannot be read as one. @param folder that is there nevertheless */
+export function withoutConfig({ spec }: Destination, folder: string): HypersdkError {
+  return new HypersdkError("ArtifactDamaged", `${spec.name} holds ${folder} and no config: it was a repository whose config is gone`, {
+    hint: "put the file config back, from a copy of the destination; with another one, nothing that is there can be read",
+  });
 }
 
 /** A link would be read by some and not be seen by others. @throws ArtifactDamaged */

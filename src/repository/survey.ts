@@ -117,6 +117,30 @@ export async function usedBy(
   return { chunks, segments: used };
 }
 
+/**
+ * Whether what some disks are made of is there: their segments, and for each chunk a pack that holds it, as long as it was written. No chunk
+ * is read.
+ * @throws ArtifactDamaged with the first thing that is missing
+ */
+export async function findDisks(repository: Repository, index: ChunkIndex, disks: readonly ChunkList[]): Promise<void> {
+  for (const disk of disks) {
+    const segments = segmentsOf(repository, disk);
+    for (let segment = 0; segment < segments.count; segment++) {
+      if (segments.isEmpty(segment)) continue;
+      const ids = await segments.load(segment);
+      for (let at = 0; at < ids.length; at += idBytes) {
+        if (isZeroId(ids, at)) continue;
+        const number = index.numberOf(ids, at);
+        if (number === undefined || !index.packOf(number).usable) throw noPackHolds(ids, at);
+      }
+    }
+  }
+}
+
+function noPackHolds(ids: Buffer, at: number): HypersdkError {
+  return damaged(`chunk ${ids.toString("hex", at, at + idBytes)}`, "no pack holds it");
+}
+
 interface WalkProblem {
   readonly error: HypersdkError;
   /** The segment itself is damaged, not only a chunk that it names. */
@@ -135,7 +159,7 @@ async function walk(loading: Promise<Buffer>, index: ChunkIndex, chunks: Uint8Ar
   for (let at = 0; at < ids.length; at += idBytes) {
     if (isZeroId(ids, at)) continue;
     const number = index.numberOf(ids, at);
-    if (number === undefined) problem ??= { error: damaged(`chunk ${ids.toString("hex", at, at + idBytes)}`, "no pack holds it"), isSegment: false };
+    if (number === undefined) problem ??= { error: noPackHolds(ids, at), isSegment: false };
     else chunks[number] = 1;
   }
   return problem;

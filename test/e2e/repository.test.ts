@@ -357,6 +357,7 @@ schedules:
   renameSync(join(folder, "aside"), join(folder, "backups"));
   renameSync(join(folder, "backups/config"), join(folder, "config"));
   expect(await hypersdk(folder, ["check"])).toMatchObject({ code: 11, stderr: expect.stringContaining("its config is gone") as string });
+  expect(await ok(folder, ["plan"])).toMatch(/unknown {2}destination\.aaa .*whose config is gone/);
   renameSync(join(folder, "config"), join(folder, "backups/config"));
   writeFileSync(join(folder, "key"), "another passphrase that opens nothing");
   const refused = await hypersdk(folder, ["check"]);

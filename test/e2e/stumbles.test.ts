@@ -1,10 +1,10 @@
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { hypersdk, temporaryFolder, workTree } from "../support/cli.ts";
 import { smallest } from "../support/desired.ts";
-import { MiB, writeRaw } from "../support/disks.ts";
+import { bytes, MiB, writeRaw } from "../support/disks.ts";
 import { has, sameForQemu } from "../support/qemu.ts";
 import { result } from "../support/schemas.ts";
 
@@ -130,18 +130,33 @@ describe("a restore point that is lost at its destination", () => {
   });
 });
 
-describe("the newest restore point, of which only the manifest is damaged", () => {
-  it.each(["", ", layout: repository"])("keeps all others from being removed (layout%s)", async (layout) => {
+describe("the newest restore point, of which something is damaged or gone that a plan does not see", () => {
+  it.each([
+    ["its manifest", ""],
+    ["its manifest", ", layout: repository"],
+    ["a pack", ", layout: repository"],
+    ["a segment", ", layout: repository"],
+  ])("keeps all others from being removed (%s%s)", async (what, layout) => {
     const files = (retention: string): string =>
       yaml
         .replace("schedules:", `destinations: [{name: backups, url: file:./exports, expiryGrace: 0s${layout}}]\nschedules:`)
         .replace("destination: file:./exports", `destination: backups\n    retention: ${retention}`);
     const folder = tree(files("{keepLast: 5}"));
     expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
-    for (let i = 0; i < 2; i++) expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
+    const of = (kind: string): string[] =>
+      existsSync(join(folder, "exports", kind)) ? readdirSync(join(folder, "exports", kind), { recursive: true, encoding: "utf8" }) : [];
+    expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
+    const before = new Set([...of("packs"), ...of("segments")]);
+    writeFileSync(join(folder, "machines/web/disk.raw"), bytes(MiB, 99));
+    expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
     const { items } = result<{ items: { instant: string; manifest: string }[] }>((await hypersdk(folder, ["get", "artifacts", "--json"])).stdout);
     const newest = items.toSorted((a, b) => (a.instant < b.instant ? -1 : 1)).at(-1);
-    truncateSync(join(folder, "exports", newest?.manifest ?? ""), 0);
+    if (what === "its manifest") truncateSync(join(folder, "exports", newest?.manifest ?? ""), 0);
+    else {
+      const kind = what === "a pack" ? "packs" : "segments";
+      const brought = of(kind).find((name) => !before.has(name) && statSync(join(folder, "exports", kind, name)).isFile());
+      rmSync(join(folder, "exports", kind, brought ?? "none"));
+    }
     writeFileSync(join(folder, "infrastructure.yaml"), files("{keepLast: 1}"));
     expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 7, stderr: expect.stringContaining("is damaged") as string });
     for (const args of [
