@@ -8,6 +8,7 @@ import { LocalFileSink } from "../files/local-file-sink.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { type ImageFormat, imageFormats } from "../model/image-formats.ts";
 import type { DiskSink } from "./disk-sink.ts";
+import { isLockedByOther } from "./file-locks.ts";
 import { checkImageOptions, type ImageOptions, imageSink } from "./write-image.ts";
 
 /** The format that a file name's ending stands for, or undefined. */
@@ -65,7 +66,7 @@ export function modeOf(target: string): number {
   return (statSync(target, { throwIfNoEntry: false })?.mode ?? 0o666 & ~umask()) & 0o777;
 }
 
-/** Refuses a target that is there, or that is one of the files that are read. */
+/** Refuses a target that is there, or that is one of the files that are read, or that a VM runs from. */
 export function refuseTarget(path: string, target: string, { overwrite, inputs }: { readonly overwrite: boolean; readonly inputs: readonly string[] }): void {
   const link = lstatSync(target, { throwIfNoEntry: false });
   if (!link) return;
@@ -77,5 +78,9 @@ export function refuseTarget(path: string, target: string, { overwrite, inputs }
     if (other && other.dev === stat.dev && other.ino === stat.ino)
       throw new HypersdkError("Usage", `${path} is the file that is read`, { hint: "name another file for the output" });
   }
+  if (overwrite && isLockedByOther(statSync(target, { bigint: true })))
+    throw new HypersdkError("SourceLocked", `${path} is in use by another process, which would go on writing to what it was`, {
+      hint: "stop the VM first, or name a new file",
+    });
   if (!overwrite) throw new HypersdkError("AlreadyExists", `${path} exists already`, { hint: "name a new file, or say --overwrite" });
 }

@@ -1,7 +1,9 @@
+import { listHolds } from "../exports/holds.ts";
 import { claim } from "../exports/lineage.ts";
 import { finderOfPoints } from "../exports/verify.ts";
 import type { DestinationAddress } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
+import { latestBy } from "../model/instant.ts";
 import type { RestorePoint } from "../model/recorded.ts";
 import { groupKey } from "../plan/expiry.ts";
 import { isRepositoryPoint } from "../repository/points.ts";
@@ -28,6 +30,7 @@ export async function removePoints(
   const leaving = new Set(points.map(({ id }) => id));
   const stays = new Map<string, Promise<void>>();
   const finders = new Map<string, ReturnType<typeof finderOfPoints>>();
+  const holds = new Map<string, ReturnType<typeof listHolds>>();
   for (const point of points) {
     if (signal.aborted) break;
     // somebody may have held it, or removed it, since it was chosen
@@ -41,6 +44,14 @@ export async function removePoints(
       if (!spec) throw new HypersdkError("NotFound", `no destination of the files has the URL ${point.destinationUrl}`);
       const destination = await context.openDestination(spec);
       await claim(destination, state.lineage, clock.now(), { adopt: context.adopt, hasPoints: true });
+      if (!holds.has(spec.url)) holds.set(spec.url, listHolds(destination));
+      const reason = (await holds.get(spec.url))?.get(point.id);
+      if (reason !== undefined) {
+        // this state may be older than the hold
+        state.write(lease, () => state.artifacts.setHeld(point.id, reason));
+        emit({ type: "warning", code: "Held", text: `the restore point ${point.id} of ${point.vmPath} is held at ${spec.name}, and stays` });
+        continue;
+      }
       if (keepsOne) {
         const group = groupKey(point);
         let find = finders.get(spec.url);
@@ -84,9 +95,12 @@ async function newestStays(
   leaving: ReadonlySet<string>,
   find: (manifestPath: string) => Promise<void>,
   lease: Lease,
-  { state }: Pick<EngineContext, "state">,
+  { state, clock }: Pick<EngineContext, "state" | "clock">,
 ): Promise<void> {
-  const newest = state.artifacts.list().findLast((point) => groupKey(point) === group && point.state === "good" && !leaving.has(point.id));
+  const latest = latestBy(clock.now());
+  const newest = state.artifacts
+    .list()
+    .findLast((point) => groupKey(point) === group && point.state === "good" && point.instant <= latest && !leaving.has(point.id));
   if (!newest) throw new HypersdkError("ArtifactDamaged", "no good restore point of its VM would stay");
   try {
     await find(newest.manifestPath);

@@ -1,4 +1,5 @@
 import type { Destination } from "../destinations/destination.ts";
+import { damagedPacksOf } from "../exports/damaged-packs.ts";
 import { type Exported, exportVm } from "../exports/export-vm.ts";
 import { claim } from "../exports/lineage.ts";
 import { isChunked, type Manifest } from "../exports/manifest.ts";
@@ -139,6 +140,7 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
     hasPoints: state.artifacts.hasAt(work.destination.url),
   });
   const progress = progressNotes(run, lease, context);
+  const distrusted = await distrustedPacks(destination, lease, context);
   const keyAt = `repository key ${work.destination.url}`;
   const keyId = context.adopt ? undefined : state.configuration.meta(keyAt);
   const idAt = `repository id ${work.destination.url}`;
@@ -165,6 +167,7 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
       modeReason: work.modeReason,
       ...(schedule.incremental ? { fullReadEveryMs: schedule.incremental.fullReadEveryMs } : {}),
       estimates: work.expected,
+      ...(distrusted.size > 0 ? { distrusted } : {}),
       ...(repositoryId === undefined ? {} : { repositoryId }),
       ...(keyId === undefined ? {} : { keyId }),
     },
@@ -200,6 +203,22 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
   if (keyNow !== undefined && keyNow !== keyId) state.write(lease, () => state.configuration.setMeta(keyAt, keyNow));
   if (schedule.keepImage) await keepLatest(work, destination, exported, context);
   return exported;
+}
+
+/**
+ * Packs of a repository that a proof of a restore point has found damaged: a new point that is built on them would be called good, and be none.
+ * They are looked for once for each point that turned out to be bad, and remembered.
+ */
+async function distrustedPacks(destination: Destination, lease: Lease, { state, signal }: EngineContext): Promise<ReadonlySet<string>> {
+  const { url } = destination.spec;
+  const key = `damaged packs ${url}`;
+  const { points, packs } = JSON.parse(state.configuration.meta(key) ?? '{"points":[],"packs":[]}') as { points: string[]; packs: string[] };
+  const bad = state.artifacts.badAt(url).filter(({ manifestPath }) => isRepositoryPoint(manifestPath));
+  const unknown = bad.filter(({ id }) => !points.includes(id)).map(({ manifestPath }) => manifestPath);
+  if (unknown.length === 0) return new Set(packs);
+  const distrusted = new Set([...packs, ...(await damagedPacksOf(destination, unknown, signal))]);
+  state.write(lease, () => state.configuration.setMeta(key, JSON.stringify({ points: bad.map(({ id }) => id), packs: [...distrusted] })));
+  return distrusted;
 }
 
 /** An image that cannot be kept costs the image, not the point. */

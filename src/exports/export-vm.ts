@@ -41,6 +41,8 @@ export interface ExportRequest {
   /** What the plan said of how much is read, and why; `full` is carried out as such, the other as far as changes can be told. */
   readonly mode: "full" | "incremental";
   readonly modeReason: string;
+  /** Packs of the repository of which something is known to be damaged: what they hold is sent again. */
+  readonly distrusted?: ReadonlySet<string>;
   /** Set for an incremental schedule: after this long, everything is read again. */
   readonly fullReadEveryMs?: number;
   readonly estimates: Manifest["estimates"];
@@ -100,7 +102,8 @@ export async function exportVm(
       hint: "put the one back that was there; where it is gone for good, --adopt takes this one as it is",
     });
   const before =
-    repository && (await pointBefore(repository, { provider: provider.name, identity: request.identity, tracksChanges: provider.tracksChanges ?? false }));
+    repository &&
+    (await pointBefore(repository, { provider: provider.name, identity: request.identity, tracksChanges: provider.tracksChanges ?? false, now: startedAt }));
   const track = repository && request.fullReadEveryMs !== undefined ? trackRequest(repository, request, before) : undefined;
   const snapshot = await provider.snapshot(request.sourceIdentity, { signal, ...(track ? { track } : {}) });
   const folder = repository ? "" : pointFolder(request.schedule, request.vmPath, snapshot.instant, request.runId);
@@ -268,7 +271,7 @@ async function storeChunks(
   releases.push(lock.release);
   let session: ChunkSession | undefined;
   try {
-    session = await ChunkSession.begin(repository, request.compression !== "none");
+    session = await ChunkSession.begin(repository, request.compression !== "none", request.distrusted);
     const stored: ChunkedDisk[] = [];
     let sent = 0;
     for (const [index, disk] of snapshot.disks.entries()) {

@@ -33,9 +33,10 @@ export class Leftover {
   static async at(target: string, pointId: string): Promise<Leftover> {
     const path = resumableName(target, tokenOf(pointId));
     const stat = lstatSync(path, { throwIfNoEntry: false });
-    // what is no plain file with one name is none of ours
-    if (stat && (!stat.isFile() || stat.nlink !== 1)) rmSync(path, { recursive: true, force: true });
-    const file = stat?.isFile() && stat.nlink === 1 ? await open(path, constants.O_RDONLY | constants.O_NOFOLLOW) : undefined;
+    // what is no plain file with one name, or another user's, is none of ours: whoever has it open would read the disk
+    const isOurs = stat?.isFile() && stat.nlink === 1 && stat.uid === process.getuid?.();
+    if (stat && !isOurs) rmSync(path, { recursive: true, force: true });
+    const file = isOurs ? await open(path, constants.O_RDONLY | constants.O_NOFOLLOW) : undefined;
     return new Leftover(target, path, file);
   }
 

@@ -1,7 +1,7 @@
 import type { Destination } from "../destinations/destination.ts";
 import { isGone } from "../destinations/gone.ts";
 import { formatDuration } from "../model/duration.ts";
-import { epochMsOf, type Instant } from "../model/instant.ts";
+import { compactInstant, epochMsOf, type Instant, latestBy } from "../model/instant.ts";
 import type { Random } from "../model/ports.ts";
 import type { SnapshotDisk, TrackRequest } from "../providers/provider.ts";
 import type { ChunkSession } from "../repository/chunk-sink.ts";
@@ -87,16 +87,19 @@ const mostLookedAt = 64;
 
 /**
  * The point that an export builds on: the newest of the VM, or, where changes are tracked, the newest that has set marks. Undefined where there
- * is none that can be read.
+ * is none that can be read. One that is dated ahead of the clock comes last.
  */
 export async function pointBefore(
   repository: Repository,
-  { provider, identity, tracksChanges }: { readonly provider: string; readonly identity: string; readonly tracksChanges: boolean },
+  { provider, identity, tracksChanges, now }: { readonly provider: string; readonly identity: string; readonly tracksChanges: boolean; readonly now: Instant },
 ): Promise<Manifest | undefined> {
   const { destination } = repository;
   const folder = folderOfPoints(repository, { provider, identity });
   const paths = (await listPoints(destination)).map(({ path }) => path).filter((path) => path.startsWith(`${folder}/`));
-  const looked = paths.reverse().slice(0, tracksChanges ? mostLookedAt : 1);
+  const latest = compactInstant(latestBy(now));
+  const isAhead = (path: string): boolean => path.slice(folder.length + 1, folder.length + 1 + latest.length) > latest;
+  paths.sort((a, b) => Number(isAhead(a)) - Number(isAhead(b)) || (a < b ? 1 : -1));
+  const looked = paths.slice(0, tracksChanges ? mostLookedAt : 1);
   let newest: Manifest | undefined;
   for (const sameSecond of Map.groupBy(looked, secondOf).values()) {
     const read = await Promise.all(sameSecond.map((path) => readUsable(destination, path)));

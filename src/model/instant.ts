@@ -11,6 +11,14 @@ export function epochMsOf(instant: Instant): number {
   return Date.parse(instant);
 }
 
+/** A clock is corrected by so much without anybody minding. */
+export const clockToleranceMs = 60_000;
+
+/** The latest instant that is not ahead of the clock. What is dated after it says nothing of what is newest: a clock was wrong then. */
+export function latestBy(now: Instant): Instant {
+  return instantOf(epochMsOf(now) + clockToleranceMs);
+}
+
 /** Reads an ISO 8601 time with a zone (`2026-11-21T02:00:00Z`, `…+01:00`); undefined when it is none. */
 export function parseInstant(text: string): Instant | undefined {
   if (!/^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:\d\d)$/.test(text)) return undefined;

@@ -1,6 +1,6 @@
 import type { ScheduleSpec } from "../model/desired.ts";
 import { formatDuration } from "../model/duration.ts";
-import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
+import { clockToleranceMs, epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import type { ObservedDisk } from "../model/observed.ts";
 import type { RecordedDisk, RecordedProtection, RecordedRun } from "../model/recorded.ts";
 import { fireTimes } from "../schedule/cron.ts";
@@ -10,9 +10,6 @@ import type { DeferredExport, DiskMode, DueExport, SkippedExport } from "./plan.
 
 /** With `catchUp: skip`, a run that could have started this long ago was missed, or half the way to the next fire time where that is sooner. */
 const missedAfterMs = 15 * 60_000;
-
-/** A clock is corrected by so much without anybody minding. */
-export const clockToleranceMs = 60_000;
 
 export interface DueContext {
   readonly now: Instant;

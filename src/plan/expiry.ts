@@ -1,5 +1,5 @@
 import type { DesiredState } from "../model/desired.ts";
-import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
+import { clockToleranceMs, epochMsOf, type Instant, instantOf } from "../model/instant.ts";
 import type { RestorePoint } from "../model/recorded.ts";
 import { type RetentionVerdict, retain } from "../schedule/retention.ts";
 import type { Expiry, ExpiryMark } from "./plan.ts";
@@ -58,9 +58,13 @@ export function expiryOf(
   };
 }
 
+/** Points that are dated ahead of the clock stay, and count for nothing: for a year, one of them would be the newest. */
 export function verdictsOf(group: readonly RestorePoint[], retention: Parameters<typeof retain>[1], timezone: string, nowMs: number): RetentionVerdict[] {
-  const retainable = group.map((point) => ({ id: point.id, atMs: epochMsOf(point.instant), isGood: point.state === "good", isHeld: point.held }));
-  return retain(retainable, retention, timezone, nowMs);
+  const latest = instantOf(nowMs + clockToleranceMs);
+  const ahead = group.filter(({ instant }) => instant > latest);
+  const present = group.filter(({ instant }) => instant <= latest);
+  const retainable = present.map((point) => ({ id: point.id, atMs: epochMsOf(point.instant), isGood: point.state === "good", isHeld: point.held }));
+  return [...ahead.map(({ id }): RetentionVerdict => ({ id, keptBy: ["ahead of the clock"] })), ...retain(retainable, retention, timezone, nowMs)];
 }
 
 /** Retention counts per VM, schedule and destination. */

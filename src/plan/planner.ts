@@ -1,7 +1,7 @@
 import { createHash, type Hash } from "node:crypto";
 import type { DesiredState, ScheduleSpec } from "../model/desired.ts";
 import { formatDuration } from "../model/duration.ts";
-import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
+import { epochMsOf, type Instant, instantOf, latestBy } from "../model/instant.ts";
 import type { Observed, ObservedVm } from "../model/observed.ts";
 import type { Recorded, RecordedProtection, RecordedRun, RestorePoint } from "../model/recorded.ts";
 import type { VmPath } from "../model/vm-path.ts";
@@ -9,7 +9,7 @@ import { fireTimes } from "../schedule/cron.ts";
 import { byUrgency } from "../schedule/run-queue.ts";
 import { changesOf } from "./changes.ts";
 import { driftOf } from "./drift.ts";
-import { clockToleranceMs, type Decision, type DueContext, decide, startsAtOnce } from "./due.ts";
+import { type Decision, type DueContext, decide, startsAtOnce } from "./due.ts";
 import { expiryOf } from "./expiry.ts";
 import { lostPoints, withoutLost } from "./lost.ts";
 import { type Member, type Membership, membership, protectionKey } from "./membership.ts";
@@ -59,7 +59,7 @@ export function plan({ desired, recorded: noted, observed: shown, revision, now 
   const overdue = overdueOf(joined, protections, newestGoodOf(points, now), context, now);
   const urls = new Map(desired.destinations.map(({ url, name }) => [url, name]));
   const unknown = new Map(observed.isOffline ? [] : observed.unknownDestinations.map(({ name, reason }) => [name, reason]));
-  const newest = newestOf(points);
+  const newest = newestOf(points, now);
   const blocked = (point: RestorePoint): string | undefined => {
     const destination = urls.get(point.destinationUrl);
     if (destination === undefined) return `no destination of the files has the URL ${point.destinationUrl}`;
@@ -282,7 +282,7 @@ function overdueOf(
 /** The newest good restore point of each protection; what a clock that was ahead has recorded says nothing of how old it is. */
 function newestGoodOf(points: readonly RestorePoint[], now: Instant): Map<string, Instant> {
   const newest = new Map<string, Instant>();
-  const latest = instantOf(epochMsOf(now) + clockToleranceMs);
+  const latest = latestBy(now);
   for (const point of points) {
     if (point.instant > latest) continue;
     const key = protectionKey(point.schedule, point.provider, point.identity);
@@ -296,10 +296,12 @@ function isFresh(member: Member, sinceMs: number, nowMs: number): boolean {
   return nowMs - sinceMs <= 60_000 || sinceMs >= fireTimes(member.schedule.cron, member.schedule.timezone).latest(nowMs);
 }
 
-/** The newest restore point of each protection, whatever its state. */
-function newestOf(points: readonly RestorePoint[]): Map<string, RestorePoint> {
+/** The newest restore point of each protection, whatever its state, that is not ahead of the clock. */
+function newestOf(points: readonly RestorePoint[], now: Instant): Map<string, RestorePoint> {
   const newest = new Map<string, RestorePoint>();
+  const latest = latestBy(now);
   for (const point of points) {
+    if (point.instant > latest) continue;
     const key = protectionKey(point.schedule, point.provider, point.identity);
     const known = newest.get(key);
     if (!known || point.instant > known.instant) newest.set(key, point);

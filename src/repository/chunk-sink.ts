@@ -47,8 +47,9 @@ export class ChunkSession {
     this.compresses = compresses;
   }
 
-  static async begin(repository: Repository, compresses: boolean): Promise<ChunkSession> {
-    const { index, present } = await repository.loadIndex();
+  /** @param distrusted packs that nothing is built on */
+  static async begin(repository: Repository, compresses: boolean, distrusted?: ReadonlySet<string>): Promise<ChunkSession> {
+    const { index, present } = await repository.loadIndex(distrusted);
     return new ChunkSession(repository, index, present, compresses);
   }
 

@@ -156,14 +156,20 @@ export class Repository {
   /**
    * All chunks of all packs that an index names; those of condemned packs and of packs that are gone are not usable. An index that is
    * damaged is passed over: a reader misses only what is in no other, and a writer sends that again.
+   * @param distrusted packs of which something is known to be damaged: they are not usable either
    */
-  async loadIndex(): Promise<{ readonly index: ChunkIndex; readonly present: Present }> {
+  async loadIndex(distrusted: ReadonlySet<string> = new Set()): Promise<{ readonly index: ChunkIndex; readonly present: Present }> {
     const directories = (await this.readIndexes(() => {})).flatMap((each) => each.directories);
     const present = await this.present();
     const index = new ChunkIndex(directories);
     // a pack that was cut short is not built on: what it held is sent again
     for (const each of directories)
-      index.add(each, present.isUsable(each.name) && present.packs.get(each.name)?.bytes === packFileBytes(each.directory, this.sealing.overheadBytes));
+      index.add(
+        each,
+        !distrusted.has(each.name) &&
+          present.isUsable(each.name) &&
+          present.packs.get(each.name)?.bytes === packFileBytes(each.directory, this.sealing.overheadBytes),
+      );
     return { index, present };
   }
 

@@ -2,7 +2,7 @@ import { readBytes } from "../converters/byte-file.ts";
 import { againWhileGone, openNamed } from "../destinations/gone.ts";
 import { isAsWritten } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
-import type { ChunkIndex } from "./chunk-index.ts";
+import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
 import { type ChunkList, type Segments, segmentsOf } from "./disk-source.ts";
 import { checkDirectory, damaged, decodeTrailer, idBytes, isZeroId, manifestVersion, nameOf, segmentBytes, trailerBytes } from "./layout.ts";
 import { listPoints, type PointName, pendingPath, pointPath } from "./points.ts";
@@ -135,6 +135,26 @@ export async function findDisks(repository: Repository, index: ChunkIndex, disks
       }
     }
   }
+}
+
+/** The packs that some disks take chunks from, as far as their segments can be read. */
+export async function packsOf(repository: Repository, index: ChunkIndex, disks: readonly ChunkList[]): Promise<Set<PackInfo>> {
+  const packs = new Set<PackInfo>();
+  for (const disk of disks) {
+    const segments = segmentsOf(repository, disk);
+    for (let segment = 0; segment < segments.count; segment++) {
+      if (segments.isEmpty(segment)) continue;
+      const ids = await segments.load(segment).catch((error: unknown) => {
+        if (!isDamage(error)) throw error;
+        return Buffer.alloc(0);
+      });
+      for (let at = 0; at < ids.length; at += idBytes) {
+        const number = isZeroId(ids, at) ? undefined : index.numberOf(ids, at);
+        if (number !== undefined) packs.add(index.packOf(number));
+      }
+    }
+  }
+  return packs;
 }
 
 function noPackHolds(ids: Buffer, at: number): HypersdkError {

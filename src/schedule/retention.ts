@@ -9,7 +9,7 @@ export interface RetainablePoint {
   readonly isHeld: boolean;
 }
 
-type KeepReason = "newest good" | "held" | "last" | "within" | "hourly" | "daily" | "weekly" | "monthly" | "yearly" | "no retention";
+type KeepReason = "ahead of the clock" | "newest good" | "held" | "last" | "within" | "hourly" | "daily" | "weekly" | "monthly" | "yearly" | "no retention";
 
 export interface RetentionVerdict {
   readonly id: string;

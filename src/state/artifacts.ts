@@ -49,6 +49,14 @@ export class Artifacts {
     this.#db.prepare("UPDATE artifacts SET state = 'bad', proved = 1 WHERE destination_url = ? AND manifest_path = ?").run(destinationUrl, manifestPath);
   }
 
+  /** Points at a destination that failed a proof. */
+  badAt(destinationUrl: string): Pick<RestorePoint, "id" | "manifestPath">[] {
+    return this.#db.prepare("SELECT id, manifest_path AS manifestPath FROM artifacts WHERE state = 'bad' AND destination_url = ?").all(destinationUrl) as Pick<
+      RestorePoint,
+      "id" | "manifestPath"
+    >[];
+  }
+
   /** A mark that is there is never moved to an earlier time. */
   mark(id: string, expiresAt: Instant, rule: string): void {
     this.#db

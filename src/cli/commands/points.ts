@@ -6,12 +6,13 @@ import { type Manifest, manifestName } from "../../exports/manifest.ts";
 import { readManifest } from "../../exports/restore.ts";
 import type { DestinationAddress } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
+import { latestBy } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
 import type { RestorePoint } from "../../model/recorded.ts";
 import { isRepositoryPoint } from "../../repository/points.ts";
 import { State } from "../../state/state.ts";
 import { printable } from "../../ui/style.ts";
-import { adapters } from "../compose.ts";
+import { adapters, clock } from "../compose.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
 import { timeOption } from "../time-option.ts";
@@ -92,10 +93,13 @@ export async function recordedPoints(
 
 /** Which point was chosen for a VM, and what of newer ones was passed over. */
 function chosenText(point: RestorePoint, points: readonly RestorePoint[]): string {
-  const passedOver = points.filter(({ vmPath, state, instant }) => vmPath === point.vmPath && state !== "good" && instant > point.instant).length;
+  const newer = points.filter(({ vmPath, instant }) => vmPath === point.vmPath && instant > point.instant);
+  const ahead = newer.filter(({ instant }) => instant > latestBy(clock.now())).length;
+  const passedOver = newer.filter(({ state }) => state !== "good").length;
   return (
     `${printable(point.vmPath)} as of ${point.instant}: point ${point.id.slice(0, 8)} of schedule ${point.schedule}` +
-    `${point.state === "good" ? "" : ", which is not proved yet"}${passedOver > 0 ? `; ${passedOver} newer ${passedOver === 1 ? "is" : "are"} bad or not proved` : ""}`
+    `${point.state === "good" ? "" : ", which is not proved yet"}${passedOver > 0 ? `; ${passedOver} newer ${passedOver === 1 ? "is" : "are"} bad or not proved` : ""}` +
+    `${ahead > 0 ? `; ${ahead} ${ahead === 1 ? "is" : "are"} dated ahead of the clock` : ""}`
   );
 }
 
@@ -125,8 +129,11 @@ function choose(
   const underIt = asked.filter(({ vmPath }) => vmPath === vm);
   // what was stored under this path and is of a VM that has another one now is not what is meant
   const found = itsOwn.length > 0 ? itsOwn : underIt.filter((point) => pathOf(point) === undefined);
+  // what a wrong clock has dated is the newest for nobody
+  const latest = before ?? latestBy(clock.now());
+  const past = found.filter(({ instant }) => instant <= latest);
   // one that is not proved is better than none
-  const newest = found.findLast(({ state }) => state === "good") ?? found.at(-1);
+  const newest = past.findLast(({ state }) => state === "good") ?? past.at(-1) ?? found.at(-1);
   // of one instant, what the schedule has stored comes before copies of it
   if (newest) return found.find((point) => point.instant === newest.instant && point.schedule === newest.schedule && !isCopy(point)) ?? newest;
   const near = nearestName(vm, new Set(points.map((point) => point.vmPath)));

@@ -35,7 +35,7 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
       found = state.write(lease, () => {
         state.continueLineage(marker.lineage);
         const known = new Set(state.artifacts.list().map(({ id }) => id));
-        for (const { path, manifest } of manifests) state.artifacts.add(pointOf(path, manifest, address), clock.now());
+        for (const { path, manifest } of manifests) state.artifacts.add(pointOf(path, manifest, address), clock.now(), "unproved");
         for (const { manifest } of manifests) {
           const reason = holds.get(manifest.id);
           if (reason !== undefined && !state.artifacts.get(manifest.id)?.held) state.artifacts.setHeld(manifest.id, reason);
@@ -60,6 +60,7 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
       io.out(
         `${plural(found, "restore point")} found at ${address.name}, ${manifests.length - found} known before${foreign > 0 ? `, ${foreign} of another state left alone` : ""}${damaged.length > 0 ? `, ${damaged.length} damaged` : ""}\n`,
       );
+      if (found > 0) io.out("They are not proved yet, and until then retention lets nothing go for them: hypersdk verify proves them.\n");
     }
     return damaged.length > 0 ? exitCodes.damaged : exitCodes.done;
   } finally {

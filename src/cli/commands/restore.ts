@@ -1,5 +1,8 @@
-import { existsSync, statSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { createHash } from "node:crypto";
+import { existsSync, realpathSync, statSync } from "node:fs";
+import { homedir } from "node:os";
+import { dirname, join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
 import type { BlockSource } from "../../converters/block-source.ts";
 import { formatOfName, writeImageFile } from "../../converters/image-file.ts";
 import { defaultHardware } from "../../converters/machine/pack-machine.ts";
@@ -12,6 +15,7 @@ import { makeFolder } from "../../files/durable.ts";
 import { formatBytes } from "../../model/bytes.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { type ExportFormat, exportFormats, type ImageFormat } from "../../model/image-formats.ts";
+import { ProcessLock } from "../../state/process-lock.ts";
 import { plural } from "../../ui/plan-view.ts";
 import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
@@ -28,6 +32,7 @@ export interface RestoreOptions extends PointSelection {
 /** One disk into a new file, all disks into a folder, or the VM into a package; each disk compared with the hash that the export took. */
 export async function restore(id: string | undefined, options: RestoreOptions, io: Io): Promise<number> {
   const { destination, manifestPath, manifest } = await findPoint(id, options, io);
+  refuseInside(destination, resolve(io.cwd, options.to), options.to);
   if (isPackage(options)) return restorePackage(manifestPath, manifest, destination, options, io);
   const targets = await targetsOf(manifest, options, io.cwd);
   const interrupts = listenForInterrupts(io.err);
@@ -35,7 +40,9 @@ export async function restore(id: string | undefined, options: RestoreOptions, i
   try {
     const open = await storedDisks(destination, manifestPath, manifest);
     for (const { disk, path, format } of targets) {
-      const leftover = format === "raw" && isChunked(disk) ? await Leftover.at(path, manifest.id) : undefined;
+      const resumes = format === "raw" && isChunked(disk);
+      const lock = resumes ? await alone(path, io.env) : undefined;
+      const leftover = resumes ? await Leftover.at(path, manifest.id) : undefined;
       const source = await open(disk, leftover);
       const progress = byteProgress(io, source.dataBytes);
       try {
@@ -57,6 +64,7 @@ export async function restore(id: string | undefined, options: RestoreOptions, i
         progress.stop();
         await leftover?.close();
         await source.close();
+        lock?.release();
       }
     }
     if (io.json) io.result("restore", { point: manifest.id, vm: manifest.source.vm, instant: manifest.source.instant, disks: restored });
@@ -68,6 +76,27 @@ export async function restore(id: string | undefined, options: RestoreOptions, i
     return interrupts.exitCode;
   } finally {
     interrupts.dispose();
+  }
+}
+
+/** Nothing is restored into the place that it is read from: with --overwrite, that would be the end of what is there. */
+function refuseInside({ spec: { name, url } }: Destination, target: string, shown: string): void {
+  if (!url.startsWith("file:")) return;
+  let existing = target;
+  while (!existsSync(existing)) existing = dirname(existing);
+  const root = fileURLToPath(url);
+  if (existsSync(root) && `${realpathSync(existing)}/`.startsWith(`${realpathSync(root)}/`))
+    throw new HypersdkError("Usage", `${shown} lies in the destination ${name}, which the restore point is read from`, { hint: "name another place" });
+}
+
+/** One process at a time goes on with what an earlier restore of a point left beside `path`. @throws LockHeld while another does */
+async function alone(path: string, env: NodeJS.ProcessEnv): Promise<ProcessLock> {
+  const home = join(env["XDG_STATE_HOME"] ?? join(homedir(), ".local", "state"), "hypersdk", "restores");
+  try {
+    return await ProcessLock.enter(join(home, createHash("sha256").update(path).digest("hex").slice(0, 16)), 0);
+  } catch (error) {
+    if (!(error instanceof HypersdkError && error.code === "LockHeld")) throw error;
+    throw new HypersdkError("LockHeld", `another process restores to ${path}`, { cause: error, hint: "wait until it has ended" });
   }
 }
 

@@ -69,7 +69,7 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
       const last = results.at(-1);
       const point = wanted ?? found?.point;
       // one that does not start may lack a driver: its content is proved by the other levels
-      if (last && point && level !== "boot" && (point.state === "good") !== last.ok) await record(point, last.ok, options, io);
+      if (last && point && level !== "boot" && point.state !== (last.ok ? "good" : "bad")) await record(point, last.ok, options, io);
       if (last && !io.json && !io.quiet)
         io.out(
           `${last.ok ? io.style.green("✓") : io.style.red("✗")} ${last.point.slice(0, 8)}  ${last.vm}  ${last.instant}  ${last.ok ? "sound" : last.reason}\n`,
