@@ -49,6 +49,8 @@ export interface NbdClient {
   read(offset: number, into: Buffer): Promise<void>;
   /** The flags of a context from `offset` on: at least one extent, at most to the end of the range, whichever the server likes. */
   status(context: string, offset: number, length: number): Promise<StatusExtent[]>;
+  /** Where the server lets itself be written to; at most 4 GiB less one byte. */
+  writeZeroes(offset: number, length: number): Promise<void>;
   /** Says goodbye. Closing twice is fine. */
   close(): Promise<void>;
 }
@@ -67,7 +69,7 @@ const minMaxRead = 65_536;
 const usualMaxRead = 32 * 2 ** 20;
 
 /**
- * Connects to an export, read-only. The server is not trusted: every length and offset that it sends is checked against what was asked.
+ * Connects to an export. The server is not trusted: every length and offset that it sends is checked against what was asked.
  * @throws ProviderUnreachable when it cannot be reached or stops answering, NotFound when it has no such export, Failed when it does not
  * speak as the protocol says
  */
@@ -184,6 +186,8 @@ interface Pending {
   readonly into?: Buffer;
   readonly offset: number;
   readonly length: number;
+  /** Whether nothing but an error can be said of it, as of a write. */
+  readonly isSilent: boolean;
   /** Of a read: the parts that have come, in order of their offsets. */
   readonly parts: [from: number, to: number][];
   readonly statuses: Map<number, StatusExtent[]>;
@@ -239,6 +243,11 @@ class Connection implements NbdClient {
     throw violation(this.#address, `it says nothing about ${context}`);
   }
 
+  async writeZeroes(offset: number, length: number): Promise<void> {
+    this.#checkRange(offset, length);
+    await this.#request(commands.writeZeroes, { offset, length });
+  }
+
   async close(): Promise<void> {
     if (this.#isClosed) return;
     this.#isClosed = true;
@@ -261,7 +270,16 @@ class Connection implements NbdClient {
     if (this.#failure) throw this.#failure;
     const handle = this.#next++;
     const answered = new Promise<Pending>((resolve, reject) => {
-      const pending: Pending = { offset, length, ...(into ? { into } : {}), parts: [], statuses: new Map(), resolve: () => resolve(pending), reject };
+      const pending: Pending = {
+        offset,
+        length,
+        isSilent: type === commands.writeZeroes,
+        ...(into ? { into } : {}),
+        parts: [],
+        statuses: new Map(),
+        resolve: () => resolve(pending),
+        reject,
+      };
       this.#pending.set(handle, pending);
     });
     // whoever waits for it is told below
@@ -282,14 +300,15 @@ class Connection implements NbdClient {
     }
   }
 
-  /** Structured replies were agreed on: a simple one can only be an error, or an answer without data. */
+  /** Structured replies were agreed on: a simple one can only be an error, or the answer to a write. */
   async #takeSimple(): Promise<void> {
     const head = await this.#input.take(12);
     const [handle, pending] = this.#find(head.readBigUInt64BE(4));
     const errno = head.readUInt32BE();
-    if (errno === 0) throw violation(this.#address, "it answers without structure");
+    if (errno === 0 && !pending.isSilent) throw violation(this.#address, "it answers without structure");
     this.#pending.delete(handle);
-    pending.reject(this.#refusal(pending, errno));
+    if (errno === 0) pending.resolve();
+    else pending.reject(this.#refusal(pending, errno));
   }
 
   async #takeChunk(): Promise<void> {
@@ -338,7 +357,8 @@ class Connection implements NbdClient {
   }
 
   async #takeStatus(pending: Pending, length: number): Promise<void> {
-    if (pending.into || length < 12 || length > maxStatusBytes || length % 8 !== 4) throw violation(this.#address, `it describes blocks in ${length} bytes`);
+    if (pending.into || pending.isSilent || length < 12 || length > maxStatusBytes || length % 8 !== 4)
+      throw violation(this.#address, `it describes blocks in ${length} bytes`);
     const payload = await this.#input.take(length);
     const id = payload.readUInt32BE();
     if (!this.#contextIds.has(id) || pending.statuses.has(id)) throw violation(this.#address, `it describes blocks in context ${id}`);
@@ -362,7 +382,7 @@ class Connection implements NbdClient {
   }
 
   #refusal({ offset, length }: Pending, errno: number): HypersdkError {
-    return new HypersdkError("Failed", `the NBD server at ${shown(this.#address)} cannot read ${length} bytes at ${offset}: error ${errno}`);
+    return new HypersdkError("Failed", `the NBD server at ${shown(this.#address)} refuses ${length} bytes at ${offset}: error ${errno}`);
   }
 
   #fail(error: unknown): void {

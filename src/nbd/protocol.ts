@@ -39,7 +39,7 @@ export const readOnlyFlags: number = 1 | 2 | 0x80 | 0x100;
 
 export const requestMagic = 0x25609513;
 export const requestBytes = 28;
-export const commands = { read: 0, write: 1, disconnect: 2, blockStatus: 7 } as const;
+export const commands = { read: 0, write: 1, disconnect: 2, writeZeroes: 6, blockStatus: 7 } as const;
 export const commandFlags = { dontFragment: 4, requestOne: 8 } as const;
 
 export const simpleReplyMagic = 0x67446698;

@@ -5,6 +5,7 @@ import { describe, expect, it, onTestFinished } from "vitest";
 import { instantOf } from "../../src/model/instant.ts";
 import type { VmPath } from "../../src/model/vm-path.ts";
 import type { Provider } from "../../src/providers/provider.ts";
+import { imageIdentity } from "../../src/providers/qemu/bitmaps.ts";
 import { qemuProvider } from "../../src/providers/qemu/qemu-provider.ts";
 import { providerContract } from "../contract/provider.ts";
 import { temporaryFolder } from "../support/cli.ts";
@@ -52,9 +53,10 @@ describe.skipIf(!has("qemu-system-x86_64"))("QEMU", () => {
   });
 
   it("is left as it was by a snapshot that is released, and by one that fails", async () => {
-    const { folder } = await stoppedMachine();
+    const { folder, path } = await stoppedMachine();
     const provider = providerAt(folder);
     const track = (id: string, since: readonly [string, string][] = []) => ({ track: { owner: "12345678", id, since: new Map(since) } });
+    const markOf = (id: string): string => `hypersdk-12345678-${id}-0-${imageIdentity(path, "qcow2")}`;
     const marks = async (): Promise<string[]> => (await provider.inventory()).vms[0]?.disks[0]?.marks?.map(({ name }) => name) ?? [];
     const first = await provider.snapshot("web", track("aaaaaaaa"));
     await first.confirm();
@@ -63,16 +65,16 @@ describe.skipIf(!has("qemu-system-x86_64"))("QEMU", () => {
     const second = await provider.snapshot("web", track("bbbbbbbb"));
     await second.keepMarks?.();
     await second.release();
-    expect(await marks()).toEqual(["hypersdk-12345678-bbbbbbbb-0"]);
-    const third = await provider.snapshot("web", track("cccccccc", [["disk.qcow2", "hypersdk-12345678-bbbbbbbb-0"]]));
-    expect(third.disks[0]?.tracking).toMatchObject({ mark: "hypersdk-12345678-cccccccc-0", changes: { ranges: expect.any(Function) as unknown } });
+    expect(await marks()).toEqual([markOf("bbbbbbbb")]);
+    const third = await provider.snapshot("web", track("cccccccc", [["disk.qcow2", markOf("bbbbbbbb")]]));
+    expect(third.disks[0]?.tracking).toMatchObject({ mark: markOf("cccccccc"), changes: { ranges: expect.any(Function) as unknown } });
     await third.release();
-    expect(await marks()).toEqual(["hypersdk-12345678-bbbbbbbb-0"]);
-    const other = await provider.snapshot("web", track("dddddddd", [["disk.qcow2", "hypersdk-12345678-eeeeeeee-0"]]));
-    expect(other.disks[0]?.tracking?.changes).toBe("its bitmap hypersdk-12345678-eeeeeeee-0 is gone");
+    expect(await marks()).toEqual([markOf("bbbbbbbb")]);
+    const other = await provider.snapshot("web", track("dddddddd", [["disk.qcow2", markOf("eeeeeeee")]]));
+    expect(other.disks[0]?.tracking?.changes).toBe(`its bitmap ${markOf("eeeeeeee")} is gone`);
     await other.keepMarks?.();
     await other.release();
-    expect(await marks()).toEqual(["hypersdk-12345678-dddddddd-0"]);
+    expect(await marks()).toEqual([markOf("dddddddd")]);
   });
 
   it("has the file systems of its guest stand still for the instant, where an agent answers, and never leaves them so", async () => {

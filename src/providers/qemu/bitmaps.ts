@@ -1,4 +1,8 @@
-import { statSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { type BigIntStats, statSync } from "node:fs";
+import { dirname, resolve } from "node:path";
+import type { ByteRange } from "../../converters/block-source.ts";
+import { readSlice } from "../../converters/machine/read-slice.ts";
 import { errnoText, HypersdkError } from "../../model/errors.ts";
 import type { TrackRequest } from "../provider.ts";
 
@@ -14,9 +18,55 @@ export function exportName({ owner, id }: Pick<TrackRequest, "owner" | "id">): s
   return `${ourPrefix}${owner}-${id}`;
 }
 
-/** The name of the export with the disk's number, which is the mark too: two disks that change places do not have each other's. */
-export function bitmapName(track: Pick<TrackRequest, "owner" | "id">, disk: number): string {
-  return `${exportName(track)}-${disk}`;
+/** The name of the export with the disk's number and what its image is known by, which is the mark too: a disk that is another one has another's. */
+export function bitmapName(track: Pick<TrackRequest, "owner" | "id">, disk: number, image: string): string {
+  return `${exportName(track)}-${disk}-${image}`;
+}
+
+/** Whether a mark was set on this image, as it and what it is based on are now. */
+export function isMarkOf(mark: string, image: string): boolean {
+  return mark.endsWith(`-${image}`);
+}
+
+/** Of a bitmap that is set: what changed is told in blocks of so many bytes. */
+export const granularity = 65_536;
+
+/** The last block of a disk, which stands in every mark. A disk that was cut has lost it from there, however it grew again. */
+export function tailOf(virtualBytes: number): ByteRange {
+  const offset = Math.floor(Math.max(0, virtualBytes - 1) / granularity) * granularity;
+  return { offset, length: virtualBytes - offset };
+}
+
+export const wasCut = "it was cut and grew again, of which its bitmap does not tell";
+
+export const wasExchanged = "its image is another one than that of the last export, or is based on another one";
+
+/** A chain of images is longer nowhere. */
+const mostImages = 256;
+const headBytes = 4096;
+
+/**
+ * What an image is known by: its inode, and inode, size and time of all that it is based on. A file that is put in its place, or another base,
+ * makes it another one. What is no local file is known by its name.
+ */
+export function imageIdentity(path: string, format: string): string {
+  const hash = createHash("sha256");
+  let at: string | undefined = path;
+  for (let i = 0; i < mostImages && at !== undefined; i++) {
+    const stat: BigIntStats | undefined = statSync(at, { bigint: true, throwIfNoEntry: false });
+    hash.update(stat ? (i === 0 ? `${stat.ino}\n` : `${stat.ino} ${stat.size} ${stat.mtimeNs}\n`) : `${at}\n`);
+    at = stat?.isFile() && (i > 0 || format === "qcow2") ? baseOf(at) : undefined;
+  }
+  return BigInt(`0x${hash.digest("hex").slice(0, 12)}`).toString(36);
+}
+
+/** The backing file that a QCOW2 image names; undefined for anything else. */
+function baseOf(path: string): string | undefined {
+  const head = readSlice(path, 0, headBytes);
+  if (head.length < 32 || head.readUInt32BE(0) !== 0x514649fb) return undefined;
+  const [offset, length] = [Number(head.readBigUInt64BE(8)), head.readUInt32BE(16)];
+  if (offset === 0 || length === 0 || offset + length > head.length) return undefined;
+  return resolve(dirname(path), head.toString("utf8", offset, offset + length));
 }
 
 /** The export that a mark was set by. */
@@ -28,10 +78,11 @@ export function isOwnedBy(name: string, owner: string): boolean {
   return name.startsWith(`${ourPrefix}${owner}-`);
 }
 
-/** libvirt calls the bitmaps of all disks as their checkpoint: the image's inode tells which is whose, also once they were exchanged. */
+/** libvirt calls the bitmaps of all disks as their checkpoint: what the image is known by tells which is whose, also once they were exchanged. */
 export function checkpointMark(checkpoint: string, image: string): string {
   try {
-    return `${checkpoint}-${statSync(image).ino.toString(36)}`;
+    statSync(image);
+    return `${checkpoint}-${imageIdentity(image, "qcow2")}`;
   } catch (error) {
     throw new HypersdkError("SourceUnavailable", `${image} cannot be looked at: ${errnoText(error)}`, { cause: error });
   }

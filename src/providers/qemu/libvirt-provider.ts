@@ -64,7 +64,7 @@ export function libvirtProvider(spec: ProviderSpec, uri: string, clock: Clock): 
       const domain = await domainOf(uri, identity, isRunning);
       if (isRunning) return domainSnapshot(uri, domain, { clock, scratch: spec.scratch, track });
       // checkpoints of others may hold what ours do not: whatever a bitmap has noted counts
-      return imageSnapshot(foundVm(domain), clock, async (disk) => (track ? storedTracking(disk, asBitmaps(track, domain), () => true) : undefined));
+      return imageSnapshot(foundVm(domain), clock, async (disk) => (track ? storedTracking(disk, asBitmaps(track, domain), () => true, false) : undefined));
     },
   };
 }

@@ -4,17 +4,16 @@ import type { Clock } from "../../model/ports.ts";
 import { connectNbd, type NbdClient } from "../../nbd/client.ts";
 import { nbdSource, setRanges } from "../../nbd/nbd-source.ts";
 import type { DiskTracking, SnapshotDisk, TrackRequest, VmSnapshot } from "../provider.ts";
-import { bitmapName, isOurs, isOwnedBy, ourPrefix } from "./bitmaps.ts";
+import { bitmapName, granularity, imageIdentity, isMarkOf, isOurs, isOwnedBy, ourPrefix, tailOf, wasCut, wasExchanged } from "./bitmaps.ts";
 import { GuestAgent } from "./guest-agent.ts";
 import { type LiveBitmap, type LiveDisk, lookAt, settledDevices } from "./live-vm.ts";
 import type { Qmp } from "./qmp.ts";
 import { makeScratch, type Scratch, scratchStem } from "./scratch.ts";
 
-/** Of the bitmaps that are set: a quarter of a chunk. */
-const granularity = 65_536;
 const jobEndMs = 30_000;
 /** The bitmap on the frozen view that says what has changed; it lives as long as the view. */
 const changesBitmap = `${ourPrefix}changes`;
+const tailBitmap = `${ourPrefix}tail`;
 
 export interface LiveOptions {
   readonly clock: Clock;
@@ -89,9 +88,10 @@ export async function liveSnapshot(name: string, qmp: Qmp, { clock, agentPath, s
     done.isServed = true;
     const disks: SnapshotDisk[] = [];
     for (const [i, each] of frozen.entries()) {
+      await markTail(qmp, each, i, socket);
       const client = await exportView(qmp, each, `disk-${i}`, socket);
       clients.push(client);
-      disks.push(diskOf(each, client));
+      disks.push(diskOf(each, client, await isCut(each, client)));
     }
     return {
       instant,
@@ -165,14 +165,21 @@ function bitmapsFor(disk: LiveDisk, index: number, track: TrackRequest | undefin
   if (!track) return { bitmap: undefined, earlier: [], since: undefined, reason: "" };
   const earlier = disk.bitmaps.filter(({ name }) => isOwnedBy(name, track.owner));
   const wanted = track.since.get(disk.name);
-  const reason = whyNot(wanted, earlier);
-  return { bitmap: bitmapName(track, index), earlier: earlier.map(({ name }) => name), since: reason === undefined ? wanted : undefined, reason: reason ?? "" };
+  const image = imageIdentity(disk.file, disk.format);
+  const reason = whyNot(wanted, earlier, image);
+  return {
+    bitmap: bitmapName(track, index, image),
+    earlier: earlier.map(({ name }) => name),
+    since: reason === undefined ? wanted : undefined,
+    reason: reason ?? "",
+  };
 }
 
 /** Why the changes since a mark cannot be told; undefined where they can. An export that was cut off has left its own bitmap, which records. */
-function whyNot(wanted: string | undefined, bitmaps: readonly LiveBitmap[]): string | undefined {
+function whyNot(wanted: string | undefined, bitmaps: readonly LiveBitmap[], image: string): string | undefined {
   if (wanted === undefined) return "nothing was marked before";
   if (!bitmaps.some(({ name }) => name === wanted)) return `its bitmap ${wanted} is gone`;
+  if (!isMarkOf(wanted, image)) return wasExchanged;
   if (!bitmaps.every(({ isSound }) => isSound)) return `its bitmap ${wanted} is not sound: QEMU did not end well`;
   if (!bitmaps.some(({ isRecording }) => isRecording)) return `its bitmap ${wanted} was disabled by somebody`;
   return undefined;
@@ -187,6 +194,34 @@ function actionsOf({ disk, view, bitmap, earlier, since }: Frozen): object[] {
     ...earlier.map((name) => ({ type: since === undefined ? "block-dirty-bitmap-remove" : "block-dirty-bitmap-disable", data: { node, name } })),
     { type: "blockdev-backup", data: { "job-id": view, device: node, target: view, sync: "none" } },
   ];
+}
+
+/**
+ * Puts the disk's last block into its new mark. QEMU sets bits for what is written, and for what another bitmap has: this one's are of a node of
+ * the same size that holds nothing.
+ */
+async function markTail(qmp: Qmp, { disk: { node, virtualBytes }, bitmap }: Frozen, index: number, socket: string): Promise<void> {
+  if (bitmap === undefined || virtualBytes === 0) return;
+  const nothing = `${ourPrefix}tail-${index}`;
+  await qmp.execute("blockdev-add", { driver: "null-co", "node-name": nothing, size: virtualBytes, "read-zeroes": true });
+  await qmp.execute("block-dirty-bitmap-add", { node: nothing, name: tailBitmap, granularity });
+  await qmp.execute("block-export-add", { type: "nbd", id: nothing, "node-name": nothing, name: nothing, writable: true });
+  const client = await connectNbd({ path: socket }, { exportName: nothing });
+  try {
+    const { offset, length } = tailOf(virtualBytes);
+    await client.writeZeroes(offset, length);
+  } finally {
+    await client.close();
+  }
+  await qmp.execute("block-dirty-bitmap-merge", { node, target: bitmap, bitmaps: [{ node: nothing, name: tailBitmap }] });
+}
+
+/** Whether the disk's last block is in none of the bitmaps that tell of its changes. */
+async function isCut({ disk: { virtualBytes }, since }: Frozen, client: NbdClient): Promise<boolean> {
+  if (since === undefined || virtualBytes === 0) return false;
+  const { offset, length } = tailOf(virtualBytes);
+  const [first] = await client.status(changesContext, offset, length);
+  return ((first?.flags ?? 0) & 1) === 0;
 }
 
 /** Everything that has changed since the bitmap that was asked for: that one, and those of exports that were cut off after it. */
@@ -209,8 +244,8 @@ async function exportView(qmp: Qmp, { disk, view, earlier, since }: Frozen, name
 
 const changesContext = `qemu:dirty-bitmap:${changesBitmap}`;
 
-function diskOf({ disk, bitmap, since, reason }: Frozen, client: NbdClient): SnapshotDisk {
-  const changes: DiskTracking["changes"] = since === undefined ? reason : { ranges: () => setRanges(client, changesContext) };
+function diskOf({ disk, bitmap, since, reason }: Frozen, client: NbdClient, isCutShort: boolean): SnapshotDisk {
+  const changes: DiskTracking["changes"] = since === undefined ? reason : isCutShort ? wasCut : { ranges: () => setRanges(client, changesContext) };
   return {
     name: disk.name,
     format: disk.format,

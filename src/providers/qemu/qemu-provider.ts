@@ -78,7 +78,7 @@ export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
       const vm = imagesIn(spec.path).vms.find((each) => each.identity === identity);
       if (!vm) throw new HypersdkError("NotFound", `provider ${spec.name} has no VM ${JSON.stringify(identity)}`);
       const { imageSnapshot } = await import("../images/image-snapshot.ts");
-      return imageSnapshot(vm, clock, async (disk) => (track ? storedTracking(disk, track, (name) => isOwnedBy(name, track.owner)) : undefined));
+      return imageSnapshot(vm, clock, async (disk) => (track ? storedTracking(disk, track, (name) => isOwnedBy(name, track.owner), true) : undefined));
     },
   };
 }
