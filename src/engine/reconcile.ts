@@ -14,6 +14,7 @@ import { observe } from "./observe.ts";
 import { runQueue } from "./queue.ts";
 import { recover } from "./recover.ts";
 import { type RunWork, runExport } from "./run-export.ts";
+import { type Unseen, unseenOf } from "./unseen.ts";
 
 export interface ReconcileOptions {
   readonly lockTimeoutMs: number;
@@ -32,6 +33,7 @@ export interface Reconciled {
   readonly notStarted: readonly RunWork[];
   readonly removed: number;
   readonly notRemoved: number;
+  readonly unseen: readonly Unseen[];
 }
 
 /** One pass: recover, observe, plan, approve, commit, expire, export; again while an export has unblocked another. */
@@ -60,7 +62,9 @@ export async function reconcile(desired: DesiredState, context: EngineContext, o
     removed += again.removed;
     notRemoved += again.notRemoved;
   }
-  return { plan: first, completed, failed, interrupted, notStarted, removed, notRemoved };
+  const suspended = new Set([...first.suspended, ...desired.schedules.filter(({ suspend }) => suspend).map(({ name }) => name)]);
+  const unseen = unseenOf(first.drift, (schedule) => !suspended.has(schedule), context.state);
+  return { plan: first, completed, failed, interrupted, notStarted, removed, notRemoved, unseen };
 }
 
 function nameOf({ schedule, provider, identity }: { readonly schedule: string; readonly provider: string; readonly identity: string }): string {

@@ -1,6 +1,7 @@
 import type { EngineContext } from "../../engine/context.ts";
 import { type Reconciled, reconcile } from "../../engine/reconcile.ts";
 import { noteRefusal } from "../../engine/revisions.ts";
+import type { Unseen } from "../../engine/unseen.ts";
 import { parseDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { narrow } from "../../plan/narrow.ts";
@@ -10,6 +11,7 @@ import { isRepositoryPoint } from "../../repository/points.ts";
 import type { RunRow } from "../../state/runs.ts";
 import type { State } from "../../state/state.ts";
 import { plural, renderPlan } from "../../ui/plan-view.ts";
+import { printable } from "../../ui/style.ts";
 import { formatTime } from "../../ui/times.ts";
 import { loadDesired } from "../desired.ts";
 import { exitCodes } from "../exit-codes.ts";
@@ -57,7 +59,7 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
     settle();
     const isNarrowed = (options.target ?? []).length + (options.exclude ?? []).length > 0;
     report(result, { state, isNarrowed, exports: options.exports ?? true, interruptedWith: interrupts.exitCode, zones: timezonesOf(loaded.desired) }, io);
-    return result.failed.length + result.notRemoved > 0 ? exitCodes.partlyFailed : exitCodes.done;
+    return result.failed.length + result.notRemoved + result.unseen.length > 0 ? exitCodes.partlyFailed : exitCodes.done;
   });
 }
 
@@ -145,7 +147,7 @@ interface ReportContext {
 }
 
 function report(result: Reconciled, { state, isNarrowed, exports, interruptedWith, zones }: ReportContext, io: Io): void {
-  const { plan, completed, failed, interrupted, notStarted, removed } = result;
+  const { plan, completed, failed, interrupted, notStarted, removed, unseen } = result;
   const names = (works: Reconciled["failed"]): { schedule: string; vmPath: string; run: string }[] =>
     works.map(({ run }) => ({ schedule: run.schedule, vmPath: run.vmPath, run: run.id }));
   if (io.json) {
@@ -158,9 +160,11 @@ function report(result: Reconciled, { state, isNarrowed, exports, interruptedWit
       failed: names(failed),
       interrupted: names(interrupted),
       notStarted: names(notStarted),
+      unseen,
     });
     return;
   }
+  tellUnseen(unseen, io);
   if (isEmpty(plan)) {
     if (isNarrowed) io.out(nothingOfTargets);
     else io.out(plan.drift.length > 0 ? "Nothing to carry out; what drifted needs a look.\n" : "Nothing to do: what is recorded is what the files say.\n");
@@ -189,6 +193,15 @@ function report(result: Reconciled, { state, isNarrowed, exports, interruptedWit
   }
   if (completed > 0 && failed.length === 0 && interruptedWith === undefined)
     io.out(`To see what there is: hypersdk get artifacts. To restore: hypersdk restore --vm PATH --to FILE\n`);
+}
+
+const mostUnseenTold = 10;
+
+/** VMs that are protected, and of which nothing was exported because they could not be looked at. */
+export function tellUnseen(unseen: readonly Unseen[], { err, errStyle: style }: Io): void {
+  for (const { schedule, vmPath, reason } of unseen.slice(0, mostUnseenTold))
+    err(`${style.red("✗")} ${schedule}  ${printable(vmPath)} could not be looked at, and is not exported: ${reason}\n`);
+  if (unseen.length > mostUnseenTold) err(`  and ${plural(unseen.length - mostUnseenTold, "more VM")}\n`);
 }
 
 /** What helps after a failure: what is damaged at a repository is found there again by whatever is exported next. */

@@ -2,6 +2,7 @@ import { observe } from "../../engine/observe.ts";
 import { runQueue } from "../../engine/queue.ts";
 import { refuseForeign } from "../../engine/reconcile.ts";
 import { type RunWork, runExport } from "../../engine/run-export.ts";
+import { unseenOf } from "../../engine/unseen.ts";
 import type { DestinationSpec, ProviderSpec, ScheduleSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
@@ -16,6 +17,7 @@ import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import type { SourceOptions } from "../load.ts";
 import { inSession, progressOn } from "../session.ts";
+import { tellUnseen } from "./apply.ts";
 
 export interface RunOptions extends SourceOptions {
   readonly vm?: readonly string[];
@@ -43,9 +45,25 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     if (unknown && observed.vms.length === 0) throw new HypersdkError("ProviderUnreachable", `provider ${unknown.name}: ${unknown.reason}`);
     refuseForeign(observed.destinations, state.lineage, options.adopt ?? false);
     const at = clock.now();
+    const isAsked = (path: string): boolean => patterns.length === 0 || patterns.some((pattern) => pattern.matches(path));
     const members = [...membership(desired, withRenames(desired, observed.vms, state.configuration.protections()), []).members.values()].filter(
-      (member) => member.schedule.name === name && member.vm && (patterns.length === 0 || patterns.some((pattern) => pattern.matches(member.vmPath))),
+      (member) => member.schedule.name === name && member.vm && isAsked(member.vmPath),
     );
+    const unknowns = [
+      ...observed.unknownProviders.map((each) => ({ what: `provider.${each.name}`, message: each.reason })),
+      ...observed.unknownVms.map((each) => ({ what: `${each.provider}: ${each.identity}`, message: each.reason })),
+    ];
+    const unseen = unseenOf(
+      unknowns.map((each) => ({ ...each, kind: "unknown" })),
+      (other) => other === name,
+      state,
+    ).filter(({ vmPath }) => isAsked(vmPath));
+    if (!io.json) {
+      tellUnseen(unseen, io);
+      if (schedule.suspend || state.configuration.suspensions().includes(name))
+        io.err(`${io.errStyle.yellow("warning")}: schedule "${name}" is suspended; this run was asked for, and goes on\n`);
+    }
+    if (members.length === 0 && unseen[0]) throw new HypersdkError("SourceUnavailable", `no VM of schedule "${name}" can be looked at: ${unseen[0].reason}`);
     if (members.length === 0)
       throw new HypersdkError("NotFound", `schedule "${name}" has no VM${patterns.length > 0 ? " that matches --vm" : ""}`, {
         hint: "hypersdk get vms lists what the providers show",
@@ -91,11 +109,12 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
         failed: names(result.failed),
         interrupted: names(result.interrupted),
         notStarted: names(result.notStarted),
+        unseen,
       });
     else io.out(`${io.style.bold(`${plural(result.completed, "export")} completed, ${result.failed.length} failed.`)}\n`);
     const left = result.notStarted.length + result.interrupted.length;
     if (!io.json && left > 0 && context.signal.aborted) io.out(`${plural(left, "export")} not made: hypersdk run ${name} begins them anew\n`);
-    if (result.failed.length > 0) return exitCodes.partlyFailed;
+    if (result.failed.length + unseen.length > 0) return exitCodes.partlyFailed;
     return result.notStarted.length > 0 ? exitCodes.locked : exitCodes.done;
   });
 }

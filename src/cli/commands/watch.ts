@@ -14,7 +14,7 @@ import { type SourceOptions, statePathFor } from "../load.ts";
 import { inSession, progressOn } from "../session.ts";
 import { toolVersion } from "../tool-version.ts";
 import { watchSource } from "../watch-source.ts";
-import { durationOption } from "./apply.ts";
+import { durationOption, tellUnseen } from "./apply.ts";
 
 export interface WatchOptions extends SourceOptions {
   readonly interval?: string;
@@ -57,7 +57,8 @@ async function once(options: WatchOptions, lockTimeoutMs: number, io: Io): Promi
         removed,
       });
     else if (!io.quiet) io.out(`${plural(plan.changes.length, "change")} applied, ${plural(completed, "export")} completed, ${failed.length} failed\n`);
-    return failed.length + result.notRemoved > 0 ? exitCodes.partlyFailed : exitCodes.done;
+    if (!io.json) tellUnseen(result.unseen, io);
+    return failed.length + result.notRemoved + result.unseen.length > 0 ? exitCodes.partlyFailed : exitCodes.done;
   });
 }
 
