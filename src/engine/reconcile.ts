@@ -83,7 +83,7 @@ export async function applyConfiguration(
     const failed = await recover(desired, context);
     const observed = await observe(desired, context, state.configuration.protections());
     refuseForeign(observed.destinations, state.lineage, context.adopt);
-    await adopt(desired, observed.destinations, context);
+    await adopt(desired, observed.destinations, lease, context);
     noteMoves(desired, observed.destinations, lease, context);
     const now = clock.now();
     const made = makePlan({ desired, recorded: state.recorded(now), observed, revision, now });
@@ -116,11 +116,13 @@ export function refuseForeign(destinations: readonly { readonly name: string; re
 }
 
 /** Takes foreign destinations over, before anything else; what the other state stored there stays unknown to this one. */
-async function adopt(desired: DesiredState, destinations: readonly ObservedDestination[], context: EngineContext): Promise<void> {
+async function adopt(desired: DesiredState, destinations: readonly ObservedDestination[], lease: Lease, context: EngineContext): Promise<void> {
   for (const { name, lineage, points } of destinations) {
     const spec = desired.destinations.find((each) => each.name === name);
     if (!spec || lineage === undefined || lineage === context.state.lineage) continue;
     await claim(await context.openDestination(spec), context.state.lineage, context.clock.now(), { adopt: true });
+    const paths = points.map(({ manifestPath }) => manifestPath);
+    context.state.write(lease, () => context.state.configuration.setUnmanaged(spec.url, paths));
     context.emit({
       type: "warning",
       code: "Adopted",

@@ -12,6 +12,8 @@ export interface Recorded {
   readonly runs: readonly RecordedRun[];
   /** Schedules that `hypersdk suspend` holds back. */
   readonly suspended: readonly string[];
+  /** Manifests of another state at each URL that was taken over from it: they stay there, and nobody here manages them. */
+  readonly unmanaged?: ReadonlyMap<string, readonly string[]>;
 }
 
 export interface RecordedResource {

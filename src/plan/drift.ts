@@ -1,5 +1,5 @@
 import type { Observed, ObservedDisk } from "../model/observed.ts";
-import type { RecordedDisk, RecordedProtection } from "../model/recorded.ts";
+import type { Recorded, RecordedDisk, RecordedProtection } from "../model/recorded.ts";
 import type { Membership } from "./membership.ts";
 import { order } from "./order.ts";
 import type { Drift, LostPoint, ProtectionChange } from "./plan.ts";
@@ -7,6 +7,7 @@ import type { Drift, LostPoint, ProtectionChange } from "./plan.ts";
 /** Part 3 of a plan: what the world shows against what was recorded. What cannot be seen is unknown, never drift. */
 export function driftOf(
   observed: Observed,
+  recorded: Recorded,
   lost: ReadonlyMap<string, LostPoint>,
   changes: readonly ProtectionChange[],
   overdue: ReadonlyMap<string, string>,
@@ -17,6 +18,7 @@ export function driftOf(
   for (const { name, reason } of observed.unknownProviders) drift.push({ kind: "unknown", what: `provider.${name}`, message: reason });
   for (const { provider, identity, reason } of observed.unknownVms) drift.push({ kind: "unknown", what: `${provider}: ${identity}`, message: reason });
   for (const { name, reason } of observed.unknownDestinations) drift.push({ kind: "unknown", what: `destination.${name}`, message: reason });
+  drift.push(...unrecorded(observed, recorded));
   for (const change of changes) {
     const at = { schedule: change.schedule, vmPath: change.vmPath };
     if (change.kind === "missing") drift.push({ ...at, kind: "vm-missing", message: `provider ${change.provider} no longer shows it` });
@@ -34,6 +36,26 @@ export function driftOf(
   }
   drift.push(...lost.values());
   return drift.sort((a, b) => order(a.kind, b.kind) || order(JSON.stringify(a), JSON.stringify(b)));
+}
+
+/** Restore points of this state's own that it does not know: it was put back from before them, or rebuilt from another destination only. */
+function unrecorded({ destinations }: Observed, { lineage, points, unmanaged }: Recorded): Drift[] {
+  return destinations.flatMap((destination): Drift[] => {
+    if (destination.lineage !== lineage) return [];
+    const known = new Set(points.flatMap(({ destinationUrl, manifestPath }) => (destinationUrl === destination.url ? [manifestPath] : [])));
+    for (const path of unmanaged?.get(destination.url) ?? []) known.add(path);
+    const count = destination.points.filter(({ manifestPath }) => !known.has(manifestPath)).length;
+    const them = count === 1 ? "1 restore point there is" : `${count} restore points there are`;
+    return count === 0
+      ? []
+      : [
+          {
+            kind: "unknown",
+            what: `destination.${destination.name}`,
+            message: `${them} not in this state: \`hypersdk state rebuild --from ${destination.name}\` records what is there`,
+          },
+        ];
+  });
 }
 
 /** A disk that is gone is in no export from now on, and one that was exchanged is another one's content under its name. */

@@ -221,20 +221,3 @@ export function unexplainedProtections({ protections, changes }: Plan): Protecti
   const explained = new Set(changes.filter(({ resource }) => resource === "schedule").map(({ address }) => address.slice("schedule.".length)));
   return protections.filter(({ schedule, kind }) => kind === "missing" || kind === "found" || kind === "renamed" || !explained.has(schedule));
 }
-
-/** Why `apply --auto-approve=safe` would not carry a plan out; empty where it would. */
-export function unsafeReasons(plan: Plan): string[] {
-  const reasons: string[] = [];
-  for (const change of plan.changes) {
-    if (change.kind === "delete") reasons.push(`removes ${change.address}`);
-    if (change.consequences.expirable > 0) reasons.push(`${change.address} makes ${change.consequences.expirable} restore points expirable`);
-    if (change.kind !== "update") continue;
-    for (const { field, after } of change.fields) {
-      if (field === "destination" || field === "encryption" || (change.resource === "destination" && field === "url"))
-        reasons.push(`changes ${field} of ${change.address}`);
-      if (field === "suspend" && after === true) reasons.push(`suspends ${change.address}`);
-    }
-  }
-  for (const protection of plan.protections) if (protection.kind === "end") reasons.push(`${protection.schedule} no longer protects ${protection.vmPath}`);
-  return reasons;
-}

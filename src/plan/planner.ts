@@ -85,7 +85,7 @@ export function plan({ desired, recorded: noted, observed: shown, revision, now 
     exports: decisions.flatMap((each) => (each.kind === "due" ? [each.export] : [])).sort(inTurn),
     deferred: decisions.flatMap((each) => (each.kind === "deferred" ? [each.export] : [])).sort(inTurn),
     skipped: decisions.flatMap((each) => (each.kind === "skipped" ? [each.export] : [])).sort(inTurn),
-    drift: driftOf(observed, lost, protectionChanges, overdue, joined, protections),
+    drift: driftOf(observed, recorded, lost, protectionChanges, overdue, joined, protections),
     expiry,
     suspended,
     warnings: warningsOf(desired, observed, joined, moved),

@@ -21,6 +21,8 @@ interface ProtectionRow {
 
 export type ProtectionId = Pick<RecordedProtection, "schedule" | "provider" | "identity">;
 
+const unmanagedKey = "unmanaged ";
+
 /** What was applied: resources, suspensions, protections, and the identity of the state. */
 export class Configuration {
   readonly #db: Db;
@@ -41,6 +43,16 @@ export class Configuration {
 
   meta(key: string): string | undefined {
     return this.#db.prepare("SELECT value FROM meta WHERE key = ?").pluck().get(key) as string | undefined;
+  }
+
+  /** Manifests of another state at destinations that were taken over, by URL. */
+  unmanaged(): Map<string, readonly string[]> {
+    const rows = this.#db.prepare("SELECT key, value FROM meta WHERE key LIKE ?").all(`${unmanagedKey}%`) as { key: string; value: string }[];
+    return new Map(rows.map(({ key, value }) => [key.slice(unmanagedKey.length), JSON.parse(value) as string[]]));
+  }
+
+  setUnmanaged(url: string, manifestPaths: readonly string[]): void {
+    this.setMeta(`${unmanagedKey}${url}`, JSON.stringify(manifestPaths));
   }
 
   setMeta(key: string, value: string): void {

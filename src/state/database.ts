@@ -119,14 +119,20 @@ export function unusable<T>(path: string, work: () => T): T {
   }
 }
 
+export function damagedState(path: string, what: string, cause?: unknown): HypersdkError {
+  return new HypersdkError("StateUnusable", `the state file ${path} is damaged or no state file: ${what.split("\n").at(-1)}`, {
+    cause,
+    hint: "restore it from a backup made with `hypersdk state backup`, or move it away and find everything again: `hypersdk state rebuild --from` each destination",
+  });
+}
+
 export function stateError(path: string, error: unknown): unknown {
   const code = error instanceof Database.SqliteError ? error.code : undefined;
   if (code === undefined) return error;
   // a memory file beside it that cannot grow
   const isFull = code === "SQLITE_FULL" || code === "SQLITE_IOERR_SHMSIZE";
   const fail = (message: string, hint: string): HypersdkError => new HypersdkError(isFull ? "StateFull" : "StateUnusable", message, { cause: error, hint });
-  if (code === "SQLITE_NOTADB" || code.startsWith("SQLITE_CORRUPT"))
-    return fail(`the state file ${path} is damaged or no state file: ${code}`, "restore it from a backup made with `hypersdk state backup`");
+  if (code === "SQLITE_NOTADB" || code.startsWith("SQLITE_CORRUPT")) return damagedState(path, code, error);
   if (isFull) return fail(`no space left for the state file ${path}`, "make room and run the command again: nothing recorded is lost");
   if (code.startsWith("SQLITE_CANTOPEN")) return fail(`cannot open the state file ${path}`, "check that the folder is there and that this user may use it");
   if (code.startsWith("SQLITE_READONLY")) return fail(`the state file ${path} cannot be written`, "give this user the right to write the file and its folder");

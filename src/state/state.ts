@@ -6,7 +6,7 @@ import type { Recorded, RecordedRun } from "../model/recorded.ts";
 import { Artifacts } from "./artifacts.ts";
 import { AuditLog } from "./audit.ts";
 import { Configuration } from "./configuration.ts";
-import { type Db, openDatabase, stateError, unusable } from "./database.ts";
+import { type Db, damagedState, openDatabase, stateError, unusable } from "./database.ts";
 import { exportScope, type Lease, Leases } from "./leases.ts";
 import { ProcessLock } from "./process-lock.ts";
 import { Runs } from "./runs.ts";
@@ -116,6 +116,7 @@ export class State {
       points: this.artifacts.list(),
       runs: this.#runsAsTheyAre(now),
       suspended: this.configuration.suspensions(),
+      unmanaged: this.configuration.unmanaged(),
     }));
   }
 
@@ -191,6 +192,12 @@ export class State {
       throw known instanceof HypersdkError ? known : new HypersdkError("Failed", `cannot write ${target}: ${(error as Error).message}`, { cause: error });
     }
     chmodSync(target, 0o600);
+  }
+
+  /** Reads all of the file. @throws StateUnusable where SQLite finds it damaged */
+  refuseDamaged(): void {
+    const found = unusable(this.path, () => this.#db.pragma("integrity_check(1)", { simple: true }) as string);
+    if (found !== "ok") throw damagedState(this.path, found);
   }
 
   close(): void {

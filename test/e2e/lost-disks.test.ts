@@ -126,6 +126,85 @@ describe("a hold that the state does not know", () => {
   });
 });
 
+describe("a state that was put back from before the last export", () => {
+  it("tells of the restore points that it does not know, and of none once they are recorded", async () => {
+    const site = new Site("incremental: true");
+    await site.ok("apply", "--auto-approve");
+    await site.ok("state", "backup", "before.bak");
+    await site.ok("run", "n");
+    for (const name of readdirSync(site.path(".hypersdk"))) if (name.startsWith("state.db")) rmSync(site.path(`.hypersdk/${name}`), { recursive: true });
+    copyFileSync(site.path("before.bak"), site.path(".hypersdk/state.db"));
+    expect(await site.ok("plan")).toContain("destination.d  1 restore point there is not in this state: `hypersdk state rebuild --from d`");
+    expect((await site.run("drift")).code).toBe(10);
+    await site.ok("state", "rebuild", "--from", "d");
+    expect(await site.points()).toHaveLength(2);
+    expect(await site.ok("drift")).toContain("no drift");
+  });
+});
+
+describe("a state file that is damaged inside", () => {
+  it("is called sound by nobody, and copied over no backup", async () => {
+    const site = new Site("incremental: true");
+    await site.ok("apply", "--auto-approve");
+    const state = site.path(".hypersdk/state.db");
+    const content = readFileSync(state);
+    bytes(8000, 5).copy(content, 40_000);
+    writeFileSync(state, content);
+    for (const args of [["audit", "verify"], ["doctor"], ["state", "backup", "copy.bak"], ["state", "rebuild", "--from", "d"]]) {
+      const { code, stdout, stderr } = await site.run(...args);
+      expect([args, code, stdout + stderr]).toEqual([args, 1, expect.stringContaining("damaged")]);
+      expect(stdout + stderr).toContain("state rebuild");
+    }
+    expect(existsSync(site.path("copy.bak"))).toBe(false);
+  });
+});
+
+describe("verify of many points", () => {
+  it("keeps to a schedule and a time, and does not call nothing sound", async () => {
+    const site = new Site("incremental: true");
+    expect(await site.run("verify")).toMatchObject({ code: 1, stderr: expect.stringContaining("no state file") as string });
+    await site.ok("apply", "--auto-approve");
+    const between = new Date(Date.now() + 1).toISOString();
+    await site.ok("run", "n");
+    expect(await site.ok("verify")).toContain("2 restore points verified");
+    expect(await site.ok("verify", "--schedule", "n")).toContain("2 restore points verified");
+    expect(await site.ok("verify", "--at", between)).toContain("1 restore point verified");
+    expect(await site.run("verify", "--schedule", "nope")).toMatchObject({ code: 1, stderr: expect.stringContaining('"nope"') as string });
+  });
+});
+
+describe("a protected VM that cannot be looked at", () => {
+  it("fails what was to export it, by name, also where all of its provider is away", async () => {
+    const site = new Site("incremental: true");
+    await site.ok("apply", "--auto-approve");
+    mkdirSync(site.path("machines/b"));
+    writeFileSync(site.path("machines/b/disk.qcow2"), "QFI no more");
+    await site.ok("apply", "--auto-approve");
+    mkdirSync(site.path("machines/c"));
+    writeFileSync(site.path("machines/c/disk.raw"), bytes(MiB, 3));
+    await site.ok("apply", "--auto-approve");
+    rmSync(site.path("machines/c/disk.raw"));
+    writeFileSync(site.path("machines/c/disk.qcow2"), "no image at all");
+    const said = /✗ n {2}\/datacenter\/vm\/c could not be looked at, and is not exported: disk.qcow2 holds no qcow2 image/;
+    for (const args of [
+      ["run", "n"],
+      ["apply", "--auto-approve"],
+      ["watch", "--once"],
+    ])
+      expect(await site.run(...args)).toMatchObject({ code: 7, stderr: expect.stringMatching(said) as string });
+    const { unseen } = result<{ unseen: object[] }>((await site.run("apply", "--auto-approve", "--json")).stdout);
+    expect(unseen).toMatchObject([{ schedule: "n", vmPath: "/datacenter/vm/c" }]);
+    expect((await site.run("run", "n", "--vm", "/datacenter/vm/a")).code).toBe(0);
+    rmSync(site.path("machines"), { recursive: true });
+    expect(await site.run("apply", "--auto-approve")).toMatchObject({
+      code: 7,
+      stderr: expect.stringContaining("/datacenter/vm/a could not be looked at") as string,
+    });
+    await site.ok("suspend", "n");
+    await site.ok("apply", "--auto-approve");
+  });
+});
+
 describe("restore --overwrite", () => {
   it("writes nothing into the destination that it reads", async () => {
     const site = new Site("incremental: true");

@@ -6,10 +6,11 @@ import type { Observed, ObservedVm } from "../../src/model/observed.ts";
 import type { Recorded, RecordedProtection, RestorePoint } from "../../src/model/recorded.ts";
 import type { VmPath } from "../../src/model/vm-path.ts";
 import { narrow } from "../../src/plan/narrow.ts";
-import { isEmpty, type Plan, unsafeReasons } from "../../src/plan/plan.ts";
+import { isEmpty, type Plan } from "../../src/plan/plan.ts";
 import { plan } from "../../src/plan/planner.ts";
 import { resourcesOf } from "../../src/plan/resources.ts";
 import { withRenames } from "../../src/plan/shown.ts";
+import { unsafeReasons } from "../../src/plan/unsafe.ts";
 import { emptyRecorded } from "../../src/state/state.ts";
 import { planMarkdown } from "../../src/ui/plan-markdown.ts";
 import { renderPlan } from "../../src/ui/plan-view.ts";
@@ -436,6 +437,36 @@ describe("a plan", () => {
     const made = make(gone, recordedOf(desired, [protection("web")]), seen("web"));
     expect(made.expiry).toEqual({ mark: [], withdraw: [], remove: [], blocked: [] });
     expect(unsafeReasons(made)).toEqual(expect.arrayContaining(["removes schedule.nightly", "nightly no longer protects /datacenter/vm/web"]) as string[]);
+  });
+
+  it.each([
+    ["retention: {daily: 7}", "retention: {daily: 6}", "changes retention of schedule.nightly"],
+    ["retention: {daily: 7, weekly: 4}", "retention: {daily: 7}", "changes retention of schedule.nightly"],
+    ["", "retention: {daily: 9}", "changes retention of schedule.nightly"],
+    ["verify: restore", "verify: stored", "changes verify of schedule.nightly"],
+    ["rpo: 1d", "rpo: 2d", "changes rpo of schedule.nightly"],
+    ["rpo: 1d", "", "changes rpo of schedule.nightly"],
+    ["catchUp: latest", "catchUp: skip", "changes catchUp of schedule.nightly"],
+    ["", "windows: [{start: '01:00', end: '05:00'}]", "changes windows of schedule.nightly"],
+    ["", "suspend: true", "changes suspend of schedule.nightly"],
+    ["incremental: {fullReadEvery: 7d}", "incremental: {fullReadEvery: 8d}", "changes incremental of schedule.nightly"],
+  ])("is not safe with %s -> %s, and safe the other way", (strong, weak, reason) => {
+    const of = (line: string): DesiredState => desiredOf(`${smallest}${line === "" ? "" : `    ${line}\n`}`);
+    const reasons = (before: string, after: string): string[] => unsafeReasons(make(of(after), recordedOf(of(before), [protection("web")]), seen("web")));
+    expect(reasons(strong, weak)).toEqual([reason]);
+    expect(reasons(weak, strong)).toEqual([]);
+  });
+
+  it("is not safe where a schedule runs less often, a provider looks elsewhere, or a time of grace is shorter", () => {
+    const of = (cron: string, path: string, grace: string): DesiredState =>
+      desiredOf(
+        `version: v2\nproviders: [{name: local, type: local, path: ${path}}]\ndestinations: [{name: d, url: "file:///srv/d", expiryGrace: ${grace}}]\n` +
+          `schedules: [{name: n, cron: "${cron}", vms: ["/datacenter/vm/*"], destination: d}]\n`,
+      );
+    const [strong, weak] = [of("0 2 * * *", "./a", "30d"), of("0 2 1 * *", "./b", "1d")];
+    const made = (before: DesiredState, after: DesiredState): string[] => unsafeReasons(make(after, recordedOf(before, []), seen()));
+    expect(made(strong, weak)).toEqual(["changes expiryGrace of destination.d", "changes path of provider.local", "schedule.n runs less often"]);
+    expect(made(weak, strong)).toEqual(["changes path of provider.local"]);
   });
 
   it("takes a policy's priority and rpo, whatever the order of files", () => {

@@ -130,6 +130,18 @@ describe("an increment with changed blocks", () => {
     }
   });
 
+  it("goes on from the last point whatever a clock that was ahead has dated", async () => {
+    const destination = memoryDestination({ name: "d", url: "memory:" });
+    const tracker = newTracker();
+    const disk = bytes(4 * chunk, 1);
+    await exported(destination, disk, tracker);
+    await exported(destination, disk, tracker, { atMs: 365 * 86_400_000 });
+    // the mark of that one is the only one left: what it is not known to cover is read
+    expect(diskOf(await exported(destination, disk, tracker, { atMs: 3600_000 })).mode).toBe("full");
+    bytes(100, 7).copy(disk, chunk);
+    expect(diskOf(await exported(destination, disk, tracker, { atMs: 7200_000 }))).toMatchObject({ mode: "incremental", newBytes: chunk });
+  });
+
   it("finds what a disk lost when it was cut and grew again, of which no tracker tells", async () => {
     const destination = memoryDestination({ name: "d", url: "memory:" });
     const tracker = newTracker();

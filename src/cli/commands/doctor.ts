@@ -68,6 +68,7 @@ function checkState(path: string, add: (...found: Found) => void): RecordedThere
       return undefined;
     }
     try {
+      state.refuseDamaged();
       const chain = state.audit.verify();
       const holds = `serial ${state.serial}, audit chain of ${chain.rows} rows holds`;
       add("state", chain.brokenAt === undefined, `${path}: ${chain.brokenAt === undefined ? holds : `the audit chain is broken at row ${chain.brokenAt}`}`);

@@ -26,6 +26,7 @@ export function history(options: HistoryOptions, io: Io): Promise<number> {
 
 export function auditVerify(options: SourceOptions, io: Io): Promise<number> {
   return readState(options, io, (state) => {
+    state.refuseDamaged();
     const { rows, brokenAt, head } = state.audit.verify();
     if (io.json) io.result("audit-verify", { rows, brokenAt: brokenAt ?? null, head });
     else if (brokenAt === undefined) io.out(`the audit chain holds: ${rows} rows, head ${head.slice(0, 16)}\n`);

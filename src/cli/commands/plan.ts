@@ -54,7 +54,8 @@ export async function drift(options: PlanOptions, io: Io): Promise<number> {
   if (io.json) io.result("drift", { drift: made.drift });
   else if (made.drift.length === 0) io.out("no drift: what is there is what was recorded\n");
   else io.out(`${driftSection(made, io.style).join("\n")}\n`);
-  return made.drift.some(({ kind }) => kind !== "unknown") ? exitCodes.difference : exitCodes.done;
+  if (made.drift.some(({ kind }) => kind !== "unknown")) return exitCodes.difference;
+  return made.drift.length > 0 ? exitCodes.sourceUnavailable : exitCodes.done;
 }
 
 async function makeFrom(options: PlanOptions, io: Io): Promise<{ made: Plan; loaded: Loaded }> {

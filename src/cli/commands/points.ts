@@ -69,6 +69,8 @@ export async function recordedPoints(
   readonly points: RestorePoint[];
   readonly addressOf: (point: RestorePoint) => DestinationAddress;
   readonly isCopy: (point: RestorePoint) => boolean;
+  /** Whether there is a state at all. */
+  readonly isRecorded: boolean;
   /** Where its VM is protected now: it may have had another path when the point was made. */
   readonly pathOf: (point: RestorePoint) => string | undefined;
 }> {
@@ -85,7 +87,7 @@ export async function recordedPoints(
   try {
     const keyOf = ({ provider, identity }: Pick<RestorePoint, "provider" | "identity">): string => `${provider}\n${identity}`;
     const paths = new Map(state?.configuration.protections().map((each) => [keyOf(each), each.vmPath]));
-    return { points: state?.artifacts.list() ?? [], addressOf, isCopy, pathOf: (point) => paths.get(keyOf(point)) };
+    return { points: state?.artifacts.list() ?? [], isRecorded: state !== undefined, addressOf, isCopy, pathOf: (point) => paths.get(keyOf(point)) };
   } finally {
     state?.close();
   }

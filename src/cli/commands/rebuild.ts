@@ -29,6 +29,7 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
   const holds = await listHolds(destination);
   const state = State.openForWriting(statePath, random);
   try {
+    state.refuseDamaged();
     const lease = await state.take("reconcile", "state rebuild", 0, clock, random);
     let found = 0;
     try {
@@ -40,6 +41,7 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
           const reason = holds.get(manifest.id);
           if (reason !== undefined && !state.artifacts.get(manifest.id)?.held) state.artifacts.setHeld(manifest.id, reason);
         }
+        state.configuration.setUnmanaged(address.url, foreign);
         const added = manifests.filter(({ manifest }) => !known.has(manifest.id)).length;
         state.audit.append({
           at: clock.now(),
@@ -54,11 +56,19 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
     } finally {
       state.release(lease);
     }
-    if (io.json) io.result("state-rebuild", { destination: address.name, lineage: marker.lineage, found, known: manifests.length - found, foreign, damaged });
+    if (io.json)
+      io.result("state-rebuild", {
+        destination: address.name,
+        lineage: marker.lineage,
+        found,
+        known: manifests.length - found,
+        foreign: foreign.length,
+        damaged,
+      });
     else {
       for (const each of damaged) io.err(`${io.errStyle.yellow("warning")}: ${each}\n`);
       io.out(
-        `${plural(found, "restore point")} found at ${address.name}, ${manifests.length - found} known before${foreign > 0 ? `, ${foreign} of another state left alone` : ""}${damaged.length > 0 ? `, ${damaged.length} damaged` : ""}\n`,
+        `${plural(found, "restore point")} found at ${address.name}, ${manifests.length - found} known before${foreign.length > 0 ? `, ${foreign.length} of another state left alone` : ""}${damaged.length > 0 ? `, ${damaged.length} damaged` : ""}\n`,
       );
       if (found > 0) io.out("They are not proved yet, and until then retention lets nothing go for them: hypersdk verify proves them.\n");
     }
@@ -74,7 +84,8 @@ async function manifestsAt(
 ): Promise<{
   readonly manifests: readonly { readonly path: string; readonly manifest: Manifest }[];
   readonly damaged: readonly string[];
-  readonly foreign: number;
+  /** Manifests of another state. */
+  readonly foreign: readonly string[];
 }> {
   const paths =
     layout === "repository"
@@ -82,12 +93,12 @@ async function manifestsAt(
       : (await destination.list()).filter(({ path, isPartial, isLink }) => !isPartial && !isLink && path.endsWith(`/${manifestName}`)).map(({ path }) => path);
   const manifests: { path: string; manifest: Manifest }[] = [];
   const damaged: string[] = [];
-  let foreign = 0;
+  const foreign: string[] = [];
   for (const path of paths) {
     try {
       const manifest = await readManifest(destination, path);
       if (manifest.lineage === lineage) manifests.push({ path, manifest });
-      else foreign++;
+      else foreign.push(path);
     } catch (error) {
       // somebody else's expiry took it away since it was listed
       if (isGone(error)) continue;

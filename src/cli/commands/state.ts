@@ -46,6 +46,8 @@ export async function backup(target: string, options: SourceOptions, io: Io): Pr
   const state = State.openForReading(statePath);
   if (!state) throw new HypersdkError("NotFound", `there is no state file yet at ${statePath}`);
   try {
+    // a rotation of backups must not replace the last sound one
+    state.refuseDamaged();
     await state.backup(resolve(io.cwd, target));
   } finally {
     state.close();

@@ -10,6 +10,7 @@ import { exitCodeOf, exitCodes } from "../exit-codes.ts";
 import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import { load } from "../load.ts";
+import { timeOption } from "../time-option.ts";
 import { byteProgress } from "./byte-progress.ts";
 import { type FoundPoint, findPoint, openPoint, type PointSelection, recordedPoints } from "./points.ts";
 
@@ -23,7 +24,7 @@ export interface VerifyOptions extends PointSelection {
 export async function verify(id: string | undefined, options: VerifyOptions, io: Io): Promise<number> {
   const level = options.level ?? "restore";
   const boot = bootOf(options);
-  const all = id === undefined && options.vm === undefined ? await recordedPoints(options, io) : undefined;
+  const all = id === undefined && options.vm === undefined ? await chosenPoints(options, io) : undefined;
   const results: { point: string; vm: string; instant: string; ok: boolean; reason?: string }[] = [];
   const failed: { point: string; vm: string; instant: string; code: ErrorCode; message: string }[] = [];
   /** Destinations that cannot be had: what else is there is not tried. */
@@ -86,6 +87,23 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
   }
   const [first] = failed;
   return bad > 0 ? exitCodes.damaged : first ? exitCodeOf(first.code) : exitCodes.done;
+}
+
+/** Every restore point, or those of a schedule and until a time. */
+async function chosenPoints(options: VerifyOptions, io: Io): Promise<Awaited<ReturnType<typeof recordedPoints>>> {
+  const all = await recordedPoints(options, io);
+  if (!all.isRecorded)
+    throw new HypersdkError("NotFound", "no restore point is known: there is no state file", {
+      hint: "where it was lost, `hypersdk state rebuild --from` each destination finds them again",
+    });
+  const { schedule } = options;
+  const latest = timeOption("--at", options.at);
+  if (schedule !== undefined && !all.points.some((point) => point.schedule === schedule))
+    throw new HypersdkError("NotFound", `no restore point is of a schedule ${JSON.stringify(schedule)}`, {
+      hint: "hypersdk get artifacts lists what there is",
+    });
+  const points = all.points.filter((point) => (schedule === undefined || point.schedule === schedule) && (!latest || point.instant <= latest));
+  return { ...all, points };
 }
 
 function failureOf({ id, vmPath, instant }: RestorePoint, { code, message }: HypersdkError) {
