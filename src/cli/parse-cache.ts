@@ -1,7 +1,8 @@
 import { createHash } from "node:crypto";
-import { mkdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
+import { readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type Fragment, readFile } from "../config/read-file.ts";
+import { makeStateFolder } from "../state/folder.ts";
 import { toolVersion } from "./tool-version.ts";
 
 /**
@@ -29,7 +30,7 @@ export class ParseCache {
     } catch {}
     const fragment = readFile(file, bytes, wasNamed);
     try {
-      mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
+      makeStateFolder(this.#folder);
       const temporary = `${path}.${process.pid}`;
       writeFileSync(temporary, JSON.stringify(fragment), { mode: 0o600 });
       renameSync(temporary, path);

@@ -1,3 +1,4 @@
+import { posix } from "node:path";
 import type { DestinationSpec, Origin, ProviderSpec } from "../model/desired.ts";
 import type { ConfigFile } from "./combine.ts";
 import type { Report } from "./report.ts";
@@ -25,11 +26,14 @@ export function checkAccess(
     [access.checkout, ...access.paths].some((root) => path === root || path.startsWith(root === "/" ? "/" : `${root}/`));
   const refusePath = (path: string, origin: Origin, below: Pointer): void =>
     report.error("HSE024", origin, below, `the path ${path} is outside the repository`, `the operator must allow it: --allow-path ${path}`);
-  for (const { type, origin, ...places } of providers)
+  for (const { type, origin, libvirt, ...places } of providers) {
     for (const key of ["path", "sockets", "scratch"] as const) {
       const place = places[key];
       if ((type === "local" || type === "qemu") && place !== undefined && !isAllowed(place)) refusePath(place, origin, [key]);
     }
+    // who speaks with libvirt reads every image of the machine
+    if (libvirt !== undefined && !isAllowed(socketOf(libvirt))) refusePath(socketOf(libvirt), origin, ["libvirt"]);
+  }
   for (const destination of destinations) {
     const path = destination.url.startsWith("file://") ? destination.url.slice("file://".length) : undefined;
     if (path === undefined) continue;
@@ -65,6 +69,12 @@ export function checkAccess(
       }
     }
   }
+}
+
+/** Where a libvirt URI leads: the socket that it names, or the folder of those that it stands for. */
+function socketOf(uri: string): string {
+  const named = new URL(uri).searchParams.get("socket");
+  return named === null ? (uri.includes(":///session") ? "/run/user" : "/run/libvirt") : posix.normalize(named);
 }
 
 interface Reference {

@@ -3,6 +3,13 @@
 # pause:  make-agent-guest.sh FOLDER  →  FOLDER/vmlinuz FOLDER/initrd FOLDER/disk.raw
 # needs: busybox-static e2fsprogs cpio, and apt-get to download Debian's cloud kernel and agent
 set -euo pipefail
+export PATH=$PATH:/usr/sbin:/sbin
+for tool in busybox cpio mke2fs apt-cache; do
+  command -v "$tool" >/dev/null || {
+    echo "$tool is not installed: apt-get install busybox-static cpio e2fsprogs grub-pc-bin" >&2
+    exit 1
+  }
+done
 mkdir -p "$1"
 stage=$(realpath "$1")
 cd "${stage}"

@@ -3,6 +3,13 @@
 # result on the serial port:  make-linux-disk.sh OUT.raw FOLDER
 # needs: grub-pc-bin busybox-static e2fsprogs cpio, and apt-get to download the kernel
 set -euo pipefail
+export PATH=$PATH:/usr/sbin:/sbin
+for tool in busybox cpio mke2fs grub-mkimage apt-cache; do
+  command -v "$tool" >/dev/null || {
+    echo "$tool is not installed: apt-get install busybox-static cpio e2fsprogs grub-pc-bin" >&2
+    exit 1
+  }
+done
 out=$1
 mkdir -p "$2"
 stage=$(realpath "$2")

@@ -27,6 +27,25 @@ describe("a repository elsewhere", () => {
   });
 });
 
+describe("a repository elsewhere that names a libvirt", () => {
+  it.each([
+    ["qemu:///system", "/run/libvirt"],
+    ["qemu:///session", "/run/user"],
+    ["qemu:///session?socket=/srv/evil.sock", "/srv/evil.sock"],
+    ["qemu:///session?socket=/run/libvirt/../../srv/evil.sock", "/srv/evil.sock"],
+    ["qemu:///session?socket=/run/libvirt/%2e%2e/%2e%2e/srv/evil.sock", "/srv/evil.sock"],
+  ])("asks the operator first: %s", async (uri, socket) => {
+    const folder = tree(
+      yaml.replace(/providers:[\s\S]*?\n(?=\w)/, "").replace("schedules:", `providers: [{name: lab, type: qemu, libvirt: "${uri}"}]\nschedules:`),
+    );
+    const validate = (...args: string[]): Promise<unknown> => hypersdk(temporaryFolder(), ["validate", "--repo", `file://${folder}`, ...args]);
+    const refused = { code: 3, stdout: expect.stringContaining(`the path ${socket} is outside the repository`) as string };
+    expect(await validate("--allow-path", "/var")).toMatchObject(refused);
+    const allowed = (await validate("--allow-path", socket)) as { stdout: string };
+    expect(allowed.stdout).not.toContain(socket);
+  });
+});
+
 describe("a file of ours with a misspelt version", () => {
   it.each(["version: 2", "verison: v2", "version: v3"])("%s is an error with its place, never somebody else's file", async (line) => {
     const folder = tree(yaml.replace("version: v2", line));

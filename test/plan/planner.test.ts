@@ -422,6 +422,9 @@ describe("a plan", () => {
     points[1] = point("new", "2026-11-21T02:00:00Z");
     const fresh = make(kept, recordedOf(kept, [protection("web")], { points }), seen("web"));
     expect(fresh.expiry.mark).toMatchObject([{ point: "old", expiresAt: "2026-11-28T12:00:00.000Z" }]);
+    // and takes nobody's place as the newest
+    const pinned = make(kept, recordedOf(kept, [protection("web")], { points: [...points, point("ahead", "2027-11-11T02:00:00Z")] }), seen("web"));
+    expect(pinned.expiry.mark.map((mark) => mark.point)).toEqual(["old"]);
     const over = make(
       kept,
       recordedOf(kept, [protection("web")], {

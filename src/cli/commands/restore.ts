@@ -2,7 +2,6 @@ import { createHash } from "node:crypto";
 import { existsSync, realpathSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import { dirname, join, resolve } from "node:path";
-import { fileURLToPath } from "node:url";
 import type { BlockSource } from "../../converters/block-source.ts";
 import { formatOfName, writeImageFile } from "../../converters/image-file.ts";
 import { defaultHardware } from "../../converters/machine/pack-machine.ts";
@@ -15,12 +14,13 @@ import { makeFolder } from "../../files/durable.ts";
 import { formatBytes } from "../../model/bytes.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { type ExportFormat, exportFormats, type ImageFormat } from "../../model/image-formats.ts";
+import { isRepositoryPoint } from "../../repository/points.ts";
 import { ProcessLock } from "../../state/process-lock.ts";
 import { plural } from "../../ui/plan-view.ts";
 import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import { byteProgress } from "./byte-progress.ts";
-import { findPoint, type PointSelection } from "./points.ts";
+import { type FoundPoint, findPoint, type PointSelection } from "./points.ts";
 
 export interface RestoreOptions extends PointSelection {
   readonly to: string;
@@ -31,8 +31,9 @@ export interface RestoreOptions extends PointSelection {
 
 /** One disk into a new file, all disks into a folder, or the VM into a package; each disk compared with the hash that the export took. */
 export async function restore(id: string | undefined, options: RestoreOptions, io: Io): Promise<number> {
-  const { destination, manifestPath, manifest } = await findPoint(id, options, io);
-  refuseInside(destination, resolve(io.cwd, options.to), options.to);
+  const found = await findPoint(id, options, io);
+  const { destination, manifestPath, manifest } = found;
+  refuseInside(found, resolve(io.cwd, options.to), options.to);
   if (isPackage(options)) return restorePackage(manifestPath, manifest, destination, options, io);
   const targets = await targetsOf(manifest, options, io.cwd);
   const interrupts = listenForInterrupts(io.err);
@@ -80,22 +81,29 @@ export async function restore(id: string | undefined, options: RestoreOptions, i
 }
 
 /** Nothing is restored into the place that it is read from: with --overwrite, that would be the end of what is there. */
-function refuseInside({ spec: { name, url } }: Destination, target: string, shown: string): void {
-  if (!url.startsWith("file:")) return;
+function refuseInside({ destination: { spec }, manifestPath, point }: FoundPoint, target: string, shown: string): void {
+  const { name, url } = spec;
+  if (!url.startsWith("file://")) return;
   let existing = target;
   while (!existsSync(existing)) existing = dirname(existing);
-  const root = fileURLToPath(url);
+  // of images that were named by their folder, nobody knows what is around them
+  const at = url.slice("file://".length);
+  const root = point || isRepositoryPoint(manifestPath) ? at : join(at, dirname(manifestPath));
   if (existsSync(root) && `${realpathSync(existing)}/`.startsWith(`${realpathSync(root)}/`))
     throw new HypersdkError("Usage", `${shown} lies in the destination ${name}, which the restore point is read from`, { hint: "name another place" });
 }
 
-/** One process at a time goes on with what an earlier restore of a point left beside `path`. @throws LockHeld while another does */
-async function alone(path: string, env: NodeJS.ProcessEnv): Promise<ProcessLock> {
+/**
+ * One process at a time goes on with what an earlier restore of a point left beside `path`. Undefined where nothing can be locked: a restore
+ * goes on without a home, too.
+ * @throws LockHeld while another does
+ */
+async function alone(path: string, env: NodeJS.ProcessEnv): Promise<ProcessLock | undefined> {
   const home = join(env["XDG_STATE_HOME"] ?? join(homedir(), ".local", "state"), "hypersdk", "restores");
   try {
     return await ProcessLock.enter(join(home, createHash("sha256").update(path).digest("hex").slice(0, 16)), 0);
   } catch (error) {
-    if (!(error instanceof HypersdkError && error.code === "LockHeld")) throw error;
+    if (!(error instanceof HypersdkError && error.code === "LockHeld")) return undefined;
     throw new HypersdkError("LockHeld", `another process restores to ${path}`, { cause: error, hint: "wait until it has ended" });
   }
 }

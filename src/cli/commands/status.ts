@@ -115,7 +115,7 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
         `${style.yellow("pending")}   ${plural(pending, "change")} of the files ${pending === 1 ? "is" : "are"} not applied: hypersdk plan shows ${pending === 1 ? "it" : "them"}\n`,
       );
     io.out(
-      `${style.bold("protects")}  ${plural(recorded.protections.length, "VM")}${missing > 0 ? `, ${style.red(`${missing} missing`)}` : ""}${suspended.size > 0 ? `; suspended: ${[...suspended].join(", ")}` : ""}\n`,
+      `${style.bold("protects")}  ${plural(new Set(recorded.protections.map(({ provider, identity }) => `${provider}\n${identity}`)).size, "VM")}${missing > 0 ? `, ${style.red(`${missing} missing`)}` : ""}${suspended.size > 0 ? `; suspended: ${[...suspended].join(", ")}` : ""}\n`,
     );
     io.out(
       `${style.bold("stored")}    ${plural(recorded.points.length, "restore point")}, ${formatBytes(storedBytes)}${damaged.length > 0 ? `, ${style.red(`${damaged.length} damaged`)}` : ""}\n`,
