@@ -158,6 +158,13 @@ describe("the local provider", () => {
     expect(problems).toEqual([expect.stringContaining("leads out of")]);
   });
 
+  it("reads nothing that only has the name of a disk, and says so", async () => {
+    const top = temporaryFolder();
+    mkdirSync(join(top, "vm"));
+    execFileSync("mkfifo", [join(top, "vm/disk.raw")]);
+    expect(await provider(top).inventory()).toMatchObject({ vms: [], problems: ["vm/disk.raw is no regular file, and is not read"] });
+  });
+
   it("does not take a raw disk for the format whose header its guest wrote (CVE-2008-1945)", async () => {
     const top = temporaryFolder();
     const disk = Buffer.alloc(MiB);

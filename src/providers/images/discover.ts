@@ -75,7 +75,10 @@ export function discover(top: string): Discovery {
       if (entry.isSymbolicLink() && leadsToFolder(path)) problems.push(`${shown(path)} is a link to a folder: only folders themselves are looked into`);
       if (!isImage && extension !== ".vmx" && extension !== ".ovf") continue;
       if (entry.isSymbolicLink() && !leadsInside(path)) continue;
-      if (!entry.isSymbolicLink() && !entry.isFile()) continue;
+      if (!entry.isSymbolicLink() && !entry.isFile()) {
+        problems.push(`${shown(path)} is no regular file, and is not read`);
+        continue;
+      }
       (isImage ? images : descriptors).push(entry.name);
     }
     const archives = images.filter((name) => extname(name).toLowerCase() === ".ova");
