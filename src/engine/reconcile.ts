@@ -63,7 +63,11 @@ export async function reconcile(desired: DesiredState, context: EngineContext, o
     notRemoved += again.notRemoved;
   }
   const suspended = new Set([...first.suspended, ...desired.schedules.filter(({ suspend }) => suspend).map(({ name }) => name)]);
-  const unseen = unseenOf(first.drift, (schedule) => !suspended.has(schedule), context.state);
+  const unseen = unseenOf(
+    first.drift.filter((each) => each.kind === "unknown"),
+    (schedule) => !suspended.has(schedule),
+    context.state,
+  );
   return { plan: first, completed, failed, interrupted, notStarted, removed, notRemoved, unseen };
 }
 

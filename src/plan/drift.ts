@@ -2,7 +2,7 @@ import type { Observed, ObservedDisk } from "../model/observed.ts";
 import type { Recorded, RecordedDisk, RecordedProtection } from "../model/recorded.ts";
 import type { Membership } from "./membership.ts";
 import { order } from "./order.ts";
-import type { Drift, LostPoint, ProtectionChange } from "./plan.ts";
+import type { Drift, LostPoint, ProtectionChange, UnknownThing } from "./plan.ts";
 
 /** Part 3 of a plan: what the world shows against what was recorded. What cannot be seen is unknown, never drift. */
 export function driftOf(
@@ -14,10 +14,7 @@ export function driftOf(
   joined: Membership,
   protections: ReadonlyMap<string, RecordedProtection>,
 ): Drift[] {
-  const drift: Drift[] = [];
-  for (const { name, reason } of observed.unknownProviders) drift.push({ kind: "unknown", what: `provider.${name}`, message: reason });
-  for (const { provider, identity, reason } of observed.unknownVms) drift.push({ kind: "unknown", what: `${provider}: ${identity}`, message: reason });
-  for (const { name, reason } of observed.unknownDestinations) drift.push({ kind: "unknown", what: `destination.${name}`, message: reason });
+  const drift: Drift[] = unknownsOf(observed);
   drift.push(...unrecorded(observed, recorded));
   for (const change of changes) {
     const at = { schedule: change.schedule, vmPath: change.vmPath };
@@ -36,6 +33,16 @@ export function driftOf(
   }
   drift.push(...lost.values());
   return drift.sort((a, b) => order(a.kind, b.kind) || order(JSON.stringify(a), JSON.stringify(b)));
+}
+
+/** What could not be looked at. */
+export function unknownsOf({ unknownProviders, unknownVms, unknownDestinations }: Observed): UnknownThing[] {
+  const unknown = (what: string, message: string): UnknownThing => ({ kind: "unknown", what, message });
+  return [
+    ...unknownProviders.map(({ name, reason }) => unknown(`provider.${name}`, reason)),
+    ...unknownVms.map(({ provider, identity, reason }) => unknown(`${provider}: ${identity}`, reason)),
+    ...unknownDestinations.map(({ name, reason }) => unknown(`destination.${name}`, reason)),
+  ];
 }
 
 /** Restore points of this state's own that it does not know: it was put back from before them, or rebuilt from another destination only. */

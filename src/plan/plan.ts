@@ -165,7 +165,14 @@ export function turnOf({ priority, waitingSince, schedule, vmPath, identity }: P
 export type Drift =
   | { readonly kind: "vm-missing" | "vm-new" | "vm-changed" | "overdue"; readonly schedule: string; readonly vmPath: VmPath; readonly message: string }
   | LostPoint
-  | { readonly kind: "unknown"; readonly what: string; readonly message: string };
+  | UnknownThing;
+
+/** `provider.lab`, `destination.backups` or `lab: web`, and why nothing is known of it. */
+export interface UnknownThing {
+  readonly kind: "unknown";
+  readonly what: string;
+  readonly message: string;
+}
 
 /** A restore point that is recorded and is not there, or not as it was stored. */
 export interface LostPoint {

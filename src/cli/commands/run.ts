@@ -7,6 +7,7 @@ import type { DestinationSpec, ProviderSpec, ScheduleSpec } from "../../model/de
 import { HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
 import { parsePattern } from "../../model/pattern.ts";
+import { unknownsOf } from "../../plan/drift.ts";
 import { membership } from "../../plan/membership.ts";
 import { withRenames } from "../../plan/shown.ts";
 import { manualScope } from "../../state/leases.ts";
@@ -49,15 +50,7 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     const members = [...membership(desired, withRenames(desired, observed.vms, state.configuration.protections()), []).members.values()].filter(
       (member) => member.schedule.name === name && member.vm && isAsked(member.vmPath),
     );
-    const unknowns = [
-      ...observed.unknownProviders.map((each) => ({ what: `provider.${each.name}`, message: each.reason })),
-      ...observed.unknownVms.map((each) => ({ what: `${each.provider}: ${each.identity}`, message: each.reason })),
-    ];
-    const unseen = unseenOf(
-      unknowns.map((each) => ({ ...each, kind: "unknown" })),
-      (other) => other === name,
-      state,
-    ).filter(({ vmPath }) => isAsked(vmPath));
+    const unseen = unseenOf(unknownsOf(observed), (other) => other === name, state).filter(({ vmPath }) => isAsked(vmPath));
     if (!io.json) {
       tellUnseen(unseen, io);
       if (schedule.suspend || state.configuration.suspensions().includes(name))
