@@ -62,8 +62,11 @@ function oneRound(image: string, round: number, steps: Map<string, Map<string, {
   execFileSync("cp", ["--sparse=always", image, disk]);
   const tools = toolsIn(folder, disk);
   for (const tool of tools) tool.init();
+  let turn = round;
   const run = (step: string, command: (tool: Tool) => readonly string[]): void => {
-    for (const tool of tools) {
+    // who comes first finds the disk as its writer left it, not all of it in memory: each in turn
+    const first = turn++ % tools.length;
+    for (const tool of [...tools.slice(first), ...tools.slice(0, first)]) {
       const before = sizeOf(tool.store);
       const measured = measure(command(tool), folder);
       const at = steps.get(step) ?? new Map<string, { measured: Measured[]; added: number[] }>();
