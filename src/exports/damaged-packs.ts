@@ -1,6 +1,7 @@
 import type { Destination } from "../destinations/destination.ts";
 import { isGone } from "../destinations/gone.ts";
-import { readPack } from "../repository/chunk-reader.ts";
+import type { PackInfo } from "../repository/chunk-index.ts";
+import { damageOf } from "../repository/chunk-reader.ts";
 import { isDamage, Repository } from "../repository/repository.ts";
 import { packsOf } from "../repository/survey.ts";
 import { isChunked } from "./manifest.ts";
@@ -20,7 +21,7 @@ export async function damagedPacksOf(destination: Destination, manifestPaths: re
   for (const path of manifestPaths) {
     try {
       const { disks } = await readManifest(destination, path);
-      for (const pack of await packsOf(repository, index, disks.filter(isChunked))) {
+      for (const pack of await packsOf(repository, index, { path, disks: disks.filter(isChunked) }, () => {})) {
         signal.throwIfAborted();
         if (sound.has(pack.name) || damaged.has(pack.name)) continue;
         ((await isSound(repository, pack)) ? sound : damaged).add(pack.name);
@@ -32,11 +33,9 @@ export async function damagedPacksOf(destination: Destination, manifestPaths: re
   return damaged;
 }
 
-async function isSound(repository: Repository, pack: Parameters<typeof readPack>[1]): Promise<boolean> {
+async function isSound(repository: Repository, pack: PackInfo): Promise<boolean> {
   try {
-    let problems = 0;
-    for await (const { problem } of readPack(repository, pack, () => problems++)) if (problem) problems++;
-    return problems === 0;
+    return (await damageOf(repository, pack)).length === 0;
   } catch (error) {
     if (isDamage(error) || isGone(error)) return false;
     throw error;

@@ -63,7 +63,7 @@ export function finderOfPoints(destination: Destination): (manifestPath: string)
     for (let looks = 1; ; looks++) {
       const { repository, index } = await (opened ??= open());
       try {
-        return await findDisks(repository, index, manifest.disks.filter(isChunked));
+        return await findDisks(repository, index, { path: manifestPath, disks: manifest.disks.filter(isChunked) });
       } catch (error) {
         if (!isDamage(error) || looks === mostLooks) throw error;
         opened = undefined;

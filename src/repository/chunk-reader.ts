@@ -196,4 +196,11 @@ export async function* readPack(repository: Repository, pack: PackInfo, noteUnso
   if (!isWhole && isSound) noteUnsound?.(damaged(path, "its bytes are not those that were stored, though every chunk of them unpacks"));
 }
 
+/** What is wrong with the bytes of a pack. */
+export async function damageOf(repository: Repository, pack: PackInfo): Promise<string[]> {
+  const damage: string[] = [];
+  for await (const { problem } of readPack(repository, pack, ({ message }) => damage.push(message))) if (problem) damage.push(problem.message);
+  return damage;
+}
+
 const checkedAtOnce = 16;

@@ -2,7 +2,7 @@ import { isGone } from "../destinations/gone.ts";
 import type { Instant } from "../model/instant.ts";
 import { type CheckOptions, examine, type Problem, problemsOf } from "./check.ts";
 import { ChunkIndex, type PackInfo } from "./chunk-index.ts";
-import { readPack } from "./chunk-reader.ts";
+import { damageOf, readPack } from "./chunk-reader.ts";
 import { replaceIndexes } from "./compact.ts";
 import { restoreSlot } from "./keys.ts";
 import { type PackDirectory, packsFolder, segmentsFolder } from "./layout.ts";
@@ -117,11 +117,4 @@ async function asTheySay(repository: Repository, names: readonly string[]): Prom
     }
   }
   return packs;
-}
-
-/** What is wrong with the bytes of a pack. */
-async function damageOf(repository: Repository, pack: PackInfo): Promise<string[]> {
-  const damage: string[] = [];
-  for await (const { problem } of readPack(repository, pack, ({ message }) => damage.push(message))) if (problem) damage.push(problem.message);
-  return damage;
 }

@@ -4,7 +4,7 @@ import { isAsWritten } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
 import { type ChunkList, type Segments, segmentsOf } from "./disk-source.ts";
-import { checkDirectory, damaged, decodeTrailer, idBytes, isZeroId, manifestVersion, nameOf, segmentBytes, trailerBytes } from "./layout.ts";
+import { checkDirectory, damaged, decodeTrailer, idBytes, isZeroId, manifestVersion, nameOf, packsFolder, segmentBytes, trailerBytes } from "./layout.ts";
 import { listPoints, type PointName, pendingPath, pointPath } from "./points.ts";
 import { isDamage, type NoteProblem, type Repository } from "./repository.ts";
 
@@ -118,47 +118,27 @@ export async function usedBy(
 }
 
 /**
- * Whether what some disks are made of is there: their segments, and for each chunk a pack that holds it, as long as it was written. No chunk
- * is read.
- * @throws ArtifactDamaged with the first thing that is missing
+ * The packs that the disks of a point take chunks from.
+ * @param missing as of {@link usedBy}
  */
-export async function findDisks(repository: Repository, index: ChunkIndex, disks: readonly ChunkList[]): Promise<void> {
-  for (const disk of disks) {
-    const segments = segmentsOf(repository, disk);
-    for (let segment = 0; segment < segments.count; segment++) {
-      if (segments.isEmpty(segment)) continue;
-      const ids = await segments.load(segment);
-      for (let at = 0; at < ids.length; at += idBytes) {
-        if (isZeroId(ids, at)) continue;
-        const number = index.numberOf(ids, at);
-        if (number === undefined || !index.packOf(number).usable) throw noPackHolds(ids, at);
-      }
-    }
-  }
-}
-
-/** The packs that some disks take chunks from, as far as their segments can be read. */
-export async function packsOf(repository: Repository, index: ChunkIndex, disks: readonly ChunkList[]): Promise<Set<PackInfo>> {
+export async function packsOf(
+  repository: Repository,
+  index: ChunkIndex,
+  point: PointDisks,
+  missing?: (point: PointDisks, error: HypersdkError) => void,
+): Promise<Set<PackInfo>> {
+  const { chunks } = await usedBy(repository, index, [point], missing);
   const packs = new Set<PackInfo>();
-  for (const disk of disks) {
-    const segments = segmentsOf(repository, disk);
-    for (let segment = 0; segment < segments.count; segment++) {
-      if (segments.isEmpty(segment)) continue;
-      const ids = await segments.load(segment).catch((error: unknown) => {
-        if (!isDamage(error)) throw error;
-        return Buffer.alloc(0);
-      });
-      for (let at = 0; at < ids.length; at += idBytes) {
-        const number = isZeroId(ids, at) ? undefined : index.numberOf(ids, at);
-        if (number !== undefined) packs.add(index.packOf(number));
-      }
-    }
-  }
+  for (let number = chunks.indexOf(1); number >= 0; number = chunks.indexOf(1, number + 1)) packs.add(index.packOf(number));
   return packs;
 }
 
-function noPackHolds(ids: Buffer, at: number): HypersdkError {
-  return damaged(`chunk ${ids.toString("hex", at, at + idBytes)}`, "no pack holds it");
+/**
+ * Whether what a point is made of is there: its segments, and for each chunk a pack that holds it, as long as it was written. No chunk is read.
+ * @throws ArtifactDamaged with the first thing that is missing
+ */
+export async function findDisks(repository: Repository, index: ChunkIndex, point: PointDisks): Promise<void> {
+  for (const { name, usable } of await packsOf(repository, index, point)) if (!usable) throw damaged(`${packsFolder}/${name}`, "it is gone or cut short");
 }
 
 interface WalkProblem {
@@ -179,7 +159,7 @@ async function walk(loading: Promise<Buffer>, index: ChunkIndex, chunks: Uint8Ar
   for (let at = 0; at < ids.length; at += idBytes) {
     if (isZeroId(ids, at)) continue;
     const number = index.numberOf(ids, at);
-    if (number === undefined) problem ??= { error: noPackHolds(ids, at), isSegment: false };
+    if (number === undefined) problem ??= { error: damaged(`chunk ${ids.toString("hex", at, at + idBytes)}`, "no pack holds it"), isSegment: false };
     else chunks[number] = 1;
   }
   return problem;
