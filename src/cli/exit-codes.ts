@@ -29,7 +29,7 @@ export const exitCodeHelp = `Exit codes:
   4  a guardrail denied it
   5  the lock is held
   6  the plan is stale or belongs to another state; or the destination does
-  7  applied in part: something failed
+  7  applied in part: something failed, or could not be looked at
   8  declined, or approval was needed and nobody could answer
   9  a time limit passed
  10  the source cannot be had: fetch, authentication, signature

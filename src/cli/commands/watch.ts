@@ -55,6 +55,7 @@ async function once(options: WatchOptions, lockTimeoutMs: number, io: Io): Promi
         failed: failed.length,
         notStarted: notStarted.length,
         removed,
+        unseen: result.unseen,
       });
     else if (!io.quiet) io.out(`${plural(plan.changes.length, "change")} applied, ${plural(completed, "export")} completed, ${failed.length} failed\n`);
     if (!io.json) tellUnseen(result.unseen, io);
