@@ -38,7 +38,7 @@ export function checkCycles(items: readonly Item[], report: Report): void {
     places.set(name, way.length);
     way.push({ name, left: needs(name).reverse() });
   };
-  for (const start of [...byName.keys()].sort()) {
+  for (const start of [...byName.keys()].filter((name) => needs(name).length > 0).sort()) {
     if (!done.has(start)) enter(start);
     for (let last = way.at(-1); last; last = way.at(-1)) {
       const next = last.left.pop();

@@ -50,13 +50,14 @@ const magics: readonly (readonly [Buffer, Detected])[] = (
     ["PK\x03\x04", unread("ZIP")],
   ] as const
 ).map(([magic, found]) => [Buffer.from(magic, "latin1"), found]);
+/** A descriptor may begin with a byte-order mark or white space. */
+const descriptorStarts: ReadonlySet<number | undefined> = new Set(Buffer.from("#\u00ef\u00a0 \t\n\v\f\r", "latin1"));
 const ustar = Buffer.from("ustar");
 
 /** The part of {@link detect} that the first 512 bytes decide. Runs for every image of an inventory. */
 export function detectHead(head: Buffer): Detected {
   for (const [magic, found] of magics) if (head[0] === magic[0] && head.subarray(0, magic.length).equals(magic)) return found;
-  // a descriptor may begin with a byte-order mark or white space
-  if (/^(\u00ef\u00bb\u00bf)?\s*#\s*Disk\s*Descriptor\s*File/i.test(head.toString("latin1", 0, Math.min(64, head.length))))
+  if (descriptorStarts.has(head[0]) && /^(\u00ef\u00bb\u00bf)?\s*#\s*Disk\s*Descriptor\s*File/i.test(head.toString("latin1", 0, Math.min(64, head.length))))
     return { kind: "format", format: "vmdk-descriptor" };
   if (head.length >= 68 && head.readUInt32LE(64) === 0xbeda107f) return { kind: "format", format: "vdi" };
   if (head.length >= 262 && head.subarray(257, 262).equals(ustar)) return unread("tar or OVA");

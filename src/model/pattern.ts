@@ -61,14 +61,16 @@ function read(written: string): Pattern | string {
   const segments = text.endsWith("/*") ? `${text.slice(0, -1)}**` : text;
   const alternatives = expandBraces(segments);
   if (typeof alternatives === "string") return alternatives;
-  const globs = alternatives.map((alternative) => alternative.split("/").slice(1));
+  // the folders before the first wildcard are those of the prefix, and need no second look
+  const base = prefix.lastIndexOf("/") + 1;
+  const globs = alternatives.map((alternative) => alternative.slice(base).split("/"));
   return {
     text: written,
     prefix,
     isLiteral: false,
     matches: (path) => {
       if (!path.startsWith(prefix)) return false;
-      const names = path.split("/").slice(1);
+      const names = path.slice(base).split("/");
       return globs.some((glob) => matchesSegments(glob, names));
     },
   };
@@ -122,6 +124,7 @@ function matchesSegments(glob: readonly string[], names: readonly string[]): boo
 
 /** The same walk inside one segment, for `*` and `?`. */
 function matchesName(glob: string, name: string): boolean {
+  if (glob.length !== name.length && !glob.includes("*")) return false;
   let g = 0;
   let n = 0;
   let starAt = -1;
@@ -144,24 +147,19 @@ function matchesName(glob: string, name: string): boolean {
 }
 
 /** The members of `sorted` (code-unit order, by `keyOf`) that `pattern` matches: binary search by prefix, then a test each. */
-export function select<T>(pattern: Pattern, sorted: readonly T[], keyOf: (item: T) => string): T[] {
-  const found: T[] = [];
-  for (let i = lowerBound(sorted, pattern.prefix, keyOf); i < sorted.length; i++) {
-    const item = sorted[i] as T;
-    const key = keyOf(item);
-    if (!key.startsWith(pattern.prefix)) break;
-    if (pattern.matches(key)) found.push(item);
-    else if (pattern.isLiteral) break;
-  }
-  return found;
+export function select<T>({ prefix, matches }: Pattern, sorted: readonly T[], keyOf: (item: T) => string): T[] {
+  const first = firstWhere(sorted, (item) => keyOf(item) >= prefix);
+  const end = firstWhere(sorted, (item) => keyOf(item) >= prefix && !keyOf(item).startsWith(prefix));
+  return sorted.slice(first, end).filter((item) => matches(keyOf(item)));
 }
 
-function lowerBound<T>(sorted: readonly T[], key: string, keyOf: (item: T) => string): number {
+/** Where the items begin that are so, of a list that begins with those that are not; its length where none is. */
+function firstWhere<T>(sorted: readonly T[], isSo: (item: T) => boolean): number {
   let [low, high] = [0, sorted.length];
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (keyOf(sorted[middle] as T) < key) low = middle + 1;
-    else high = middle;
+    if (isSo(sorted[middle] as T)) high = middle;
+    else low = middle + 1;
   }
   return low;
 }

@@ -146,7 +146,6 @@ function protectionChangesOf(
   protections: ReadonlyMap<string, RecordedProtection>,
   resources: readonly DesiredResource[],
 ): ProtectionChange[] {
-  const changes: ProtectionChange[] = [];
   const unknown = new Set(observed.unknownProviders.map(({ name }) => name));
   const isUnknown = ({ provider, identity }: Member): boolean =>
     unknown.has(provider) ||
@@ -154,41 +153,34 @@ function protectionChangesOf(
   const providers = new Set(desired.providers.map(({ name }) => name));
   const rescheduled = rescheduledOf(desired, recorded, resources);
   const known = new Set(recorded.resources.map(({ address }) => address));
-  for (const [key, member] of joined.members) {
+  const changesOf = (member: Member, protection: RecordedProtection | undefined): ProtectionChange[] => {
     const at = { schedule: member.schedule.name, provider: member.provider, identity: member.identity, vmPath: member.vmPath };
-    const protection = protections.get(key);
     if (!protection) {
       const isNewSchedule = !known.has(`schedule.${member.schedule.name}`);
-      if (member.vm) changes.push({ ...at, kind: "begin", reason: isNewSchedule ? "the schedule is new" : "a pattern matches it now" });
-      continue;
+      return member.vm ? [{ ...at, kind: "begin", reason: isNewSchedule ? "the schedule is new" : "a pattern matches it now" }] : [];
     }
-    if (!member.vm) {
-      // an unreachable provider changes nothing; one that is gone from the files shows no VMs
-      if (protection.state === "active" && !isUnknown(member)) changes.push({ ...at, kind: "missing" });
-      continue;
-    }
-    if (protection.state === "missing") changes.push({ ...at, kind: "found" });
-    if (protection.vmPath !== member.vmPath) changes.push({ ...at, kind: "renamed", from: protection.vmPath });
+    // an unreachable provider changes nothing; one that is gone from the files shows no VMs
+    if (!member.vm) return protection.state === "active" && !isUnknown(member) ? [{ ...at, kind: "missing" }] : [];
     const why = rescheduled.get(member.schedule.name);
-    if (why) changes.push({ ...at, kind: "restarted", reason: why });
-  }
+    return [
+      ...(protection.state === "missing" ? [{ ...at, kind: "found" } as const] : []),
+      ...(protection.vmPath !== member.vmPath ? [{ ...at, kind: "renamed", from: protection.vmPath } as const] : []),
+      ...(why ? [{ ...at, kind: "restarted", reason: why } as const] : []),
+    ];
+  };
   const schedules = new Set(desired.schedules.map(({ name }) => name));
-  for (const [key, protection] of protections) {
-    if (joined.members.has(key)) continue;
-    const reason = !schedules.has(protection.schedule)
-      ? "the schedule was removed"
-      : providers.has(protection.provider)
-        ? "no pattern matches it any more"
-        : "its provider was removed";
-    changes.push({
-      schedule: protection.schedule,
-      provider: protection.provider,
-      identity: protection.identity,
-      vmPath: protection.vmPath,
-      kind: "end",
-      reason,
-    });
-  }
+  const endOf = ({ schedule, provider, identity, vmPath }: RecordedProtection): ProtectionChange => ({
+    schedule,
+    provider,
+    identity,
+    vmPath,
+    kind: "end",
+    reason: !schedules.has(schedule) ? "the schedule was removed" : providers.has(provider) ? "no pattern matches it any more" : "its provider was removed",
+  });
+  const changes = [
+    ...[...joined.members].flatMap(([key, member]) => changesOf(member, protections.get(key))),
+    ...[...protections].filter(([key]) => !joined.members.has(key)).map(([, protection]) => endOf(protection)),
+  ];
   return changes.sort((a, b) => order(a.schedule, b.schedule) || order(a.vmPath, b.vmPath) || order(a.provider, b.provider) || order(a.kind, b.kind));
 }
 
@@ -262,21 +254,25 @@ function overdueOf(
   now: Instant,
 ): Map<string, string> {
   const nowMs = epochMsOf(now);
-  const overdue = new Map<string, string>();
-  for (const [key, member] of joined.members) {
+  const reasonOf = (key: string, member: Member): string | undefined => {
     const protection = protections.get(key);
-    if (!protection || context.isSuspended(member.schedule.name)) continue;
+    if (!protection || context.isSuspended(member.schedule.name)) return undefined;
     // a success whose restore point is gone or damaged protects nothing
     const good = newestGood.get(key);
     const sinceMs = epochMsOf(good ?? protection.effectiveSince);
     const ageMs = nowMs - sinceMs;
-    if (member.rpoMs === undefined && isFresh(member, sinceMs, nowMs)) continue;
+    if (member.rpoMs === undefined && isFresh(member, sinceMs, nowMs)) return undefined;
     const rpoMs = member.rpoMs ?? 2 * fireTimes(member.schedule.cron, member.schedule.timezone).longestGapMs();
-    if (ageMs <= rpoMs) continue;
+    if (ageMs <= rpoMs) return undefined;
     const what = good ? `its last good export is ${formatDuration(ageMs)} old` : `it has had no good export for ${formatDuration(ageMs)}`;
-    overdue.set(key, `${what}, the objective is ${formatDuration(rpoMs)}`);
-  }
-  return overdue;
+    return `${what}, the objective is ${formatDuration(rpoMs)}`;
+  };
+  return new Map(
+    [...joined.members].flatMap(([key, member]): [string, string][] => {
+      const reason = reasonOf(key, member);
+      return reason === undefined ? [] : [[key, reason]];
+    }),
+  );
 }
 
 /** The newest good restore point of each protection; what a clock that was ahead has recorded says nothing of how old it is. */

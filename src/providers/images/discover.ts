@@ -70,7 +70,7 @@ export function discover(top: string): Discovery {
         else walk(path, [...names, entry.name]);
         continue;
       }
-      const extension = extname(entry.name).toLowerCase();
+      const extension = extensionOf(entry.name);
       const isImage = imageExtensions.has(extension);
       if (entry.isSymbolicLink() && leadsToFolder(path)) problems.push(`${shown(path)} is a link to a folder: only folders themselves are looked into`);
       if (!isImage && extension !== ".vmx" && extension !== ".ovf") continue;
@@ -81,7 +81,7 @@ export function discover(top: string): Discovery {
       }
       (isImage ? images : descriptors).push(entry.name);
     }
-    const archives = images.filter((name) => extname(name).toLowerCase() === ".ova");
+    const archives = images.filter((name) => extensionOf(name) === ".ova");
     for (const name of archives) add(folder, names, [name], undefined, true);
     const disks = images.filter((name) => !archives.includes(name)).sort();
     if (names.length === 0) for (const name of singleDisks(folder, disks)) add(folder, names, [name], undefined, true);
@@ -102,7 +102,7 @@ export function discover(top: string): Discovery {
     const first = files[0] as string;
     const identity = [...names, ...(isSingle ? [first] : [])].join("/");
     try {
-      if (isSingle && extname(first).toLowerCase() === ".ova") {
+      if (isSingle && extensionOf(first) === ".ova") {
         const { disks, descriptor: inside } = readArchive(join(folder, first));
         vms.push({ identity, names: [...names, stem(first)], disks, descriptor: inside });
         return;
@@ -136,7 +136,7 @@ export function discover(top: string): Discovery {
   function disksOf(folder: string, files: readonly string[]): string[] {
     const parts = new Set<string>();
     for (const name of files) {
-      const extension = extname(name).toLowerCase();
+      const extension = extensionOf(name);
       const named = extension === ".vmdk" ? partsNamedBy(join(folder, name)) : extension === ".qcow2" ? backingNamedBy(join(folder, name)) : [];
       for (const part of named) if (part !== name) parts.add(part);
     }
@@ -207,6 +207,12 @@ function reasonOf(error: unknown): string {
   if (error instanceof HypersdkError) return error.message;
   if (errnoOf(error) === undefined) throw error;
   return `cannot be read: ${errnoText(error)}`;
+}
+
+/** `.vmdk` of `Web.VMDK`; not by path.extname, as this runs for every file of every machine. */
+function extensionOf(name: string): string {
+  const dot = name.lastIndexOf(".");
+  return dot > 0 ? name.slice(dot).toLowerCase() : "";
 }
 
 function stem(name: string): string {

@@ -3,7 +3,7 @@ import { HypersdkError } from "../../model/errors.ts";
 import type { ObservedVm } from "../../model/observed.ts";
 import type { Clock } from "../../model/ports.ts";
 import { vmPathUnder } from "../../model/vm-path.ts";
-import { discover } from "../images/discover.ts";
+import { discover, type FoundVm } from "../images/discover.ts";
 import { observedVm } from "../images/observed-vm.ts";
 import type { Provider } from "../provider.ts";
 
@@ -20,7 +20,7 @@ export function localProvider(spec: ProviderSpec, clock: Clock): Provider {
       const taken = new Set<string>();
       const observed: ObservedVm[] = [];
       const more: string[] = [];
-      for (const vm of vms) {
+      const take = (vm: FoundVm): void => {
         const path = vmPathUnder(spec.root, vm.names);
         if (!path) more.push(`${JSON.stringify(vm.identity)} cannot be a VM path: a name holds a control character or is no Unicode`);
         else if (taken.has(path)) more.push(`${JSON.stringify(vm.identity)} would be ${path}, as another VM is already`);
@@ -28,7 +28,8 @@ export function localProvider(spec: ProviderSpec, clock: Clock): Provider {
           taken.add(path);
           observed.push(observedVm(spec.name, path, vm));
         }
-      }
+      };
+      vms.forEach(take);
       return { vms: observed.sort((a, b) => (a.path < b.path ? -1 : 1)), problems: [...problems, ...more], unknown };
     },
     async snapshot(identity) {
