@@ -6,7 +6,6 @@ if (major < 22 || (major === 22 && minor < 22)) {
   process.exitCode = 1;
 } else {
   // before the first module of ours is compiled
-  const { enableCompileCache } = await import("node:module");
-  enableCompileCache();
-  await import("../dist/cli/main.js");
+  process.getBuiltinModule("node:module").enableCompileCache();
+  await import("../dist/cli/main.cjs");
 }

@@ -9,6 +9,7 @@ import type { Clock, Random } from "../model/ports.ts";
 import type { Revision } from "../plan/plan.ts";
 import { openProvider } from "../providers/registry.ts";
 import type { State } from "../state/state.ts";
+import { cacheFolder } from "./cache-folder.ts";
 import { toolVersion } from "./tool-version.ts";
 
 /** The only place where adapters meet the engine, and where time and chance are real. */
@@ -23,7 +24,7 @@ export const random: Random = { uuid: randomUUID, fraction: Math.random };
 
 /** Providers and destinations, for those who only look. */
 export const adapters: Pick<EngineContext, "openProvider" | "openDestination"> = {
-  openProvider: (spec) => openProvider(spec, clock),
+  openProvider: (spec) => openProvider(spec, clock, cacheFolder("heads", process.env)),
   openDestination: (spec) => openDestination(spec, random, (ref) => readSecret(ref, process.env)),
 };
 

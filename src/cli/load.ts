@@ -12,6 +12,7 @@ import { blobsOf, findTop, notFollowed, readWorkTree, revisionOf } from "../git/
 import { errnoOf, errnoText, HypersdkError } from "../model/errors.ts";
 import type { Revision } from "../plan/plan.ts";
 import { ProcessLock } from "../state/process-lock.ts";
+import { cacheFolder } from "./cache-folder.ts";
 import { lostFiles } from "./lost-files.ts";
 import { ParseCache } from "./parse-cache.ts";
 
@@ -63,7 +64,7 @@ export async function load(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: 
     if (options.verifySignatures !== undefined)
       throw new HypersdkError("Usage", "-f and --verify-signatures cannot be combined", { hint: "a signature is of a commit, not of files" });
     const listed = options.file.flatMap((name) => listNamed(name, cwd));
-    return build(listed, top ? await revisionOf(top, env) : null, statePath, base, undefined, env);
+    return build(listed, top ? await revisionOf(top, env, cacheFolder("authors", env)) : null, statePath, base, undefined, env);
   }
   if (!top) {
     throw new HypersdkError("SourceUnavailable", `${cwd} is in no git work tree`, {
@@ -72,7 +73,7 @@ export async function load(options: SourceOptions, env: NodeJS.ProcessEnv, cwd: 
   }
   const below = options.path === undefined ? "" : relative(top, resolve(cwd, options.path)).split(sep).join("/");
   if (below.startsWith("..")) throw new HypersdkError("Usage", `--path ${options.path} leads out of the work tree`);
-  const tree = await readWorkTree(top, below, env);
+  const tree = await readWorkTree(top, below, env, cacheFolder("authors", env));
   const isSigned = options.verifySignatures === undefined ? undefined : await signedFiles(top, tree.revision, resolve(cwd, options.verifySignatures), env);
   const listed = tree.files
     .filter((file) => !file.startsWith(".hypersdk/"))
@@ -180,7 +181,7 @@ async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.Proc
       env: [...(options.allowEnv ?? []), ...listOf(env["HYPERSDK_ALLOW_ENV"])],
       paths: [...(options.allowPath ?? []), ...listOf(env["HYPERSDK_ALLOW_PATH"])].map((each) => resolve(cwd, each)),
     };
-    const tree = await readWorkTree(access.checkout, path, env);
+    const tree = await readWorkTree(access.checkout, path, env, cacheFolder("authors", env));
     const isSigned =
       options.verifySignatures === undefined ? undefined : await signedFiles(access.checkout, tree.revision, resolve(cwd, options.verifySignatures), env);
     const listed = tree.files.map((file): Listed => ({ file, path: join(access.checkout, file), wasNamed: false }));

@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { CommanderError } from "commander";
 import { errnoOf, errnoText, HypersdkError } from "../model/errors.ts";
+import { printable } from "../ui/style.ts";
 import { exitCodeOf, exitCodes } from "./exit-codes.ts";
 import { type GlobalOptions, type Io, makeIo } from "./io.ts";
 import { makeProgram } from "./program.ts";
@@ -23,12 +24,13 @@ process.stdout.on("error", (error) => {
   process.stderr.write(`error: the output cannot be written: ${errnoText(error)}\n`);
   process.exitCode = exitCodes.failed;
 });
-const exitCode = await main(process.argv.slice(2));
-process.exitCode = outputError === undefined || exitCode !== exitCodes.done ? exitCode : exitCodes.failed;
-// a helper of a git that was ended holds a pipe for as long as its server says nothing: it is left behind
-setTimeout(() => {
-  if (process.stdout.writableLength === 0) process.exit();
-}, 1000).unref();
+void main(process.argv.slice(2)).then((exitCode) => {
+  process.exitCode = outputError === undefined || exitCode !== exitCodes.done ? exitCode : exitCodes.failed;
+  // a helper of a git that was ended holds a pipe for as long as its server says nothing: it is left behind
+  setTimeout(() => {
+    if (process.stdout.writableLength === 0) process.exit();
+  }, 1000).unref();
+});
 
 async function main(argv: string[]): Promise<number> {
   const ran = { exitCode: 0 as number };
@@ -93,7 +95,6 @@ async function failure(error: HypersdkError, io: Io, args: readonly string[]): P
   const diagnostics = error.code === "ConfigInvalid" && "diagnostics" in error ? (error.diagnostics as import("../config/diagnostic.ts").Diagnostic[]) : [];
   if (io.json) io.result("error", { code: error.code, message: error.message, hint: error.hint ?? null, diagnostics });
   if (diagnostics.length > 0 && !io.json) io.err(`${(await import("../ui/diagnostics-view.ts")).renderDiagnostics(diagnostics, io.errStyle)}\n`);
-  const { printable } = await import("../ui/style.ts");
   const isDeclined = error.code === "Declined" && !error.hint;
   io.err(isDeclined ? `${printable(error.message)}\n` : `${io.errStyle.red("error")}: ${printable(error.message)}\n`);
   if (error.hint) io.err(`       ${printable(error.hint)}\n`);

@@ -29,7 +29,7 @@ export async function detect(file: ByteFile): Promise<Detected> {
 }
 
 /** What stands at the very beginning of a file, by format. */
-const magics: readonly (readonly [Buffer, Detected])[] = (
+const magics: readonly (readonly [magic: Buffer, found: Detected])[] = (
   [
     ["QFI\xfb", { kind: "format", format: "qcow2" }],
     ["KDMV", { kind: "format", format: "vmdk-sparse" }],
@@ -50,13 +50,15 @@ const magics: readonly (readonly [Buffer, Detected])[] = (
     ["PK\x03\x04", unread("ZIP")],
   ] as const
 ).map(([magic, found]) => [Buffer.from(magic, "latin1"), found]);
+const magicsByFirst = Map.groupBy(magics, ([magic]) => magic[0]);
 /** A descriptor may begin with a byte-order mark or white space. */
 const descriptorStarts: ReadonlySet<number | undefined> = new Set(Buffer.from("#\u00ef\u00a0 \t\n\v\f\r", "latin1"));
 const ustar = Buffer.from("ustar");
 
 /** The part of {@link detect} that the first 512 bytes decide. Runs for every image of an inventory. */
 export function detectHead(head: Buffer): Detected {
-  for (const [magic, found] of magics) if (head[0] === magic[0] && head.subarray(0, magic.length).equals(magic)) return found;
+  const known = magicsByFirst.get(head[0])?.find(([magic]) => head.subarray(0, magic.length).equals(magic));
+  if (known) return known[1];
   if (descriptorStarts.has(head[0]) && /^(\u00ef\u00bb\u00bf)?\s*#\s*Disk\s*Descriptor\s*File/i.test(head.toString("latin1", 0, Math.min(64, head.length))))
     return { kind: "format", format: "vmdk-descriptor" };
   if (head.length >= 68 && head.readUInt32LE(64) === 0xbeda107f) return { kind: "format", format: "vdi" };

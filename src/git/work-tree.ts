@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import { HypersdkError } from "../model/errors.ts";
+import type { Cache } from "../model/ports.ts";
 import type { Revision } from "../plan/plan.ts";
 import { gitError, gitIn } from "./git.ts";
 
@@ -24,15 +25,19 @@ export async function findTop(folder: string, env: NodeJS.ProcessEnv): Promise<s
   }
 }
 
-/** Reads what a work tree holds now. @param below the folder to list, relative to `top`; "" for all */
-export async function readWorkTree(top: string, below: string, env: NodeJS.ProcessEnv): Promise<WorkTree> {
+/**
+ * Reads what a work tree holds now.
+ * @param below the folder to list, relative to `top`; "" for all
+ * @param authors of commits that were looked at before
+ */
+export async function readWorkTree(top: string, below: string, env: NodeJS.ProcessEnv, authors?: Cache): Promise<WorkTree> {
   const git = gitIn(top, env);
   const inside = below === "" ? [] : ["--", `:(top,literal)${below}`];
   const patterns = below === "" ? ["--", ":(top)*.yaml", ":(top)*.yml"] : inside;
   try {
     const [listed, revision] = await Promise.all([
       git.raw(["ls-files", "-z", "--full-name", "--cached", "--others", "--exclude-standard", ...patterns]),
-      revisionOf(top, env),
+      revisionOf(top, env, authors),
     ]);
     const files = [...new Set(listed.split("\0").filter((path) => /\.ya?ml$/.test(path)))].sort();
     return { top, revision, files };
@@ -65,7 +70,7 @@ export async function notFollowed(top: string, env: NodeJS.ProcessEnv): Promise<
 }
 
 /** Commit, branch, author, and whether the YAML files differ from the commit. */
-export async function revisionOf(top: string, env: NodeJS.ProcessEnv): Promise<Revision> {
+export async function revisionOf(top: string, env: NodeJS.ProcessEnv, authors?: Cache): Promise<Revision> {
   const git = gitIn(top, env);
   const status = await git.raw([
     "status",
@@ -82,7 +87,11 @@ export async function revisionOf(top: string, env: NodeJS.ProcessEnv): Promise<R
   const head = (key: string): string | undefined => entries.find((entry) => entry.startsWith(`# branch.${key} `))?.slice(`# branch.${key} `.length);
   const commit = head("oid");
   const hasCommit = commit !== undefined && commit !== "(initial)";
-  const author = hasCommit ? (await git.raw(["log", "-1", "--format=%an <%ae>", "--end-of-options", commit])).trim() : "";
+  let author = hasCommit ? authors?.get(commit) : "";
+  if (author === undefined) {
+    author = (await git.raw(["log", "-1", "--format=%an <%ae>", "--end-of-options", commit as string])).trim();
+    authors?.put(commit as string, author);
+  }
   const branch = head("head");
   return {
     commit: hasCommit ? commit : null,

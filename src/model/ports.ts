@@ -14,3 +14,9 @@ export interface Random {
   /** 0 ≤ x < 1. */
   fraction(): number;
 }
+
+/** Texts that are kept between two runs and may be gone at any time: losing one costs time only. */
+export interface Cache {
+  get(key: string): string | undefined;
+  put(key: string, text: string): void;
+}

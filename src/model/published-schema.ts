@@ -47,5 +47,10 @@ export function compileSchema(name: CheckedSchema, source = false): { readonly a
 }
 
 function read(name: string): object {
-  return JSON.parse(readFileSync(new URL(`../../schemas/${name}.schema.json`, import.meta.url), "utf8")) as object;
+  return JSON.parse(schemaText(name)) as object;
+}
+
+/** A schema as it is published. */
+export function schemaText(name: string): string {
+  return readFileSync(new URL(`../../schemas/${name}.schema.json`, import.meta.url), "utf8");
 }

@@ -2,6 +2,7 @@ import { appendFileSync, existsSync, lstatSync, mkdirSync, readFileSync, realpat
 import { basename, dirname, join, relative, resolve, sep } from "node:path";
 import { fileError } from "../../files/local-file-sink.ts";
 import { errnoOf, HypersdkError } from "../../model/errors.ts";
+import { schemaText } from "../../model/published-schema.ts";
 import type { Io } from "../io.ts";
 
 export interface InitOptions {
@@ -109,7 +110,7 @@ export async function init(folder: string | undefined, options: InitOptions, io:
   if (isNew) {
     const schema = join(home, schemaPath);
     rmSync(schema, { force: true });
-    write(schema, readFileSync(new URL("../../../schemas/infrastructure.schema.json", import.meta.url), "utf8"));
+    write(schema, schemaText("infrastructure"));
     ignore(join(home, ".gitignore"), written);
     // last: where it is there, everything is
     write(config, starter);

@@ -43,7 +43,7 @@ const maxDepth = 32;
  * `.ova` anywhere. Links are followed only to files inside the tree. Synchronous on purpose: for ten thousand folders the calls
  * themselves are cheaper than waiting for each.
  */
-export function discover(top: string): Discovery {
+export function discover(top: string, look: typeof peek = peek): Discovery {
   const vms: FoundVm[] = [];
   const problems: string[] = [];
   const unknown: { identity: string; reason: string }[] = [];
@@ -108,7 +108,7 @@ export function discover(top: string): Discovery {
         return;
       }
       const ordered = orderOf(files, descriptor, folder);
-      const disks = ordered.map((name): FoundDisk => ({ name, path: `${folder}/${name}`, peeked: peek(`${folder}/${name}`, name) }));
+      const disks = ordered.map((name): FoundDisk => ({ name, path: `${folder}/${name}`, peeked: look(`${folder}/${name}`, name) }));
       vms.push({ identity, names: isSingle ? [...names, stem(first)] : names, disks, descriptor });
     } catch (error) {
       cannotBeRead(identity, reasonOf(error));

@@ -8,7 +8,7 @@ export function observedVm(provider: string, path: ObservedVm["path"], { identit
     path,
     identity,
     name: descriptor?.name ?? (names.at(-1) as string),
-    disks: disks.map(({ name, peeked }) => ({ name, ...peeked })),
+    disks: disks.map(({ name, peeked: { format, virtualBytes, dataBytes } }) => ({ name, format, virtualBytes, dataBytes })),
     ...(descriptor?.guestType ? { guestType: descriptor.guestType } : {}),
     ...(descriptor?.firmware ? { firmware: descriptor.firmware } : {}),
   };

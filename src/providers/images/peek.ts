@@ -10,6 +10,8 @@ export interface Peeked {
   readonly virtualBytes: number;
   /** Allocated bytes of the file or member. */
   readonly dataBytes: number;
+  /** Other files have a say in it. */
+  readonly hasExtents?: true;
 }
 
 /** One buffer for all heads: an inventory looks at ten thousand. Nothing keeps a view of it. */
@@ -60,7 +62,7 @@ export function peek(path: string, name: string, within?: { readonly offset: num
         const text = Buffer.alloc(Math.min(sizeBytes, 1 << 20));
         readSync(descriptor, text, 0, text.length, within?.offset ?? 0);
         const virtualBytes = parseDescriptor(name, text.toString("utf8")).extents.reduce((sum, extent) => sum + extent.sizeBytes, 0);
-        return { format: "vmdk", virtualBytes, dataBytes: Math.min(virtualBytes, extentBytes(path, name, text.toString("utf8"))) };
+        return { format: "vmdk", virtualBytes, dataBytes: Math.min(virtualBytes, extentBytes(path, name, text.toString("utf8"))), hasExtents: true };
       }
     }
   } finally {

@@ -1,9 +1,11 @@
 import type { ProviderSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
+import { epochMsOf } from "../../model/instant.ts";
 import type { ObservedVm } from "../../model/observed.ts";
-import type { Clock } from "../../model/ports.ts";
+import type { Cache, Clock } from "../../model/ports.ts";
 import { vmPathUnder } from "../../model/vm-path.ts";
 import { discover, type FoundVm } from "../images/discover.ts";
+import { KnownHeads } from "../images/known-heads.ts";
 import { observedVm } from "../images/observed-vm.ts";
 import type { Provider } from "../provider.ts";
 
@@ -11,12 +13,14 @@ import type { Provider } from "../provider.ts";
  * A folder tree of disk images. It has no snapshots: an export reads the files as they are, and fails with `SourceChanged`
  * when size, time or inode of one of them is another after the last read than before the first.
  */
-export function localProvider(spec: ProviderSpec, clock: Clock): Provider {
+export function localProvider(spec: ProviderSpec, clock: Clock, cache?: Cache): Provider {
   return {
     name: spec.name,
     type: "local",
     async inventory() {
-      const { vms, problems, unknown } = discover(spec.path);
+      const heads = cache && new KnownHeads(cache, spec.path, epochMsOf(clock.now()));
+      const { vms, problems, unknown } = discover(spec.path, heads && ((path, name) => heads.peek(path, name)));
+      heads?.save();
       const taken = new Set<string>();
       const observed: ObservedVm[] = [];
       const more: string[] = [];
