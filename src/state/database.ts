@@ -14,6 +14,9 @@ export type Db = Database.Database;
 /** Numbered from 1; each runs in a transaction of its own and is never changed once released. */
 const migrations: readonly string[] = [initial, lastDisks, proved, progress];
 
+/** So long is waited for another process that is in the middle of something. */
+const busyMs = 10_000;
+
 /** `PRAGMA application_id` of a state file: "HYPS". */
 const applicationId = 0x48595053;
 
@@ -28,14 +31,12 @@ export function openDatabase(path: string, mode: "read" | "write"): Db {
     const before = umask(0o077);
     let db: Db;
     try {
-      db = mode === "read" && !isWritable(dirname(path)) ? openCopy(path) : new Database(path, { fileMustExist: mode === "read", timeout: 10_000 });
+      db = mode === "read" && !isWritable(dirname(path)) ? openCopy(path) : new Database(path, { fileMustExist: mode === "read", timeout: busyMs });
     } finally {
       umask(before);
     }
     try {
-      const version = db.pragma("user_version", { simple: true }) as number;
-      const application = db.pragma("application_id", { simple: true }) as number;
-      const isEmpty = (db.prepare("SELECT count(*) FROM sqlite_schema").pluck().get() as number) === 0;
+      const { version, application, isEmpty } = whatIs(db);
       if (application !== applicationId && !(isEmpty && version === 0))
         throw new HypersdkError("StateUnusable", `${path} is a database of another program`, { hint: "name another file with --state" });
       if (version > migrations.length)
@@ -46,7 +47,7 @@ export function openDatabase(path: string, mode: "read" | "write"): Db {
       db.pragma("synchronous = FULL");
       if (mode === "read") db.pragma("query_only = ON");
       else {
-        db.pragma("journal_mode = WAL");
+        beginWal(db);
         migrate(db, version);
       }
       return db;
@@ -55,6 +56,15 @@ export function openDatabase(path: string, mode: "read" | "write"): Db {
       throw error;
     }
   });
+}
+
+/** As of one instant: another process may be making the file. */
+function whatIs(db: Db): { readonly version: number; readonly application: number; readonly isEmpty: boolean } {
+  return db.transaction(() => ({
+    version: db.pragma("user_version", { simple: true }) as number,
+    application: db.pragma("application_id", { simple: true }) as number,
+    isEmpty: (db.prepare("SELECT count(*) FROM sqlite_schema").pluck().get() as number) === 0,
+  }))();
 }
 
 /** SQLite needs its neighbour files even for reading; where they cannot be made, a copy in memory is read. */
@@ -83,6 +93,24 @@ function isWritable(folder: string): boolean {
   } catch {
     return false;
   }
+}
+
+/** Of two processes that begin a state at once, one finds it busy, and here SQLite does not wait by itself: both hold what the other wants. */
+function beginWal(db: Db): void {
+  const until = Date.now() + busyMs;
+  for (;;) {
+    try {
+      db.pragma("journal_mode = WAL");
+      return;
+    } catch (error) {
+      if (!isBusy(error) || Date.now() > until) throw error;
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20);
+    }
+  }
+}
+
+function isBusy(error: unknown): boolean {
+  return error instanceof Database.SqliteError && error.code.startsWith("SQLITE_BUSY");
 }
 
 function migrate(db: Db, version: number): void {
@@ -137,6 +165,6 @@ export function stateError(path: string, error: unknown): unknown {
   if (code.startsWith("SQLITE_CANTOPEN")) return fail(`cannot open the state file ${path}`, "check that the folder is there and that this user may use it");
   if (code.startsWith("SQLITE_READONLY")) return fail(`the state file ${path} cannot be written`, "give this user the right to write the file and its folder");
   if (code.startsWith("SQLITE_IOERR")) return fail(`the state file ${path} cannot be read or written: ${code}`, "check the disk that holds it");
-  if (code === "SQLITE_BUSY") return new HypersdkError("LockHeld", `the state file ${path} is in use by another process`, { cause: error });
+  if (isBusy(error)) return new HypersdkError("LockHeld", `the state file ${path} is in use by another process`, { cause: error });
   return error;
 }

@@ -1,6 +1,8 @@
+import { execFile } from "node:child_process";
 import { randomUUID } from "node:crypto";
-import { mkdirSync, statSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import Database from "better-sqlite3";
 import { describe, expect, it } from "vitest";
 import { instantOf } from "../../src/model/instant.ts";
@@ -73,6 +75,20 @@ describe("the state file", () => {
     await expect(two.take("reconcile", "apply", 0, clock, random)).resolves.toBeDefined();
     one.close();
     two.close();
+  });
+
+  it("is begun by several processes at once, and all of them get it", async () => {
+    const folder = temporaryFolder();
+    const at = Date.now() + 1500;
+    const code = `
+      const { State } = await import(${JSON.stringify(join(import.meta.dirname, "../../src/state/state.ts"))});
+      for (let i = 0; i < 20; i++) {
+        while (Date.now() < ${at} + i * 50);
+        State.openForWriting(${JSON.stringify(folder)} + "/" + i + ".db", { uuid: () => crypto.randomUUID(), fraction: Math.random }).close();
+      }`;
+    const processes = Array.from({ length: 3 }, () => promisify(execFile)(process.execPath, ["--input-type=module", "-e", code]));
+    await Promise.all(processes);
+    expect(readdirSync(folder).filter((name) => name.endsWith(".db"))).toHaveLength(20);
   });
 
   it("takes a lease over from a process that is gone", async () => {
