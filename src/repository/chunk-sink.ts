@@ -80,6 +80,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   let ids = Buffer.alloc(0);
   let next = 0;
   let [dataBytes, newBytes] = [0, 0];
+  for (const pack of kept?.packs ?? []) used.add(pack);
 
   /** All chunks before `chunk` that were not written are kept, or zeros; a segment that is full is stored. */
   async function passTo(chunk: number): Promise<void> {
@@ -104,7 +105,6 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
       openSegment();
       old.copy(ids, at, at, at + idBytes);
       old.copy(hashes, (chunk - from) * idBytes, at, at + idBytes);
-      used.add(index.packOf(index.numberOf(old, at) as number));
       dataBytes += Math.min(chunkBytes, sizeBytes - chunk * chunkBytes);
     }
     return hashes;

@@ -1,4 +1,5 @@
 import { type BlockSource, type ByteRange, clip, isZero } from "../converters/block-source.ts";
+import type { PackInfo } from "./chunk-index.ts";
 import type { ChunkSession } from "./chunk-sink.ts";
 import { type ChunkList, segmentsOf } from "./disk-source.ts";
 import { idBytes, isZeroId, segmentBytes } from "./layout.ts";
@@ -10,6 +11,8 @@ export interface Kept {
   has(chunk: number): boolean;
   /** The ids of a segment as they were, 32 bytes for each chunk. */
   idsOf(segment: number): Promise<Buffer>;
+  /** Where they are. */
+  readonly packs: ReadonlySet<PackInfo>;
 }
 
 export interface Increment {
@@ -47,10 +50,12 @@ export async function incrementSince(session: ChunkSession, before: ChunkList, s
   }
   endHole(virtualBytes);
   let lastKept = -1;
+  const packs = new Set<PackInfo>();
   const segments = segmentsOf(repository, before);
+  const lost = new Map<number, Promise<Buffer>>();
   let loaded: { readonly segment: number; readonly ids: Promise<Buffer> } | undefined;
   const idsOf = (segment: number): Promise<Buffer> => {
-    if (loaded?.segment !== segment) loaded = { segment, ids: segments.load(segment) };
+    if (loaded?.segment !== segment) loaded = { segment, ids: lost.get(segment) ?? segments.load(segment) };
     return loaded.ids;
   };
   for (let segment = 0; segment < segments.count; segment++) {
@@ -61,22 +66,27 @@ export async function incrementSince(session: ChunkSession, before: ChunkList, s
       return undefined;
     });
     if (!ids) {
-      // its list is lost, so that nothing is known of this GiB
+      // its list is lost, so that nothing is known of this GiB, and nothing of it is kept
+      lost.set(segment, Promise.resolve(Buffer.alloc(segments.chunksEach * idBytes)));
+      loaded = undefined;
       for (let chunk = first; chunk < Math.min(chunks, first + segments.chunksEach); chunk++) isRead.set(chunk);
       continue;
     }
     for (let at = 0; at < ids.length; at += idBytes) {
       const chunk = first + at / idBytes;
       if (isRead.has(chunk) || isZeroId(ids, at)) continue;
-      const number = index.numberOf(ids, at);
-      if (isHole.has(chunk) || number === undefined || !index.packOf(number).usable) isRead.set(chunk);
-      else lastKept = chunk;
+      const number = isHole.has(chunk) ? undefined : index.numberOf(ids, at);
+      const pack = number === undefined ? undefined : index.packOf(number);
+      if (pack?.usable) {
+        packs.add(pack);
+        lastKept = chunk;
+      } else isRead.set(chunk);
     }
   }
   // of a chunk in which the disk once ended, only a part is a hole: it is the last that would be kept
   if (lastKept >= 0) isRead.set(lastKept);
   const ranges = rangesOf(isRead, chunks, chunkBytes, virtualBytes);
-  return { kept: { has: (chunk) => !isRead.has(chunk), idsOf }, ranges, readBytes: ranges.reduce((sum, { length }) => sum + length, 0) };
+  return { kept: { has: (chunk) => !isRead.has(chunk), idsOf, packs }, ranges, readBytes: ranges.reduce((sum, { length }) => sum + length, 0) };
 }
 
 function rangesOf(isRead: Bits, chunks: number, chunkBytes: number, virtualBytes: number): ByteRange[] {

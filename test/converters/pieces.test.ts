@@ -76,7 +76,7 @@ it.each([1, 2, 3, 4, 5, 6, 7, 8])("the parts of a disk are what a question for e
   const source = diskWith(Buffer.alloc(0), rangesOf(next, sizeBytes, 64 * KiB));
   Object.assign(source, { sizeBytes });
   const ranges = rangesOf(next, sizeBytes, 128 * KiB);
-  const parts = partsOf(source, { ranges, readBytes: 0, kept: { has: () => false, idsOf: async () => Buffer.alloc(0) } });
+  const parts = partsOf(source, { ranges, readBytes: 0, kept: { has: () => false, idsOf: async () => Buffer.alloc(0), packs: new Set() } });
   for (const wanted of [undefined, { offset: 3 * MiB + 512, length: 20 * MiB }]) {
     const map = new Uint8Array(sizeBytes / 512);
     source.asked = 0;

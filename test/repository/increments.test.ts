@@ -170,6 +170,27 @@ describe("an increment with changed blocks", () => {
     expect(await contentOf(destination, (await exported(destination, disk, tracker, { atMs: 2000 })).manifestPath)).toEqual(disk);
   });
 
+  it("reads what a list of chunks that is damaged or gone would have told, holes too", async () => {
+    for (const spoil of [
+      (files: Map<string, Buffer>, path: string) => files.delete(path),
+      (files: Map<string, Buffer>, path: string) => files.set(path, bytes(100, 3)),
+    ]) {
+      const files = new Map<string, Buffer>();
+      const destination = memoryDestination({ name: "d", url: "memory:" }, files);
+      const tracker = newTracker();
+      const disk = bytes(12 * chunk, 1);
+      disk
+        .fill(0, 0, 2 * chunk)
+        .fill(0, 5 * chunk, 6 * chunk)
+        .fill(0, 10 * chunk);
+      await exported(destination, disk, tracker);
+      for (const path of files.keys()) if (path.startsWith("segments/")) spoil(files, path);
+      const again = await exported(destination, disk, tracker, { atMs: 1000 });
+      expect(diskOf(again)).toMatchObject({ mode: "incremental", newBytes: 0 });
+      expect(await contentOf(destination, again.manifestPath)).toEqual(disk);
+    }
+  });
+
   it("finds a tracker that leaves out a change, in the sample, and reads everything then", async () => {
     const tracker = newTracker();
     const disk = Buffer.concat(Array<Buffer>(40).fill(bytes(chunk, 1)));
