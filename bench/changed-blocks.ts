@@ -83,9 +83,12 @@ async function oneRound(image: string, gib: number, round: number, steps: Map<st
       const seen: Seen = steps.get(name) ?? { ours: [], theirs: [], oursAdded: [], theirsAdded: [] };
       steps.set(name, seen);
       const [ours, theirs] = [sizeOf(join(folder, "backups")), sizeOf(join(folder, "restic"))];
+      // what the guest wrote is on the disk: who syncs first would pay for it
+      execFileSync("sync");
       seen.ours.push(measure([process.execPath, program, "run", "nightly", "--quiet"], folder));
       seen.oursAdded.push(sizeOf(join(folder, "backups")) - ours);
       if (isAlone) return;
+      execFileSync("sync");
       seen.theirs.push(measure([...restic, "backup", copy], folder));
       seen.theirsAdded.push(sizeOf(join(folder, "restic")) - theirs);
     };
