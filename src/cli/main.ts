@@ -1,7 +1,7 @@
 import { existsSync, mkdtempSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { CommanderError } from "commander";
+import { type Command, CommanderError } from "commander";
 import { errnoOf, errnoText, HypersdkError } from "../model/errors.ts";
 import { printable } from "../ui/style.ts";
 import { exitCodeOf, exitCodes } from "./exit-codes.ts";
@@ -36,7 +36,7 @@ async function main(argv: string[]): Promise<number> {
   const ran = { exitCode: 0 as number };
   let io: Io | undefined;
   const program = makeProgram((options: GlobalOptions) => (io = makeIo(options)), ran);
-  const args = withEnvironmentArgs(argv, process.env);
+  const args = withEnvironmentArgs(argv, process.env, program);
   try {
     if (args.length === 0) {
       program.outputHelp();
@@ -62,14 +62,15 @@ async function main(argv: string[]): Promise<number> {
  * `HYPERSDK_ARGS` before every command's own arguments, `HYPERSDK_ARGS_plan` before those of plan. In `apply --auto-approve FILE`
  * the file is the plan, not the flag's value.
  */
-function withEnvironmentArgs(argv: readonly string[], env: NodeJS.ProcessEnv): string[] {
+function withEnvironmentArgs(argv: readonly string[], env: NodeJS.ProcessEnv, program: Command): string[] {
   const at = argv.findIndex((word) => !word.startsWith("-"));
   const command = argv[at];
   if (command === undefined || command === "__complete") return [...argv];
   const words = (text: string | undefined): string[] =>
     [...(text ?? "").matchAll(/"([^"]*)"|'([^']*)'|(\S+)/g)].map((match) => match[1] ?? match[2] ?? match[3] ?? "");
   // of a group such as `state` the command is the word behind it
-  const last = ["state", "image", "audit", "lock", "schedule"].includes(command) ? at + 1 : at;
+  const isGroup = program.commands.some((each) => each.name() === command && each.commands.length > 0);
+  const last = isGroup ? at + 1 : at;
   const args = [...argv.slice(0, last + 1), ...words(env["HYPERSDK_ARGS"]), ...words(env[`HYPERSDK_ARGS_${command}`]), ...argv.slice(last + 1)];
   return args.map((word, i) => {
     const flag = optionalValues[`${command} ${word}`];

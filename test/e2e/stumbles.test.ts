@@ -485,6 +485,10 @@ describe("the rest that a tester found", () => {
     });
     expect(await hypersdk(folder, ["list"], { HYPERSDK_ARGS: "--quiet" })).toMatchObject({ code: 64 });
     expect(await hypersdk(folder, ["state", "list"], { HYPERSDK_ARGS: "--quiet" })).toMatchObject({ code: 0 });
+    expect(await hypersdk(folder, ["key", "list"], { HYPERSDK_ARGS: "--state other.db" })).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining("repository"),
+    });
   });
 
   it("reads the whole repository for --path .", async () => {
