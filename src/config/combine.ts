@@ -73,9 +73,8 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
   const brokenDestinations = brokenNames("destinations");
   const isIncremental = ({ value }: RawItem): boolean => Boolean(value["incremental"] ?? defaults["incremental"]);
   const incrementalNames = new Set(
-    items("schedules")
-      .filter(isIncremental)
-      .map(({ value }) => String(value["destination"])),
+    // one that is wrong elsewhere means it all the same
+    [...items("schedules"), ...brokenItems("schedules")].filter(isIncremental).map(({ value }) => String(value["destination"])),
   );
   const layoutOf = ({ name, layout }: Pick<DecodedDestination, "name" | "layout">): DestinationSpec["layout"] =>
     layout ?? (incrementalNames.has(name) ? "repository" : "image");

@@ -47,7 +47,7 @@ export function neighboursOf(imagePath: string, allowed: readonly string[] = [],
       return openAt(join(folder, fileName), fileName, [folder], "an image may only name files in its own folder").file;
     },
     openParent(name) {
-      const hint = "a parent lies in the image's own folder, or in one that is named with --allow-backing";
+      const hint = "a parent lies in the image's own folder, or, for `convert` and `image`, in one that is named with --allow-backing";
       // `json:`, `nbd://…`, `driver:file`: names that a block layer would open by another way than as a file
       if (name === "" || /[\u0000-\u001f]/.test(name) || /^[A-Za-z][A-Za-z0-9+.-]+:/.test(name)) throw unsafe(image, name, "which is no path of a file", hint);
       const folder = realpathSync(dirname(imagePath));
@@ -59,7 +59,7 @@ export function neighboursOf(imagePath: string, allowed: readonly string[] = [],
       const place = places.find((each) => existsSync(each));
       if (place === undefined)
         throw new HypersdkError("ImageDamaged", `${image}: the file ${shown} that belongs to it is missing: it is not at ${places.join(", nor at ")}`, {
-          hint: "name the folder that holds it with --allow-backing",
+          hint: "put it back beside the image; `convert` and `image` also look in the folder that --allow-backing names",
         });
       const { real, file } = openAt(place, shown, folders, hint);
       return { file, neighbours: neighboursOf(real, allowed, opened) };

@@ -82,6 +82,11 @@ export class Leases {
     return rows.map((row) => ({ ...row, alive: isAlive(this.#folder, row.holder) }));
   }
 
+  /** Of processes that have ended without giving their locks back: whoever wanted one would take it over. */
+  dropDead(): void {
+    for (const { token, alive } of this.list()) if (!alive) this.#db.prepare("DELETE FROM leases WHERE token = ?").run(token);
+  }
+
   /** The scopes of those whose holder lives. */
   alive(): ReadonlySet<string> {
     return new Set(this.list().flatMap(({ scope, alive }) => (alive ? [scope] : [])));

@@ -60,6 +60,7 @@ export class State {
       const holder = random.uuid();
       const state = new State(path, db, holder, ProcessLock.hold(lockFolder(path), holder));
       db.transaction(() => {
+        state.leases.dropDead();
         if (state.configuration.meta("lineage") !== undefined) return;
         state.configuration.setMeta("lineage", random.uuid());
         state.configuration.setMeta("serial", "0");

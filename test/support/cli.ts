@@ -38,6 +38,8 @@ export function start(
       XDG_CACHE_HOME: join(cwd, ".cache"),
       XDG_STATE_HOME: join(cwd, ".state"),
       GIT_CONFIG_GLOBAL: "/dev/null",
+      // compiled once for all tests, whose caches are their own
+      NODE_COMPILE_CACHE: join(tmpdir(), `hypersdk-test-code-${process.getuid?.()}`),
       ...env,
     },
   });
