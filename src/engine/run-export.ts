@@ -321,7 +321,7 @@ export async function proveAndComplete(
 function disksOf({ disks }: Manifest, last: readonly RecordedDisk[]): RecordedDisk[] {
   return disks.map((disk) => {
     const before = last.find(({ name, virtualBytes }) => name === disk.name && virtualBytes === disk.virtualBytes);
-    const { mark, wholeReadAt } = isChunked(disk) && disk.mark !== undefined ? disk : (before ?? {});
+    const { mark, wholeReadAt } = isChunked(disk) && (disk.mark !== undefined || disk.marksRefused) ? disk : (before ?? {});
     return { name: disk.name, virtualBytes: disk.virtualBytes, ...(mark === undefined ? {} : { mark }), ...(wholeReadAt === undefined ? {} : { wholeReadAt }) };
   });
 }

@@ -292,6 +292,7 @@ async function storeChunks(
         mode: reading.mode,
         reason: reading.reason,
         ...(tracking?.mark === undefined ? {} : { wholeReadAt: reading.wholeReadAt, mark: tracking.mark }),
+        ...(reading.marksRefused ? { marksRefused: true } : {}),
       });
       observer.diskDone(index, session.writer.sentBytes - sent);
       sent = session.writer.sentBytes;

@@ -70,6 +70,8 @@ export interface ChunkedDisk extends DiskBase, ChunkList {
   readonly wholeReadAt?: Instant;
   /** What the provider is asked with for the changes since. */
   readonly mark?: string;
+  /** The provider was found to leave out a change: marks that were set before this point are not asked any more. */
+  readonly marksRefused?: true;
 }
 
 /** A disk as an image of its own, or as a member of a package. */

@@ -20,6 +20,8 @@ interface Reading {
   readonly prior: ChunkedDisk | undefined;
   /** Undefined where all of it is read. */
   readonly increment?: Increment;
+  /** The provider was found to leave out a change. */
+  readonly marksRefused?: true;
 }
 
 /** What of a request decides about it. */
@@ -71,7 +73,7 @@ export async function readingOf(
   const lie = random.fraction() * sampledOnceIn < 1 ? await findLie(source, prior, increment, () => random.fraction()) : undefined;
   if (lie !== undefined) {
     lied(lie);
-    return whole("full", `the provider left out a change at ${lie}: its marks are not to be trusted`);
+    return { ...whole("full", `the provider left out a change at ${lie}: its marks are not to be trusted`), marksRefused: true };
   }
   return { mode: "incremental", reason: `changed blocks since ${before.source.instant}`, wholeReadAt, prior, increment };
 }
@@ -107,6 +109,8 @@ export async function pointBefore(
     newest ??= manifests[0];
     const marked = manifests.find(({ disks }) => disks.some((disk) => isChunked(disk) && disk.mark !== undefined));
     if (marked) return marked;
+    // a machine that is off sets no mark: the one before this point is the one that was found wanting
+    if (manifests.some(({ disks }) => disks.some((disk) => isChunked(disk) && disk.marksRefused))) return newest;
   }
   return newest;
 }

@@ -155,6 +155,9 @@ export function fileError(path: string, error: unknown): unknown {
     case "ELOOP":
     case "EIO":
       return new HypersdkError("DestinationUnreachable", `cannot write ${path}: ${errnoOf(error)}`, details);
+    case "EISDIR":
+    case "ERR_FS_EISDIR":
+      return new HypersdkError("Failed", `${path} is a folder, in the place of a file`, { ...details, hint: "look at what it holds, and move it away" });
     // no second attempt would go better
     case "EFBIG":
     case "ENAMETOOLONG":

@@ -70,20 +70,42 @@ export async function checkRepository(repository: Repository, options: CheckOpti
   };
 }
 
-/** What another process is just changing may look damaged: a problem counts when it is there on a second look, too. */
+/** What another process is just changing may look damaged: only what two looks in a row have seen is. */
 export async function examine(repository: Repository, options: CheckOptions): Promise<Examination> {
-  let seen = await examineOnce(repository, options);
-  for (let again = 0; again < 3 && seen.problems.length > 0; again++) {
-    const before = new Set(seen.problems.map(({ message }) => message));
-    seen = await examineOnce(repository, options);
-    if (seen.problems.some(({ message }) => before.has(message))) break;
+  let before = await examineOnce(repository, options);
+  if (before.problems.length === 0) return before;
+  for (let again = 0; ; again++) {
+    const now = await examineOnce(repository, options);
+    const both = inBoth(before, now);
+    if (both.problems.length > 0 || now.problems.length === 0 || again === 3) return both;
+    before = now;
   }
-  return seen;
+}
+
+/** A look, without what the one before it has not seen. */
+function inBoth(before: Examination, now: Examination): Examination {
+  const messages = new Set(before.problems.map(({ message }) => message));
+  const same = (pick: (each: Examination) => readonly string[]): string[] => pick(now).filter((each) => pick(before).includes(each));
+  return {
+    ...now,
+    problems: now.problems.filter(({ message }) => messages.has(message)),
+    damagedIndexes: same((each) => each.damagedIndexes),
+    damagedSlots: same((each) => each.damagedSlots),
+    damagedSegments: same((each) => each.damagedSegments),
+    brokenPoints: same((each) => each.brokenPoints),
+    damagedPacks: new Map([...now.damagedPacks].filter(([name]) => before.damagedPacks.has(name))),
+  };
 }
 
 async function examineOnce(repository: Repository, options: CheckOptions): Promise<Examination> {
   const { readData = 0, signal, onRead, onTotal } = options;
   const problems: Problem[] = [];
+  const brokenPoints = new Set<string>();
+  // before the indexes: what a point takes was in one before the point was there
+  const points = await readPoints(repository, (path, error) => {
+    brokenPoints.add(path);
+    problems.push({ path, message: error.message });
+  });
   const damagedIndexes: string[] = [];
   const indexes = await repository.readIndexes((path, error) => {
     damagedIndexes.push(path);
@@ -131,12 +153,7 @@ async function examineOnce(repository: Repository, options: CheckOptions): Promi
     sound.add({ name: pack.name, directory }, present.isUsable(pack.name));
   }
 
-  const brokenPoints = new Set<string>();
   const damagedSegments = new Set<string>();
-  const points = await readPoints(repository, (path, error) => {
-    brokenPoints.add(path);
-    problems.push({ path, message: error.message });
-  });
   const said = new Set<string>();
   const used = await usedBy(repository, sound, points, (point, error, segment) => {
     brokenPoints.add(point.path);

@@ -7,6 +7,7 @@ import { replaceIndexes } from "./compact.ts";
 import { restoreSlot } from "./keys.ts";
 import { type PackDirectory, packsFolder, segmentsFolder } from "./layout.ts";
 import { PackWriter } from "./pack-writer.ts";
+import { listPoints } from "./points.ts";
 import { isDamage, type Repository } from "./repository.ts";
 import { readDirectory, usedBy } from "./survey.ts";
 
@@ -97,12 +98,14 @@ export async function repairRepository(repository: Repository, options: Omit<Che
   if (repository.config.encryption) await restoreSlot(repository.destination, repository.config.id, options.now);
   const brokenPoints = new Set(seen.points.length === 0 ? [] : seen.brokenPoints.filter((path) => !seen.points.some((point) => point.path === path)));
   await usedBy(repository, index, seen.points, (point) => void brokenPoints.add(point.path));
+  // one that was removed meanwhile is missed by nobody
+  const there = new Set((await listPoints(repository.destination)).map(({ path }) => path));
   return {
     problems,
     dropped: [...dropped, ...damagedIndexes, ...[...damagedPacks.keys()].filter((name) => !present.packs.has(name)).map((name) => `${packsFolder}/${name}`)],
     salvagedChunks: salvaged.size,
     foundPacks,
-    brokenPoints: [...brokenPoints].sort(),
+    brokenPoints: [...brokenPoints].filter((path) => there.has(path)).sort(),
   };
 }
 

@@ -73,6 +73,13 @@ export interface Present {
   readonly isUsable: (name: string) => boolean;
 }
 
+interface IndexOptions {
+  /** Packs that nothing is built on. */
+  readonly distrusted?: ReadonlySet<string>;
+  /** For those who ask what is there: what is condemned stays as long as a point uses it, and only nothing new is built on it. */
+  readonly withCondemned?: boolean;
+}
+
 /** A chunk store at a destination: immutable objects that are named by what they hold. */
 export class Repository {
   readonly destination: Destination;
@@ -158,7 +165,7 @@ export class Repository {
    * damaged is passed over: a reader misses only what is in no other, and a writer sends that again.
    * @param distrusted packs of which something is known to be damaged: they are not usable either
    */
-  async loadIndex(distrusted: ReadonlySet<string> = new Set()): Promise<{ readonly index: ChunkIndex; readonly present: Present }> {
+  async loadIndex({ distrusted = new Set(), withCondemned = false }: IndexOptions = {}): Promise<{ readonly index: ChunkIndex; readonly present: Present }> {
     const directories = (await this.readIndexes(() => {})).flatMap((each) => each.directories);
     const present = await this.present();
     const index = new ChunkIndex(directories);
@@ -167,7 +174,7 @@ export class Repository {
       index.add(
         each,
         !distrusted.has(each.name) &&
-          present.isUsable(each.name) &&
+          (withCondemned || present.isUsable(each.name)) &&
           present.packs.get(each.name)?.bytes === packFileBytes(each.directory, this.sealing.overheadBytes),
       );
     return { index, present };

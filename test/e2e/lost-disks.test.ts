@@ -93,6 +93,37 @@ describe("a pack that a proof has found damaged", () => {
   });
 });
 
+describe("damage that a check has found", () => {
+  it("is known to the state: nothing is built on it, and nothing goes for the sake of what it spoiled", async () => {
+    const site = new Site("incremental: true, verify: stored, retention: {keepLast: 1}");
+    await site.ok("apply", "--auto-approve");
+    const [pack = ""] = site.packs();
+    const content = readFileSync(pack);
+    content.write("XXXX", 8);
+    writeFileSync(pack, content);
+    expect((await site.run("check", "--read-data")).code).toBe(11);
+    expect((await site.points()).map(({ state }) => state)).toEqual(["bad"]);
+    expect(await site.ok("run", "n")).not.toContain("0 B stored");
+    await site.isRestored();
+    expect(await site.ok("audit", "verify")).toContain("holds");
+  });
+
+  it("and a folder in the place of a manifest is told of, and keeps nothing else from being removed", async () => {
+    const site = new Site("incremental: true, retention: {keepLast: 1}");
+    await site.ok("apply", "--auto-approve");
+    for (let i = 0; i < 3; i++) await site.ok("run", "n");
+    const [oldest] = await site.points();
+    const path = site.path(`backups/${oldest?.manifest}`);
+    rmSync(path);
+    mkdirSync(join(path, "inside"), { recursive: true });
+    await site.run("apply", "--auto-approve", "--no-exports");
+    const again = await site.run("apply", "--auto-approve", "--no-exports");
+    expect([again.code, again.stdout + again.stderr]).not.toContain(70);
+    expect(again.stderr + again.stdout).not.toContain("bug");
+    expect((await site.points()).length).toBeLessThanOrEqual(2);
+  });
+});
+
 describe("a state that is rebuilt", () => {
   it("calls nothing good that nobody has proved, and removes nothing for its sake", async () => {
     const site = new Site("incremental: true, retention: {keepLast: 1}");

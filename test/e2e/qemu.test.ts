@@ -242,6 +242,11 @@ describe.skipIf(!has("qemu-system-x86_64"))("a running QEMU", () => {
     qemuImg("resize", "-q", "-f", "qcow2", "--preallocation=full", a, `${diskBytes}`);
     expect(await isRight("cut, and grown again with room for all")).toEqual(["full", "incremental"]);
     await live();
+    qemuImg("resize", "--shrink", "-f", "qcow2", a, "20M");
+    qemuImg("resize", "-q", "-f", "qcow2", "--preallocation=metadata", a, `${diskBytes}`);
+    write(a, 0x55, `${diskBytes - 65_536}`, "64K");
+    expect(await isRight("cut, grown again with room for all, and its last block written, as by who moves a partition table")).toEqual(["full", "incremental"]);
+    await live();
     const [base, other] = [".base.raw", ".other.raw"];
     writeFileSync(join(dirname(a), base), bytes(diskBytes, 71));
     writeFileSync(join(dirname(a), other), bytes(diskBytes, 72));

@@ -12,10 +12,12 @@ export interface Tracker {
   leavesOut(offset: number): boolean;
   /** How many bytes were read of the disk. */
   readBytes: number;
+  /** The machine is off: changes are told, and no mark is set. */
+  isOff: boolean;
 }
 
 export function newTracker(): Tracker {
-  return { marks: new Map(), leavesOut: () => false, readBytes: 0 };
+  return { marks: new Map(), leavesOut: () => false, readBytes: 0, isOff: false };
 }
 
 /** The provider in memory, with one disk and marks that tell changed blocks of 64 KiB. For tests only. */
@@ -44,24 +46,25 @@ export function trackingProvider(identity: string, disk: Buffer, tracker: Tracke
         disks: [{ ...first, source, ...(tracking ? { tracking } : {}) }],
         async keepMarks() {
           isKept = true;
-          for (const mark of tracker.marks.keys()) if (mark !== tracking?.mark) tracker.marks.delete(mark);
+          if (tracking?.mark !== undefined) for (const mark of tracker.marks.keys()) if (mark !== tracking.mark) tracker.marks.delete(mark);
         },
         async release() {
-          if (!isKept && tracking) tracker.marks.delete(tracking.mark);
+          if (!isKept && tracking?.mark !== undefined) tracker.marks.delete(tracking.mark);
         },
       };
     },
   };
 }
 
-function setMark({ owner, id, since }: TrackRequest, frozen: Buffer, tracker: Tracker): DiskTracking & { readonly mark: string } {
+function setMark({ owner, id, since }: TrackRequest, frozen: Buffer, tracker: Tracker): DiskTracking | undefined {
   const mark = `${owner}-${id}`;
-  tracker.marks.set(mark, frozen);
   const wanted = since.get("disk");
+  if (tracker.isOff && wanted === undefined) return undefined;
+  if (!tracker.isOff) tracker.marks.set(mark, frozen);
   const before = wanted === undefined ? undefined : tracker.marks.get(wanted);
-  if (!before) return { mark, changes: wanted === undefined ? "nothing was marked before" : "its mark is gone" };
+  if (!before) return { ...(tracker.isOff ? {} : { mark }), changes: wanted === undefined ? "nothing was marked before" : "its mark is gone" };
   return {
-    mark,
+    ...(tracker.isOff ? {} : { mark }),
     changes: {
       async *ranges() {
         for (let offset = 0; offset < frozen.length; offset += granularity) {

@@ -4,10 +4,12 @@ import { describe, expect, it } from "vitest";
 import type { Destination } from "../../src/destinations/destination.ts";
 import { type Exported, exportVm } from "../../src/exports/export-vm.ts";
 import type { ChunkedDisk } from "../../src/exports/manifest.ts";
+import { finderOfPoints } from "../../src/exports/verify.ts";
 import { instantOf } from "../../src/model/instant.ts";
 import type { VmPath } from "../../src/model/vm-path.ts";
 import { checkRepository } from "../../src/repository/check.ts";
 import { compactRepository } from "../../src/repository/compact.ts";
+import { repairRepository } from "../../src/repository/repair.ts";
 import { Repository } from "../../src/repository/repository.ts";
 import { failingDestination } from "../fakes/failing-destination.ts";
 import { memoryDestination } from "../fakes/memory-destination.ts";
@@ -170,6 +172,34 @@ describe("an increment with changed blocks", () => {
     expect(await contentOf(destination, (await exported(destination, disk, tracker, { atMs: 2000 })).manifestPath)).toEqual(disk);
   });
 
+  it("asks a mark that was found wanting no more, also of a machine that is off and sets none", async () => {
+    const destination = memoryDestination({ name: "d", url: "memory:" });
+    const tracker = newTracker();
+    const disk = bytes(4 * chunk, 1);
+    await exported(destination, disk, tracker);
+    tracker.isOff = true;
+    bytes(chunk, 2).copy(disk, chunk);
+    tracker.leavesOut = (offset) => offset >= chunk && offset < 2 * chunk;
+    const sampled = { fraction: () => 0.05 };
+    const next = random(3);
+    let calls = 0;
+    expect(diskOf(await exported(destination, disk, tracker, { atMs: 1000, fraction: () => (calls++ === 0 ? sampled.fraction() : next()) }))).toMatchObject({
+      mode: "full",
+      marksRefused: true,
+    });
+    for (const atMs of [2000, 3000]) {
+      bytes(chunk, atMs).copy(disk, chunk);
+      const point = await exported(destination, disk, tracker, { atMs });
+      expect(diskOf(point).reason).toContain("not tracked");
+      expect((await contentOf(destination, point.manifestPath)).equals(disk)).toBe(true);
+    }
+    tracker.isOff = false;
+    tracker.leavesOut = () => false;
+    await exported(destination, disk, tracker, { atMs: 4000 });
+    bytes(100, 9).copy(disk, 5);
+    expect(diskOf(await exported(destination, disk, tracker, { atMs: 5000 }))).toMatchObject({ mode: "incremental", newBytes: chunk });
+  });
+
   it("reads what a list of chunks that is damaged or gone would have told, holes too", async () => {
     for (const spoil of [
       (files: Map<string, Buffer>, path: string) => files.delete(path),
@@ -268,5 +298,45 @@ describe("an increment with changed blocks", () => {
       }),
       { numRuns: Number(process.env["INCREMENT_CASES"] ?? (kind === "sealed" ? 8 : 60)), seed: 11 },
     );
+  });
+});
+
+describe("beside others", () => {
+  it("check and repair find no damage where exports publish point after point while they look", async () => {
+    const inner = memoryDestination({ name: "d", url: "memory:" });
+    const tracker = newTracker();
+    const disk = bytes(4 * chunk, 1);
+    await exported(inner, disk, tracker);
+    let points = 1;
+    const destination: Destination = {
+      ...inner,
+      async list(prefix) {
+        const listed = await inner.list(prefix);
+        // between any two looks
+        bytes(chunk, 50 + points).copy(disk, (points % 4) * chunk);
+        await exported(inner, disk, tracker, { atMs: points++ * 1000 });
+        return listed;
+      },
+    };
+    const repository = (await Repository.open(destination)) as Repository;
+    expect(await checkRepository(repository, { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [] });
+    expect(await repairRepository(repository, { now: instantOf(0) })).toMatchObject({ problems: [], brokenPoints: [], dropped: [] });
+    const own = (await Repository.open(inner)) as Repository;
+    expect(await checkRepository(own, { readData: 1 })).toMatchObject({ problems: [], points });
+  });
+
+  it("a point whose packs were condemned and are spared is there: only nothing new is built on them", async () => {
+    const files = new Map<string, Buffer>();
+    const destination = memoryDestination({ name: "d", url: "memory:" }, files);
+    const tracker = newTracker();
+    const { manifestPath } = await exported(destination, bytes(4 * chunk, 1), tracker);
+    const names = (folder: string): string[] =>
+      [...files.keys()].filter((path) => path.startsWith(`${folder}/`)).map((path) => path.split("/").at(-1) as string);
+    const id = randomUUID();
+    files.set(`condemned/${id}.json`, Buffer.from(JSON.stringify({ id, at: instantOf(0), packs: names("packs"), segments: names("segments") })));
+    await finderOfPoints(destination)(manifestPath);
+    expect(diskOf(await exported(destination, bytes(4 * chunk, 1), tracker, { atMs: 1000 })).newBytes).toBe(4 * chunk);
+    for (const name of names("packs")) files.delete(`packs/${name}`);
+    await expect(finderOfPoints(destination)(manifestPath)).rejects.toMatchObject({ code: "ArtifactDamaged" });
   });
 });

@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import type { Destination } from "../../destinations/destination.ts";
 import { emptied, readMarker } from "../../exports/lineage.ts";
 import { openRepository } from "../../exports/restore.ts";
@@ -38,6 +39,7 @@ export async function check(options: CheckCommandOptions, io: Io): Promise<numbe
     async work(repository, { signal, progress }) {
       const report = await checkRepository(repository, { readData, signal, onRead: progress.add, onTotal: progress.setTotal });
       isSound &&= report.problems.length === 0;
+      await recordBroken(report.brokenPoints, "check", repository.destination, options, io);
       return report;
     },
     show(name, report) {
@@ -103,7 +105,7 @@ export async function repair(options: RepairCommandOptions, io: Io): Promise<num
     async work(repository, { signal, progress }) {
       const report = await repairRepository(repository, { now: clock.now(), signal, onRead: progress.add, onTotal: progress.setTotal });
       isWhole &&= report.brokenPoints.length === 0;
-      await recordBroken(report.brokenPoints, repository.destination, options, io);
+      await recordBroken(report.brokenPoints, "repair", repository.destination, options, io);
       return report;
     },
     show(name, report) {
@@ -169,12 +171,16 @@ async function eachRepository<Report extends object>(command: string, options: R
   return care.exitCode?.() || (first ? exitCodeOf(first.error.code) : exitCodes.done);
 }
 
-async function recordBroken(paths: readonly string[], destination: Destination, options: RepositoryOptions, io: Io): Promise<void> {
-  if (paths.length === 0) return;
-  const { statePath, revision } = await load(options, io.env, io.cwd);
-  const state = State.openForWriting(statePath, random);
+/** Tells the state, where there is one: nothing new is built on what these points use, and retention lets nothing go for them. */
+async function recordBroken(paths: readonly string[], by: "check" | "repair", destination: Destination, options: RepositoryOptions, io: Io): Promise<void> {
+  const path = paths.length === 0 ? undefined : await statePathFor(options, io.env, io.cwd);
+  if (path === undefined || !existsSync(path)) return;
+  const { revision } = await load(options, io.env, io.cwd).catch(() => ({ revision: null }));
+  const state = State.openForWriting(path, random);
   try {
-    const broken = state.artifacts.list().filter(({ manifestPath, destinationUrl }) => destinationUrl === destination.spec.url && paths.includes(manifestPath));
+    const broken = state.artifacts
+      .list()
+      .filter(({ manifestPath, destinationUrl, state: known }) => known !== "bad" && destinationUrl === destination.spec.url && paths.includes(manifestPath));
     state.writeUnlocked(() => {
       for (const point of broken) {
         state.artifacts.setState(point.id, "bad");
@@ -182,7 +188,7 @@ async function recordBroken(paths: readonly string[], destination: Destination, 
           at: clock.now(),
           type: "point.bad",
           subject: point.id,
-          detail: { vmPath: point.vmPath, by: "repair" },
+          detail: { vmPath: point.vmPath, by },
           commit: revision?.commit ?? null,
           author: revision?.author ?? null,
         });

@@ -31,10 +31,18 @@ export function isMarkOf(mark: string, image: string): boolean {
 /** Of a bitmap that is set: what changed is told in blocks of so many bytes. */
 export const granularity = 65_536;
 
-/** The last block of a disk, which stands in every mark. A disk that was cut has lost it from there, however it grew again. */
-export function tailOf(virtualBytes: number): ByteRange {
-  const offset = Math.floor(Math.max(0, virtualBytes - 1) / granularity) * granularity;
-  return { offset, length: virtualBytes - offset };
+/** How far from the end of a disk the blocks begin that stand in every mark. */
+const guardDistances: readonly number[] = [granularity, 2 ** 20, 2 ** 24, 2 ** 28, 2 ** 32, 2 ** 36, 2 ** 40];
+
+/**
+ * Blocks of a disk that stand in every mark: the last one, and some before it, ever farther from the end. A disk that was cut has lost those
+ * behind the cut, however it grew again; that stays hidden only where all of them were written anew since.
+ */
+export function guardsOf(virtualBytes: number): ByteRange[] {
+  const end = Math.ceil(virtualBytes / granularity) * granularity;
+  return guardDistances
+    .filter((distance) => distance <= end)
+    .map((distance) => ({ offset: end - distance, length: Math.min(granularity, virtualBytes - end + distance) }));
 }
 
 export const wasCut = "it was cut and grew again, of which its bitmap does not tell";

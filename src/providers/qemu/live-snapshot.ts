@@ -4,7 +4,7 @@ import type { Clock } from "../../model/ports.ts";
 import { connectNbd, type NbdClient } from "../../nbd/client.ts";
 import { nbdSource, setRanges } from "../../nbd/nbd-source.ts";
 import type { DiskTracking, SnapshotDisk, TrackRequest, VmSnapshot } from "../provider.ts";
-import { bitmapName, granularity, imageIdentity, isMarkOf, isOurs, isOwnedBy, ourPrefix, tailOf, wasCut, wasExchanged } from "./bitmaps.ts";
+import { bitmapName, granularity, guardsOf, imageIdentity, isMarkOf, isOurs, isOwnedBy, ourPrefix, wasCut, wasExchanged } from "./bitmaps.ts";
 import { GuestAgent } from "./guest-agent.ts";
 import { type LiveBitmap, type LiveDisk, lookAt, settledDevices } from "./live-vm.ts";
 import type { Qmp } from "./qmp.ts";
@@ -13,7 +13,7 @@ import { makeScratch, type Scratch, scratchStem } from "./scratch.ts";
 const jobEndMs = 30_000;
 /** The bitmap on the frozen view that says what has changed; it lives as long as the view. */
 const changesBitmap = `${ourPrefix}changes`;
-const tailBitmap = `${ourPrefix}tail`;
+const guardBitmap = `${ourPrefix}guard`;
 
 export interface LiveOptions {
   readonly clock: Clock;
@@ -88,7 +88,7 @@ export async function liveSnapshot(name: string, qmp: Qmp, { clock, agentPath, s
     done.isServed = true;
     const disks: SnapshotDisk[] = [];
     for (const [i, each] of frozen.entries()) {
-      await markTail(qmp, each, i, socket);
+      await markGuards(qmp, each, i, socket);
       const client = await exportView(qmp, each, `disk-${i}`, socket);
       clients.push(client);
       disks.push(diskOf(each, client, await isCut(each, client)));
@@ -197,31 +197,32 @@ function actionsOf({ disk, view, bitmap, earlier, since }: Frozen): object[] {
 }
 
 /**
- * Puts the disk's last block into its new mark. QEMU sets bits for what is written, and for what another bitmap has: this one's are of a node of
+ * Puts the guards of a disk into its new mark. QEMU sets bits for what is written, and for what another bitmap has: this one's are of a node of
  * the same size that holds nothing.
  */
-async function markTail(qmp: Qmp, { disk: { node, virtualBytes }, bitmap }: Frozen, index: number, socket: string): Promise<void> {
+async function markGuards(qmp: Qmp, { disk: { node, virtualBytes }, bitmap }: Frozen, index: number, socket: string): Promise<void> {
   if (bitmap === undefined || virtualBytes === 0) return;
-  const nothing = `${ourPrefix}tail-${index}`;
+  const nothing = `${ourPrefix}guard-${index}`;
   await qmp.execute("blockdev-add", { driver: "null-co", "node-name": nothing, size: virtualBytes, "read-zeroes": true });
-  await qmp.execute("block-dirty-bitmap-add", { node: nothing, name: tailBitmap, granularity });
+  await qmp.execute("block-dirty-bitmap-add", { node: nothing, name: guardBitmap, granularity });
   await qmp.execute("block-export-add", { type: "nbd", id: nothing, "node-name": nothing, name: nothing, writable: true });
   const client = await connectNbd({ path: socket }, { exportName: nothing });
   try {
-    const { offset, length } = tailOf(virtualBytes);
-    await client.writeZeroes(offset, length);
+    for (const { offset, length } of guardsOf(virtualBytes)) await client.writeZeroes(offset, length);
   } finally {
     await client.close();
   }
-  await qmp.execute("block-dirty-bitmap-merge", { node, target: bitmap, bitmaps: [{ node: nothing, name: tailBitmap }] });
+  await qmp.execute("block-dirty-bitmap-merge", { node, target: bitmap, bitmaps: [{ node: nothing, name: guardBitmap }] });
 }
 
-/** Whether the disk's last block is in none of the bitmaps that tell of its changes. */
+/** Whether one of the disk's guards is in none of the bitmaps that tell of its changes. */
 async function isCut({ disk: { virtualBytes }, since }: Frozen, client: NbdClient): Promise<boolean> {
   if (since === undefined || virtualBytes === 0) return false;
-  const { offset, length } = tailOf(virtualBytes);
-  const [first] = await client.status(changesContext, offset, length);
-  return ((first?.flags ?? 0) & 1) === 0;
+  for (const { offset, length } of guardsOf(virtualBytes)) {
+    const [first] = await client.status(changesContext, offset, length);
+    if (((first?.flags ?? 0) & 1) === 0) return true;
+  }
+  return false;
 }
 
 /** Everything that has changed since the bitmap that was asked for: that one, and those of exports that were cut off after it. */

@@ -5,7 +5,7 @@ import { HypersdkError } from "../../model/errors.ts";
 import type { ObservedVm } from "../../model/observed.ts";
 import type { FoundDisk } from "../images/discover.ts";
 import type { DiskTracking, TrackRequest } from "../provider.ts";
-import { granularity, imageIdentity, isMarkOf, isOurs, tailOf, wasCut, wasExchanged } from "./bitmaps.ts";
+import { guardsOf, imageIdentity, isMarkOf, isOurs, wasCut, wasExchanged } from "./bitmaps.ts";
 
 /** The marks that an image keeps, with what has changed since each; undefined for one that can keep none. */
 export function marksOf(disk: FoundDisk): Promise<ObservedVm["disks"][number]["marks"]> {
@@ -39,7 +39,7 @@ async function bytesOf(ranges: AsyncIterable<ByteRange>): Promise<number> {
  * The changes that an image keeps itself. Its bitmaps are only read, so that this export sets no mark: the next one asks for what has changed
  * since the same mark, and builds on the same point.
  * @param counts which bitmaps beside the one that was asked for may hold changes that it does not
- * @param isOurMark whether the mark was set by us, which tells of the image and has its last block in it
+ * @param isOurMark whether the mark was set by us, which tells of the image and has its guards in it
  */
 export async function storedTracking(
   disk: FoundDisk,
@@ -55,16 +55,15 @@ export async function storedTracking(
   if (!bitmaps.every(({ isSound }) => isSound))
     return { changes: `its bitmap ${mark} is not sound: QEMU did not end well, or something else has written to the image` };
   if (!bitmaps.some(({ isRecording }) => isRecording)) return { changes: `its bitmap ${mark} was disabled by somebody` };
-  if (isOurMark && !(await hasTail(disk, counts))) return { changes: wasCut };
+  if (isOurMark && !(await hasGuards(disk, counts))) return { changes: wasCut };
   return { changes: { ranges: () => storedChanges(disk, counts) } };
 }
 
-async function hasTail(disk: FoundDisk, counts: (name: string) => boolean): Promise<boolean> {
-  const { virtualBytes } = disk.peeked;
-  const tail = tailOf(virtualBytes);
+async function hasGuards(disk: FoundDisk, counts: (name: string) => boolean): Promise<boolean> {
+  const missing = new Set(guardsOf(disk.peeked.virtualBytes));
   for await (const { offset, length } of storedChanges(disk, counts))
-    if (offset <= tail.offset && offset + length >= Math.min(virtualBytes, tail.offset + granularity)) return true;
-  return virtualBytes === 0;
+    for (const guard of missing) if (offset <= guard.offset && offset + length >= guard.offset + guard.length) missing.delete(guard);
+  return missing.size === 0;
 }
 
 /** Also what was marked by exports that were cut off. */
