@@ -1,5 +1,5 @@
 import { execFileSync, spawn } from "node:child_process";
-import { appendFileSync, chmodSync, copyFileSync, mkdirSync, renameSync, symlinkSync, writeFileSync } from "node:fs";
+import { appendFileSync, chmodSync, copyFileSync, mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { makeMachines } from "../../examples/quickstart/make-machines.ts";
@@ -51,6 +51,27 @@ describe("the local provider", () => {
     expect(problems).toHaveLength(3);
     expect(problems).toContainEqual(expect.stringContaining("linked is a link to a folder"));
     await expect(provider(top).snapshot("empty")).rejects.toMatchObject({ code: "SourceUnavailable", message: expect.stringContaining("header is missing") });
+  });
+
+  it("says of a VM that lacks a file which one it is; a base named by its whole path is a part of the disk too", async () => {
+    const top = temporaryFolder();
+    for (const name of ["flat", "overlay", "whole"]) mkdirSync(join(top, name));
+    writeFileSync(
+      join(top, "flat", "d.vmdk"),
+      '# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="monolithicFlat"\nRW 8 FLAT "d-flat.vmdk" 0\n',
+    );
+    for (const name of ["overlay", "whole"]) {
+      const base = join(top, name, "base.qcow2");
+      qemuImg("create", "-q", "-f", "qcow2", base, "1M");
+      qemuImg("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", name === "whole" ? base : "base.qcow2", join(top, name, "top.qcow2"));
+    }
+    rmSync(join(top, "overlay", "base.qcow2"));
+    const { vms, unknown } = await provider(top).inventory();
+    expect(vms.map(({ identity, disks }) => [identity, disks.map(({ name }) => name)])).toEqual([["whole", ["top.qcow2"]]]);
+    expect(unknown?.map(({ identity, reason }) => `${identity}: ${reason}`).sort()).toEqual([
+      "flat: d.vmdk: the file d-flat.vmdk that belongs to it is missing",
+      'overlay: top.qcow2: the file "base.qcow2" that it is based on is missing',
+    ]);
   });
 
   it.skipIf(process.getuid?.() === 0)("nor does a file or a folder without permission keep it from the others", async () => {

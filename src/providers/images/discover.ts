@@ -1,5 +1,5 @@
-import { type Dirent, readdirSync, realpathSync, statSync } from "node:fs";
-import { basename, extname, join, relative, sep } from "node:path";
+import { type Dirent, existsSync, readdirSync, realpathSync, statSync } from "node:fs";
+import { basename, dirname, extname, join, relative, resolve, sep } from "node:path";
 import { readSlice } from "../../converters/machine/read-slice.ts";
 import { tarMembers } from "../../converters/machine/tar-members.ts";
 import { readVmDescriptor, type VmDescriptor } from "../../converters/machine/vm-descriptor.ts";
@@ -233,13 +233,17 @@ function partsNamedBy(path: string): string[] {
   }
 }
 
-/** The backing file beside a QCOW2 image: it is part of that disk, not one of its own. */
+/** The backing file beside a QCOW2 image: it is part of that disk, not one of its own. @throws ImageDamaged where it is missing */
 function backingNamedBy(path: string): string[] {
   const head = readSlice(path, 0, 32);
   if (head.length < 32 || head.readUInt32BE(0) !== 0x514649fb || head.readBigUInt64BE(8) === 0n) return [];
   const length = head.readUInt32BE(16);
   const name = length > 0 && length <= 1023 ? readSlice(path, Number(head.readBigUInt64BE(8) & 0xffffffffffffn), length).toString("utf8") : "";
-  return name === "" || name.includes("/") ? [] : [name];
+  const isFile = name !== "" && !/^[A-Za-z][A-Za-z0-9+.-]+:|[\u0000-\u001f]/.test(name);
+  if (isFile && !existsSync(resolve(dirname(path), name)))
+    throw new HypersdkError("ImageDamaged", `${basename(path)}: the file ${JSON.stringify(name)} that it is based on is missing`);
+  const beside = isFile ? relative(dirname(path), resolve(dirname(path), name)) : "";
+  return beside === "" || beside.includes("/") ? [] : [beside];
 }
 
 function readArchive(path: string): { disks: FoundDisk[]; descriptor: VmDescriptor | undefined } {

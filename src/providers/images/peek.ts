@@ -2,7 +2,7 @@ import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
 import { detectHead, isVhdFooter } from "../../converters/detect.ts";
 import { itemIds, readGuid, regionIds, regionOffsets } from "../../converters/vhdx/layout.ts";
 import { parseDescriptor } from "../../converters/vmdk/descriptor.ts";
-import { HypersdkError } from "../../model/errors.ts";
+import { errnoOf, HypersdkError } from "../../model/errors.ts";
 
 /** What the first bytes of an image tell, for an inventory: cheap, and never trusted by the reader that follows. */
 export interface Peeked {
@@ -96,7 +96,7 @@ function vhdxBytes(descriptor: number, start: number): number {
   return Number(size.readBigUInt64LE(0));
 }
 
-/** Allocated bytes of the extents beside a descriptor; a missing one counts as nothing here and as an error when it is read. */
+/** Allocated bytes of the extents beside a descriptor. @throws ImageDamaged where one is missing */
 function extentBytes(path: string, name: string, text: string): number {
   const folder = path.slice(0, path.length - name.length);
   let bytes = 0;
@@ -106,7 +106,15 @@ function extentBytes(path: string, name: string, text: string): number {
       const descriptor = openSync(folder + fileName, constants.O_RDONLY | constants.O_NONBLOCK);
       bytes += fstatSync(descriptor).blocks * 512;
       closeSync(descriptor);
-    } catch {}
+    } catch (error) {
+      throw new HypersdkError(
+        "ImageDamaged",
+        `${name}: the file ${fileName} that belongs to it ${errnoOf(error) === "ENOENT" ? "is missing" : "cannot be opened"}`,
+        {
+          cause: error,
+        },
+      );
+    }
   }
   return bytes;
 }
