@@ -82,18 +82,16 @@ export async function examine(repository: Repository, options: CheckOptions): Pr
   }
 }
 
-/** A look, without what the one before it has not seen. */
+/** A look, without what the one before it has not seen. Its packs and indexes stay as it found them: what is sound was told from those. */
 function inBoth(before: Examination, now: Examination): Examination {
   const messages = new Set(before.problems.map(({ message }) => message));
   const same = (pick: (each: Examination) => readonly string[]): string[] => pick(now).filter((each) => pick(before).includes(each));
   return {
     ...now,
     problems: now.problems.filter(({ message }) => messages.has(message)),
-    damagedIndexes: same((each) => each.damagedIndexes),
     damagedSlots: same((each) => each.damagedSlots),
     damagedSegments: same((each) => each.damagedSegments),
     brokenPoints: same((each) => each.brokenPoints),
-    damagedPacks: new Map([...now.damagedPacks].filter(([name]) => before.damagedPacks.has(name))),
   };
 }
 
