@@ -13,7 +13,8 @@ if (major < 22 || (major === 22 && minor < 22)) {
   process.stderr.write("hypersdk is not built: `npm ci && npm run build` in its folder\n");
   process.exitCode = 1;
 } else {
-  const cache = codeCache(process.env);
+  // where NODE_COMPILE_CACHE says a place, Node keeps it there
+  const cache = process.env.NODE_COMPILE_CACHE ? undefined : codeCache(process.env);
   // before the first module of ours is compiled
   if (cache) process.getBuiltinModule("node:module").enableCompileCache(cache);
   await import(program);

@@ -141,7 +141,9 @@ it("what is damaged in a repository is found, named and mended as far as the sou
   // the structure holds, the data does not
   expect(await hypersdk(folder, ["check"])).toMatchObject({ code: 0 });
   expect(await hypersdk(folder, ["check", "--read-data"])).toMatchObject({ code: 11, stdout: expect.stringContaining("cannot be restored whole") as string });
-  const restored = await hypersdk(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"]);
+  const refused = await hypersdk(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"]);
+  expect(refused).toMatchObject({ code: 1, stderr: expect.stringMatching(/its newest, [0-9a-f]{8}, is damaged: a restore by its id/) as string });
+  const restored = await hypersdk(folder, ["restore", /newest, ([0-9a-f]{8})/.exec(refused.stderr)?.[1] ?? "", "--to", "web.raw"]);
   expect(restored).toMatchObject({ code: 11, stderr: expect.stringContaining("packs/") as string });
   expect(readdirSync(folder).filter((name) => name.includes("web.raw"))).toEqual([]);
   expect(await hypersdk(folder, ["repair"])).toMatchObject({ code: 8 });

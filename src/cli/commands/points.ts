@@ -139,15 +139,18 @@ function choose(
   // of one instant, what the schedule has stored comes before copies of it
   if (newest) return found.find((point) => point.instant === newest.instant && point.schedule === newest.schedule && !isCopy(point)) ?? newest;
   const near = nearestName(vm, new Set(points.map((point) => point.vmPath)));
+  const bad = points.findLast((point) => point.state === "bad" && pathOf(point) === vm);
   throw new HypersdkError("NotFound", `${vm} has no good restore point${before ? ` at or before ${before}` : ""}`, {
     hint:
       points.length === 0
         ? "none is known here at all: where the state was lost, hypersdk state rebuild --from DESTINATION finds them again"
-        : underIt[0]
-          ? `what was stored under this path is of ${pathOf(underIt[0])} now: name that, or a restore point's id`
-          : near && near !== vm
-            ? `did you mean ${near}?`
-            : "hypersdk get artifacts lists what there is",
+        : bad
+          ? `its newest, ${bad.id.slice(0, 8)}, is damaged: a restore by its id says what is wrong, and takes a disk of it that is sound`
+          : underIt[0]
+            ? `what was stored under this path is of ${pathOf(underIt[0])} now: name that, or a restore point's id`
+            : near && near !== vm
+              ? `did you mean ${near}?`
+              : "hypersdk get artifacts lists what there is",
   });
 }
 

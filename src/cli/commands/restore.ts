@@ -21,7 +21,6 @@ import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import { byteProgress } from "./byte-progress.ts";
 import { type FoundPoint, findPoint, type PointSelection } from "./points.ts";
-import { record } from "./verify.ts";
 
 export interface RestoreOptions extends PointSelection {
   readonly to: string;
@@ -72,12 +71,7 @@ export async function restore(id: string | undefined, options: RestoreOptions, i
     if (io.json) io.result("restore", { point: manifest.id, vm: manifest.source.vm, instant: manifest.source.instant, disks: restored });
     return 0;
   } catch (error) {
-    if (interrupts.exitCode === undefined) {
-      const isDamaged = error instanceof HypersdkError && error.code === "ArtifactDamaged";
-      // what is known to be damaged is not built on; that it cannot be recorded is no news beside it
-      if (isDamaged && found.point && found.point.state !== "bad") await record(found.point, false, options, io).catch(() => {});
-      throw error;
-    }
+    if (interrupts.exitCode === undefined) throw error;
     const isRaw = targets.some(({ disk, format }) => format === "raw" && isChunked(disk));
     if (isRaw && !io.quiet) io.err("what is restored so far is kept beside the target: the same command goes on with it\n");
     return interrupts.exitCode;

@@ -118,8 +118,7 @@ function bootOf({ level, marker, timeout }: VerifyOptions): { readonly marker?: 
   return { ...(marker === undefined ? {} : { marker }), ...(timeoutMs === undefined ? {} : { timeoutMs }) };
 }
 
-/** Tells the state what a restore point turned out to be. */
-export async function record(point: RestorePoint, isGood: boolean, options: PointSelection, io: Io): Promise<void> {
+async function record(point: RestorePoint, isGood: boolean, options: VerifyOptions, io: Io): Promise<void> {
   const { statePath, revision } = await load(options, io.env, io.cwd);
   const state = State.openForWriting(statePath, random);
   try {
