@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { isAbsolute } from "node:path";
 import { defineConfig } from "rolldown";
 
-/** Packages that are ES modules alone, and loaded by every command: to load those from CommonJS takes longer than all the rest (docs/decisions/014). */
+/** Packages that are ES modules alone, and loaded by every command: to load those from CommonJS takes longer than any other (docs/decisions/014). */
 const takenIn = ["commander", "tinyqueue"];
 
 /** The program as CommonJS in few files, readable and with the names that it has in `src`; most packages stay outside. */

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 // Node 20 would fail somewhere deep inside; say what is needed instead.
-import { existsSync, lstatSync, mkdirSync } from "node:fs";
+import { existsSync, lstatSync, mkdirSync, statSync } from "node:fs";
 
 const [major, minor] = process.versions.node.split(".").map(Number);
 const inThisPackage = (path) => new URL(`../${path}`, import.meta.url);
@@ -27,11 +27,9 @@ function codeCache({ HYPERSDK_NO_CACHE, XDG_CACHE_HOME, HOME }) {
   const folders = [home, `${home}/hypersdk`, `${home}/hypersdk/code`];
   try {
     for (const folder of folders) if (!existsSync(folder)) mkdirSync(folder, { mode: 0o700 });
-    const isOwn = (folder) => {
-      const { uid, mode } = lstatSync(folder);
-      return uid === process.getuid?.() && (mode & 0o022) === 0;
-    };
-    return folders.every(isOwn) ? folders[2] : undefined;
+    const isOwn = ({ uid, mode }) => uid === process.getuid?.() && (mode & 0o022) === 0;
+    // a link may lead to the first; a link's own mode lets everybody write
+    return isOwn(statSync(home)) && folders.slice(1).every((folder) => isOwn(lstatSync(folder))) ? folders[2] : undefined;
   } catch {
     return undefined;
   }

@@ -49,7 +49,7 @@ export class ChunkSession {
 
   /** @param distrusted packs that nothing is built on */
   static async begin(repository: Repository, compresses: boolean, distrusted?: ReadonlySet<string>): Promise<ChunkSession> {
-    const { index, present } = await repository.loadIndex({ ...(distrusted ? { distrusted } : {}) });
+    const { index, present } = await repository.loadIndex(distrusted ? { distrusted } : {});
     return new ChunkSession(repository, index, present, compresses);
   }
 

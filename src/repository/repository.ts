@@ -74,7 +74,7 @@ export interface Present {
 }
 
 interface IndexOptions {
-  /** Packs that nothing is built on. */
+  /** Packs of which something is known to be damaged: nothing is built on them. */
   readonly distrusted?: ReadonlySet<string>;
   /** For those who ask what is there: what is condemned stays as long as a point uses it, and only nothing new is built on it. */
   readonly withCondemned?: boolean;
@@ -163,7 +163,6 @@ export class Repository {
   /**
    * All chunks of all packs that an index names; those of condemned packs and of packs that are gone are not usable. An index that is
    * damaged is passed over: a reader misses only what is in no other, and a writer sends that again.
-   * @param distrusted packs of which something is known to be damaged: they are not usable either
    */
   async loadIndex({ distrusted = new Set(), withCondemned = false }: IndexOptions = {}): Promise<{ readonly index: ChunkIndex; readonly present: Present }> {
     const directories = (await this.readIndexes(() => {})).flatMap((each) => each.directories);

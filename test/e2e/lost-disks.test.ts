@@ -108,6 +108,16 @@ describe("damage that a check has found", () => {
     expect(await site.ok("audit", "verify")).toContain("holds");
   });
 
+  it("is told of where the state cannot take it, too", async () => {
+    const site = new Site("incremental: true");
+    await site.ok("apply", "--auto-approve");
+    for (const pack of site.packs()) rmSync(pack);
+    writeFileSync(site.path("other.db"), "no state file at all");
+    const { code, stdout, stderr } = await site.run("check", "--state", "other.db");
+    expect([code, stdout]).toEqual([11, expect.stringContaining("cannot be restored whole")]);
+    expect(stderr).toContain("the state does not know what is damaged now");
+  });
+
   it("and a folder in the place of a manifest is told of, and keeps nothing else from being removed", async () => {
     const site = new Site("incremental: true, retention: {keepLast: 1}");
     await site.ok("apply", "--auto-approve");

@@ -39,7 +39,7 @@ export async function check(options: CheckCommandOptions, io: Io): Promise<numbe
     async work(repository, { signal, progress }) {
       const report = await checkRepository(repository, { readData, signal, onRead: progress.add, onTotal: progress.setTotal });
       isSound &&= report.problems.length === 0;
-      await recordBroken(report.brokenPoints, "check", repository.destination, options, io);
+      await tellState(report.brokenPoints, "check", repository.destination, options, io);
       return report;
     },
     show(name, report) {
@@ -105,7 +105,7 @@ export async function repair(options: RepairCommandOptions, io: Io): Promise<num
     async work(repository, { signal, progress }) {
       const report = await repairRepository(repository, { now: clock.now(), signal, onRead: progress.add, onTotal: progress.setTotal });
       isWhole &&= report.brokenPoints.length === 0;
-      await recordBroken(report.brokenPoints, "repair", repository.destination, options, io);
+      await tellState(report.brokenPoints, "repair", repository.destination, options, io);
       return report;
     },
     show(name, report) {
@@ -169,6 +169,16 @@ async function eachRepository<Report extends object>(command: string, options: R
   if (io.json) io.result(command, { ...care.result, repositories: reports, failed });
   const [first] = failures;
   return care.exitCode?.() || (first ? exitCodeOf(first.error.code) : exitCodes.done);
+}
+
+/** What was found is told in any case, also where the state cannot take it. */
+async function tellState(...[paths, by, destination, options, io]: Parameters<typeof recordBroken>): Promise<void> {
+  try {
+    await recordBroken(paths, by, destination, options, io);
+  } catch (error) {
+    if (!(error instanceof HypersdkError)) throw error;
+    io.err(`${io.errStyle.yellow("warning")}: the state does not know what is damaged now: ${printable(error.message)}\n`);
+  }
 }
 
 /** Tells the state, where there is one: nothing new is built on what these points use, and retention lets nothing go for them. */

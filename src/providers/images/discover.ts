@@ -42,6 +42,7 @@ const maxDepth = 32;
  * Walks a folder tree. A folder that directly holds images is one VM; an image directly at the top is one VM, and so is an
  * `.ova` anywhere. Links are followed only to files inside the tree. Synchronous on purpose: for ten thousand folders the calls
  * themselves are cheaper than waiting for each.
+ * @param look what tells of an image by its head
  */
 export function discover(top: string, look: typeof peek = peek): Discovery {
   const vms: FoundVm[] = [];
