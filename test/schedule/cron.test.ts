@@ -56,6 +56,25 @@ describe("fire times", () => {
     expect(fireTimes("0 0 29 2 *", "UTC").longestGapMs()).toBe((4 * 365 + 1) * 24 * hour);
   });
 
+  it("of plain numbers are those of the same numbers as lists, which croner reads", () => {
+    const plain = (highest: number): fc.Arbitrary<string> => fc.oneof(fc.constant("*"), fc.integer({ min: 0, max: highest + 2 }).map(String));
+    fc.assert(
+      fc.property(plain(59), plain(23), plain(31), plain(12), plain(6), (minute, ...rest) => {
+        const [cron, asLists] = [minute, `${minute},${minute}`].map((first) => [first, ...rest].join(" ")) as [string, string];
+        expect(cronProblem(cron)).toBe(cronProblem(asLists));
+        if (cronProblem(cron) !== undefined) return;
+        const [ours, theirs] = [fireTimes(cron, "Europe/Berlin"), fireTimes(asLists, "Europe/Berlin")];
+        let at = Date.UTC(2026, 1, 20);
+        for (let i = 0; i < 3; i++) {
+          expect(ours.next(at)).toBe(theirs.next(at));
+          at = ours.next(at);
+        }
+        expect(ours.longestGapMs()).toBe(theirs.longestGapMs());
+      }),
+      { numRuns: 300 },
+    );
+  });
+
   it("agree with a walk over every minute that asks Intl, in zones with every kind of change", () => {
     const zones = ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "Africa/Casablanca"];
     const field = (most: number) =>
