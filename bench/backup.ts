@@ -64,10 +64,13 @@ function oneRound(image: string, round: number, steps: Map<string, Map<string, {
   for (const tool of tools) tool.init();
   let turn = round;
   const run = (step: string, command: (tool: Tool) => readonly string[]): void => {
-    // who comes first finds the disk as its writer left it, not all of it in memory: each in turn
+    // who comes first finds caches as the step before left them: each in turn
     const first = turn++ % tools.length;
     for (const tool of [...tools.slice(first), ...tools.slice(0, first)]) {
       const before = sizeOf(tool.store);
+      // borg drops half of what it read from memory, where the next would pay for it; so would he for what another has written and not synced
+      execFileSync("sync");
+      execFileSync("cat", [disk], { stdio: "ignore" });
       const measured = measure(command(tool), folder);
       const at = steps.get(step) ?? new Map<string, { measured: Measured[]; added: number[] }>();
       const list = at.get(tool.name) ?? { measured: [], added: [] };

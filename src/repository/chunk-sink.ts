@@ -8,10 +8,11 @@ import type { Kept } from "./increment.ts";
 import { idBytes, isZeroId, methods, segmentBytes } from "./layout.ts";
 import { type PackedChunk, PackWriter } from "./pack-writer.ts";
 import { isDamage, type Present, type Repository } from "./repository.ts";
-import { sha256 } from "./sha256.ts";
+import { sha256Each } from "./sha256.ts";
 
-/** What is hashed at once, and compressed at once, on the threads of the pool; no fewer chunks than the pool has threads. */
+/** What is compressed at once on the threads of the pool, no fewer chunks than the pool has threads; and what is hashed and not yet placed. */
 const bytesAtOnce = 1.5 * 2 ** 20;
+const hashedAtOnce = 4 * 2 ** 20;
 const fewestAtOnce = 4;
 
 /** A disk as a repository holds it. */
@@ -71,6 +72,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   const chunks = Math.ceil(sizeBytes / chunkBytes);
   const perSegment = segmentBytes / chunkBytes;
   const chunksAtOnce = Math.max(fewestAtOnce, bytesAtOnce / chunkBytes);
+  const placingAtOnce = Math.max(fewestAtOnce, hashedAtOnce / chunkBytes);
   const segments: (string | null)[] = [];
   const content = createHash("sha256");
   const placing: Promise<void>[] = [];
@@ -138,8 +140,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
       throw error;
     }
   }
-  async function place(chunk: number, data: Buffer, hashed: Promise<Buffer>): Promise<void> {
-    const id = await hashed;
+  async function place(chunk: number, data: Buffer, id: Buffer): Promise<void> {
     await passTo(chunk);
     content.update(id);
     openSegment();
@@ -165,14 +166,13 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   return {
     blockBytes: chunkBytes,
     async write(offset, data) {
-      for (let at = 0; at < data.length; at += chunkBytes) {
-        const chunk = data.subarray(at, Math.min(data.length, at + chunkBytes));
-        const id = sha256(chunk);
-        id.catch(() => {});
-        placed = placed.then(() => place((offset + at) / chunkBytes, chunk, id));
+      const idOf = sha256Each(data, chunkBytes);
+      for (let i = 0; i * chunkBytes < data.length; i++) {
+        const chunk = data.subarray(i * chunkBytes, (i + 1) * chunkBytes);
+        placed = placed.then(async () => place(offset / chunkBytes + i, chunk, await idOf(i)));
         placed.catch(() => {});
         placing.push(placed);
-        if (placing.length > chunksAtOnce) await placing.shift();
+        if (placing.length > placingAtOnce) await placing.shift();
       }
     },
     async settled() {
