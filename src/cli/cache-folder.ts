@@ -16,7 +16,7 @@ export function cacheFolder(name: string, { HYPERSDK_NO_CACHE, XDG_CACHE_HOME, H
   const home = XDG_CACHE_HOME?.startsWith("/") ? XDG_CACHE_HOME : HOME && join(HOME, ".cache");
   if (!home || !["", "0", undefined].includes(HYPERSDK_NO_CACHE)) return undefined;
   const folder = join(home, "hypersdk", name);
-  if (!isOwn(folder)) return undefined;
+  if (![join(home, "hypersdk"), folder].every(isOwn)) return undefined;
   // a build of its own has a cache of its own, even with the same version
   build ??= `${toolVersion()} ${statSync(new URL(import.meta.url)).mtimeMs}`;
   const pathOf = (key: string): string => join(folder, hash("sha256", `${build}\n${key}`));
@@ -24,6 +24,8 @@ export function cacheFolder(name: string, { HYPERSDK_NO_CACHE, XDG_CACHE_HOME, H
   return {
     get(key) {
       try {
+        // a pipe would be waited for
+        if (!lstatSync(pathOf(key)).isFile()) return undefined;
         const kept = readFileSync(pathOf(key), "utf8");
         const text = kept.slice(sealLength);
         return kept.startsWith(sealOf(key, text)) ? text : undefined;

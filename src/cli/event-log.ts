@@ -4,6 +4,7 @@ import { unreachable } from "../model/brand.ts";
 import { errnoText, HypersdkError } from "../model/errors.ts";
 import { lazily } from "../model/lazily.ts";
 import { clock } from "./compose.ts";
+import { refuseForeign } from "./output-file.ts";
 import { toolVersion } from "./tool-version.ts";
 
 /** `--events`: one JSON object a line, the first of type `version`. `-` is stderr. */
@@ -22,6 +23,7 @@ export function openEventLog(target: string | undefined, logLevel: string | unde
   const log = logLevel === undefined ? undefined : pino()({ level: logLevel, base: null }, pino().destination({ dest: 2, sync: true }));
   const tell = (event: EngineEvent): void => void log?.[event.type === "export_progress" ? "debug" : levelOf(event)](withoutType(event), messageOf(event));
   if (target === undefined) return { write: tell, close() {} };
+  if (target !== "-") refuseForeign(target, "--events", eventsBegin);
   let descriptor: number;
   try {
     descriptor = target === "-" ? 2 : openSync(target, appends ? "a" : "w", 0o600);
@@ -32,7 +34,10 @@ export function openEventLog(target: string | undefined, logLevel: string | unde
   const line = (object: object): void => {
     if (isBroken) return;
     try {
-      writeSync(descriptor, `${JSON.stringify(object)}\n`);
+      const text = `${JSON.stringify(object)}\n`;
+      // a pipe takes what it has room for: the stream keeps the rest until its reader is ready
+      if (target === "-") process.stderr.write(text);
+      else writeWhole(descriptor, Buffer.from(text));
     } catch (error) {
       // a full disk under the log must not end an export
       isBroken = true;
@@ -58,6 +63,13 @@ export function openEventLog(target: string | undefined, logLevel: string | unde
       if (target !== "-") closeSync(descriptor);
     },
   };
+}
+
+/** What the first line begins with. */
+const eventsBegin = '{"type":"version"';
+
+function writeWhole(descriptor: number, bytes: Buffer): void {
+  for (let done = 0; done < bytes.length; ) done += writeSync(descriptor, bytes, done);
 }
 
 function withoutType({ type: _type, ...rest }: EngineEvent): object {

@@ -13,6 +13,7 @@ import { errnoOf, errnoText, HypersdkError } from "../model/errors.ts";
 import type { Revision } from "../plan/plan.ts";
 import { ProcessLock } from "../state/process-lock.ts";
 import { cacheFolder } from "./cache-folder.ts";
+import { listenForInterrupts } from "./interrupts.ts";
 import { lostFiles } from "./lost-files.ts";
 import { ParseCache } from "./parse-cache.ts";
 
@@ -170,8 +171,13 @@ async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.Proc
   const ref = refOf(options);
   // the files are read before the next process may fetch another revision
   const lock = await ProcessLock.enter(home, 300_000, signal);
+  // git and its ssh would go on when this process has ended
+  const interrupts = signal ? undefined : listenForInterrupts(() => {});
   try {
-    await checkOut({ url: repo, ref }, checkout, env, signal);
+    await checkOut({ url: repo, ref }, checkout, env, signal ?? interrupts?.signal).catch((error: unknown) => {
+      if (interrupts?.exitCode !== undefined) process.exit(interrupts.exitCode);
+      throw error;
+    });
     const folder = path === "" ? checkout : insideOf(checkout, path);
     // a link is a plain file there
     if (!statSync(folder, { throwIfNoEntry: false })?.isDirectory())
@@ -190,6 +196,7 @@ async function loadRemote(repo: string, options: SourceOptions, env: NodeJS.Proc
     const passedOver = (await notFollowed(access.checkout, env)).map(({ path: file, kind }) => notRead(file, `is a ${kind}`));
     return { ...loaded, diagnostics: [...loaded.diagnostics, ...passedOver] };
   } finally {
+    interrupts?.dispose();
     lock.leave();
   }
 }

@@ -51,7 +51,8 @@ async function main(argv: string[]): Promise<number> {
     if (args[0] === "help" && args[1] !== undefined && !program.commands.some((each) => each.name() === args[1])) args.shift();
     await program.parseAsync(args, { from: "user" });
     return ran.exitCode;
-  } catch (error) {
+  } catch (caught) {
+    const error = isOfSqlite(caught) ? (await import("../state/database.ts")).openedStateError(caught) : caught;
     const shown = io ?? makeIo({ json: args.includes("--json"), ...(args.includes("--no-color") ? { color: false } : {}) });
     if (error instanceof CommanderError) return usage(error, shown);
     if (error instanceof HypersdkError) return failure(error, shown, args);
@@ -82,6 +83,10 @@ function withEnvironmentArgs(argv: readonly string[], env: NodeJS.ProcessEnv, pr
     const isValue = flag?.values.includes(next) || (flag?.refusesOthers && /^[a-z0-9]+$/.test(next) && !existsSync(next));
     return flag && !isValue ? `${word}=${flag.alone}` : word;
   });
+}
+
+function isOfSqlite(error: unknown): boolean {
+  return error instanceof Error && error.name === "SqliteError";
 }
 
 function usage(error: CommanderError, io: Io): number {

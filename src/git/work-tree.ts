@@ -89,7 +89,7 @@ export async function revisionOf(top: string, env: NodeJS.ProcessEnv, authors?: 
   const hasCommit = commit !== undefined && commit !== "(initial)";
   let author = hasCommit ? authors?.get(commit) : "";
   if (author === undefined) {
-    author = (await git.raw(["log", "-1", "--format=%an <%ae>", "--end-of-options", commit as string])).trim();
+    author = (await git.raw(["log", "-1", "--no-show-signature", "--format=%an <%ae>", "--end-of-options", commit as string])).trim();
     authors?.put(commit as string, author);
   }
   const branch = head("head");

@@ -17,6 +17,9 @@ export function planDigest(plan: Plan): string {
   return createHash("sha256").update(canonicalJson(plan)).digest("hex");
 }
 
+/** What {@link encodePlanFile} begins with. */
+export const planFileBegins: string = '{\n  "formatVersion": 1,\n  "type": "plan-file"';
+
 export function encodePlanFile(plan: Plan, tool: string): string {
   const file: PlanFile = { formatVersion: 1, type: "plan-file", tool, digest: planDigest(plan), plan };
   return `${JSON.stringify(file, null, 2)}\n`;

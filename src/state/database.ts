@@ -20,11 +20,14 @@ const busyMs = 10_000;
 /** `PRAGMA application_id` of a state file: "HYPS". */
 const applicationId = 0x48595053;
 
+let opened = "";
+
 /**
  * Opens the state file, making or migrating it with `write`. A file that is not ours, is damaged or was made by a newer
  * version is refused and left as it is.
  */
 export function openDatabase(path: string, mode: "read" | "write"): Db {
+  opened = path;
   refuseWhatIsNoFile(path);
   if (mode === "write") makeFolderOf(path);
   return unusable(path, () => {
@@ -154,9 +157,16 @@ export function damagedState(path: string, what: string, cause?: unknown): Hyper
   });
 }
 
+/** What SQLite says in the middle of some work, of the file that was opened last. */
+export function openedStateError(error: unknown): unknown {
+  return stateError(opened, error);
+}
+
 export function stateError(path: string, error: unknown): unknown {
   const code = error instanceof Database.SqliteError ? error.code : undefined;
   if (code === undefined) return error;
+  const { message } = error as Error;
+  if (code === "SQLITE_ERROR" && /^no such (table|column)/.test(message)) return damagedState(path, message, error);
   // a memory file beside it that cannot grow
   const isFull = code === "SQLITE_FULL" || code === "SQLITE_IOERR_SHMSIZE";
   const fail = (message: string, hint: string): HypersdkError => new HypersdkError(isFull ? "StateFull" : "StateUnusable", message, { cause: error, hint });

@@ -55,7 +55,9 @@ export function shownFields(change: Change & { readonly kind: "create" }): [name
   const spec = JSON.parse(change.after) as Record<string, unknown>;
   // chunks are compressed unless somebody says otherwise
   const defaults = spec["incremental"] ? { ...fieldDefaults, compression: "zstd" } : fieldDefaults;
-  return newFields[change.resource].flatMap((name): [string, string][] => {
+  // whom a schedule protects says it better, where the providers were asked
+  const names = change.resource === "schedule" && change.consequences.gained.length === 0 ? ["vms", ...newFields.schedule] : newFields[change.resource];
+  return names.flatMap((name): [string, string][] => {
     const value = spec[name];
     if (value === undefined || value === false || (Array.isArray(value) && value.length === 0) || value === defaults[name]) return [];
     return [[shownName(name), fieldText(name, value)]];

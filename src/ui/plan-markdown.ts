@@ -5,6 +5,8 @@ import { styleOf } from "./style.ts";
 /** What a pull request or a job summary can hold. */
 const maxCharacters = 60_000;
 
+export const planMarkdownBegins: string = "### Plan: ";
+
 /** The plan for a pull request: the summary as a heading, the tree in a fenced block that nothing in it can close. */
 export function planMarkdown(plan: Plan, timezoneOf: (schedule: string) => string): string {
   const tree = renderPlan(plan, { style: styleOf(false), summary: false, timezoneOf });

@@ -2,7 +2,7 @@ import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { hypersdk, temporaryFolder, workTree } from "../support/cli.ts";
+import { hypersdk, program, temporaryFolder, workTree } from "../support/cli.ts";
 import { smallest } from "../support/desired.ts";
 import { bytes, MiB, writeRaw } from "../support/disks.ts";
 import { has, sameForQemu } from "../support/qemu.ts";
@@ -496,5 +496,115 @@ describe("the rest that a tester found", () => {
     expect((await hypersdk(temporaryFolder(), ["validate", "--repo", `file://${folder}`, "--path", ".", "--allow-path", "/tmp/never-used"])).stdout).toContain(
       "1 schedule",
     );
+  });
+});
+
+describe("a slip of the hand", () => {
+  it("costs no file that another program made: --out, --markdown and --events replace only their own", async () => {
+    const folder = tree();
+    const disk = join("machines", "web", "disk.raw");
+    const content = readFileSync(join(folder, disk));
+    for (const args of [
+      ["plan", "--out", disk],
+      ["plan", "--markdown", "infrastructure.yaml"],
+      ["apply", "--auto-approve", "--events", disk],
+    ])
+      expect(await hypersdk(folder, args)).toMatchObject({ code: 64, stderr: expect.stringContaining("is there, and was not made by") as string });
+    expect(readFileSync(join(folder, disk)).equals(content)).toBe(true);
+    for (let i = 0; i < 2; i++) {
+      expect((await hypersdk(folder, ["plan", "--out", "p.json", "--markdown", "p.md"])).code).toBe(0);
+      expect((await hypersdk(folder, ["apply", "--auto-approve", "--events", "e.jsonl"])).code).toBe(0);
+    }
+  });
+
+  it("saves no plan of another time: apply would carry out something else", async () => {
+    expect(await hypersdk(tree(), ["plan", "--at", "2026-12-01T00:00:00Z", "--out", "p.json"])).toMatchObject({
+      code: 64,
+      stderr: expect.stringContaining("another time") as string,
+    });
+  });
+});
+
+describe("a saved plan whose machine is gone since", () => {
+  it("exports the others, names it, and fails", async () => {
+    const folder = tree();
+    mkdirSync(join(folder, "machines", "db"));
+    writeRaw(join(folder, "machines", "db", "disk.raw"), { sizeBytes: MiB, islands: [{ offset: 0, length: 4096 }] });
+    await hypersdk(folder, ["plan", "--out", "p.json"]);
+    renameSync(join(folder, "machines", "db"), join(folder, "gone"));
+    expect(await hypersdk(folder, ["apply", "p.json"])).toMatchObject({
+      code: 7,
+      stdout: expect.stringContaining("1 export completed") as string,
+      stderr: expect.stringContaining("/datacenter/vm/db could not be looked at, and is not exported: the plan had it") as string,
+    });
+  });
+});
+
+describe("an export that failed", () => {
+  it("is named by status and by plan until one is made", async () => {
+    const folder = tree();
+    const disk = join(folder, "machines", "web", "disk.qcow2");
+    rmSync(join(folder, "machines", "web", "disk.raw"));
+    execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", disk, "1M"]);
+    execFileSync("qemu-io", ["-f", "qcow2", "-c", "write 0 64k", disk], { stdio: "ignore" });
+    const whole = readFileSync(disk);
+    truncateSync(disk, whole.length - 40_000);
+    expect((await hypersdk(folder, ["apply", "--auto-approve"])).code).toBe(7);
+    const failing = async (): Promise<object[]> => result<{ failing: object[] }>((await hypersdk(folder, ["status", "--json"])).stdout).failing;
+    expect(await failing()).toMatchObject([{ schedule: "nightly", vm: "/datacenter/vm/web", error: expect.any(String) as string }]);
+    expect((await hypersdk(folder, ["status"])).stdout).toMatch(/failed, and not made since\n.*✗ nightly {2}\/datacenter\/vm\/web/);
+    expect((await hypersdk(folder, ["plan"])).stderr).toContain("the last export of /datacenter/vm/web failed: hypersdk status");
+    writeFileSync(disk, whole);
+    expect((await hypersdk(folder, ["run", "nightly"])).code).toBe(0);
+    expect(await failing()).toEqual([]);
+    expect((await hypersdk(folder, ["plan"])).stderr).toBe("");
+  });
+});
+
+describe("a state with a page that is damaged", () => {
+  it("is named as such by every command, wherever it is read", async () => {
+    const folder = tree();
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    const state = join(folder, ".hypersdk", "state.db");
+    const whole = readFileSync(state);
+    for (let page = 2; page * 4096 < whole.length; page++) {
+      const damaged = Buffer.from(whole);
+      damaged.fill(0xa5, page * 4096, page * 4096 + 4096);
+      writeFileSync(state, damaged);
+      for (const args of [["plan"], ["apply", "--auto-approve"], ["run", "nightly"], ["verify"], ["status"], ["suspend", "nightly"]]) {
+        const { code, stderr } = await hypersdk(folder, args);
+        expect([page, args, code, stderr]).toEqual([page, args, expect.not.toSatisfy((each) => each === 70), expect.not.stringContaining("bug")]);
+      }
+      for (const name of ["state.db-wal", "state.db-shm"]) rmSync(join(folder, ".hypersdk", name), { force: true });
+    }
+  });
+});
+
+describe("events on a pipe whose reader takes his time", () => {
+  it("arrive, all of them", async () => {
+    const folder = tree();
+    for (let i = 0; i < 60; i++) {
+      mkdirSync(join(folder, "machines", `vm-${i}`));
+      writeRaw(join(folder, "machines", `vm-${i}`, "disk.raw"), { sizeBytes: MiB / 16, islands: [{ offset: 0, length: 4096 }] });
+    }
+    // bash waits for a process substitution that it is told to wait for
+    const script = `exec 3> >(sleep 3; cat > events); "$1" "$2" apply --auto-approve --quiet --events - 2>&3; code=$?; exec 3>&-; wait $!; exit $code`;
+    execFileSync("bash", ["-c", script, "bash", process.execPath, program], { cwd: folder, env: { ...process.env, HOME: folder }, stdio: "ignore" });
+    const events = readFileSync(join(folder, "events"), "utf8").trim().split("\n");
+    expect(events.filter((line) => line.includes('"export_completed"')).length).toBe(61);
+    expect(events.filter((line) => line.startsWith("{")).every((line) => JSON.parse(line))).toBe(true);
+  });
+});
+
+describe("a git that shows signatures with every commit", () => {
+  it("spoils no author", async () => {
+    const folder = tree();
+    execFileSync("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f", join(folder, "key")]);
+
+    const as = ["-c", "user.name=t", "-c", "user.email=t@e", "-c", "gpg.format=ssh", "-c", `user.signingkey=${join(folder, "key")}`];
+    execFileSync("git", [...as, "commit", "--quiet", "--allow-empty", "-S", "-m", "signed"], { cwd: folder });
+    execFileSync("git", ["config", "log.showSignature", "true"], { cwd: folder });
+    const { plan } = result<{ plan: { revision: { author: string } } }>((await hypersdk(folder, ["plan", "--json"])).stdout);
+    expect(plan.revision.author).toBe("t <t@e>");
   });
 });

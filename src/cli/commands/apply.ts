@@ -45,18 +45,21 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
       await noteRefusal(saved, context);
       throw saved;
     }
+    let gone: readonly Unseen[] = [];
     const approve = async (made: Plan): Promise<Plan> => {
       const plan = narrow(saved ? bounded(saved, made) : made, options.target ?? [], options.exclude ?? []);
       refuseUnknownAddresses([...(options.target ?? []), ...(options.exclude ?? [])], made, loaded.desired);
+      if (saved) gone = goneSince(narrow(saved.plan, options.target ?? [], options.exclude ?? []), made);
       const zones = timezonesOf(loaded.desired, plan);
       tellGitHub(plan, zones, io);
       if (!io.json && !io.quiet) io.out(renderPlan(plan, { style: io.style, summary: false, timezoneOf: zones }));
       await askFor(plan, saved !== undefined, options, io);
       return plan;
     };
-    const result = await notingRefusals(context, () =>
+    const reconciled = await notingRefusals(context, () =>
       reconcile(loaded.desired, context, { lockTimeoutMs, parallelism: options.parallelism, exports: options.exports ?? true, approve }),
     );
+    const result = { ...reconciled, unseen: [...gone, ...reconciled.unseen] };
     settle();
     const isNarrowed = (options.target ?? []).length + (options.exclude ?? []).length > 0;
     report(result, { state, isNarrowed, exports: options.exports ?? true, interruptedWith: interrupts.exitCode, zones: timezonesOf(loaded.desired) }, io);
@@ -98,6 +101,15 @@ function bounded(saved: PlanFile, current: Plan): Plan {
       remove: current.expiry.remove.filter(({ point }) => points.has(point)),
     },
   };
+}
+
+/** Exports that a saved plan promised, of VMs that nobody sees any more. */
+function goneSince(saved: Plan, { exports, deferred }: Plan): Unseen[] {
+  const keyOf = ({ schedule, provider, identity }: Plan["exports"][number] | Plan["deferred"][number]): string => `${schedule}\n${provider}\n${identity}`;
+  const there = new Set([...exports, ...deferred].map(keyOf));
+  return saved.exports
+    .filter((each) => !there.has(keyOf(each)))
+    .map(({ schedule, vmPath }) => ({ schedule, vmPath, reason: "the plan had it, and no provider shows it now" }));
 }
 
 /** A saved plan, or what is wrong with it: who brings a forged one is to be found in the history. */

@@ -5,19 +5,22 @@ import { errnoText, HypersdkError } from "../../model/errors.ts";
 import { epochMsOf } from "../../model/instant.ts";
 import { nearestName } from "../../model/nearest.ts";
 import { parsePattern, patternOf } from "../../model/pattern.ts";
+import { failingOf } from "../../plan/failing.ts";
 import { narrow } from "../../plan/narrow.ts";
 import { hasDifference, isEmpty, type Plan, unexplainedProtections } from "../../plan/plan.ts";
-import { encodePlanFile, planDigest } from "../../plan/plan-file.ts";
+import { encodePlanFile, planDigest, planFileBegins } from "../../plan/plan-file.ts";
 import { plan as makePlan } from "../../plan/planner.ts";
 import { resourcesOf } from "../../plan/resources.ts";
 import { emptyRecorded, State } from "../../state/state.ts";
-import { planMarkdown } from "../../ui/plan-markdown.ts";
+import { planMarkdown, planMarkdownBegins } from "../../ui/plan-markdown.ts";
 import { driftSection, plural, renderPlan } from "../../ui/plan-view.ts";
+import { printable } from "../../ui/style.ts";
 import { adapters, clock } from "../compose.ts";
 import { loadDesired } from "../desired.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import type { Loaded, SourceOptions } from "../load.ts";
+import { refuseForeign } from "../output-file.ts";
 import { timeOption } from "../time-option.ts";
 import { toolVersion } from "../tool-version.ts";
 import { timezonesOf } from "../view.ts";
@@ -34,6 +37,10 @@ export interface PlanOptions extends SourceOptions {
 }
 
 export async function plan(options: PlanOptions, io: Io): Promise<number> {
+  if (options.out !== undefined && options.at !== undefined)
+    throw new HypersdkError("Usage", "a plan of another time cannot be carried out, and is not saved: --at without --out");
+  if (options.out !== undefined) refuseForeign(options.out, "--out", planFileBegins);
+  if (options.markdown !== undefined) refuseForeign(options.markdown, "--markdown", planMarkdownBegins);
   const { made, loaded } = await makeFrom(options, io);
   const zones = timezonesOf(loaded.desired, made);
   if (options.out !== undefined) writeOut(options.out, encodePlanFile(made, toolVersion()));
@@ -76,6 +83,11 @@ async function makeFrom(options: PlanOptions, io: Io): Promise<{ made: Plan; loa
     }
     if (state && epochMsOf(now) < newestInstantMs(state) - 300_000 && options.at === undefined)
       io.err(`${io.errStyle.yellow("warning")}: the clock is behind what was recorded; nothing expires early, but check it\n`);
+    const failing = failingOf(recorded);
+    if (failing[0] && !io.json)
+      io.err(
+        `${io.errStyle.yellow("warning")}: the last export of ${failing.length === 1 ? printable(failing[0].vmPath) : `${plural(failing.length, "VM")}, such as ${printable(failing[0].vmPath)},`} failed: hypersdk status\n`,
+      );
     const targets = [...(options.target ?? []), ...(options.exclude ?? [])];
     refuseUnknownAddresses(targets, made, loaded.desired);
     if (!options.offline && observed.unknownProviders.length === 0)

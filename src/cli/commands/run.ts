@@ -106,6 +106,8 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
       });
     else io.out(`${io.style.bold(`${plural(result.completed, "export")} completed, ${result.failed.length} failed.`)}\n`);
     const left = result.notStarted.length + result.interrupted.length;
+    const elsewhere = work.length - result.completed - result.failed.length - left;
+    if (!io.json && elsewhere > 0) io.out(`${plural(elsewhere, "export")} made by another process that was asked at the same time\n`);
     if (!io.json && left > 0 && context.signal.aborted) io.out(`${plural(left, "export")} not made: hypersdk run ${name} begins them anew\n`);
     if (result.failed.length + unseen.length > 0) return exitCodes.partlyFailed;
     return result.notStarted.length > 0 ? exitCodes.locked : exitCodes.done;

@@ -67,7 +67,9 @@ export async function forget(pattern: string, options: SourceOptions, io: Io): P
     const gone = state.configuration.protections().filter((each) => matcher.matches(each.vmPath));
     const present = gone.filter((each) => each.state !== "missing");
     if (present.length > 0)
-      throw new HypersdkError("Failed", `${present[0]?.vmPath} is not missing: its provider shows it`, { hint: "exclude it in the files instead" });
+      throw new HypersdkError("Failed", `${present[0]?.vmPath} was not missing when the providers were last asked by apply or watch`, {
+        hint: "where it is gone since, apply comes first; one that is there is excluded in the files",
+      });
     if (gone.length === 0) throw new HypersdkError("NotFound", `no missing VM matches ${pattern}`);
     const lease = await state.take("reconcile", "state forget", 0, clock, random);
     state.write(lease, () => {

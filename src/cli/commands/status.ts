@@ -4,6 +4,7 @@ import type { ScheduleSpec } from "../../model/desired.ts";
 import { formatDuration } from "../../model/duration.ts";
 import { epochMsOf, type Instant, instantOf } from "../../model/instant.ts";
 import type { Recorded } from "../../model/recorded.ts";
+import { failingOf } from "../../plan/failing.ts";
 import { plan } from "../../plan/planner.ts";
 import { fireTimes } from "../../schedule/cron.ts";
 import { exportScope } from "../../state/leases.ts";
@@ -76,6 +77,12 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
     const damaged = recorded.points
       .filter((point) => point.state === "bad")
       .map((point) => ({ point: point.id, schedule: point.schedule, vm: point.vmPath, instant: point.instant }));
+    const failing = failingOf(recorded).map(({ id, schedule, vmPath, fireTime }) => ({
+      schedule,
+      vm: vmPath,
+      fireTime,
+      error: state?.runs.get(id)?.error ?? null,
+    }));
     const storedBytes = recorded.points.reduce((sum, point) => sum + point.storedBytes, 0);
     const value = {
       lineage: recorded.lineage,
@@ -90,6 +97,7 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       waiting,
       unknown,
       runs,
+      failing,
       overdue,
       damaged,
       points: recorded.points.length,
@@ -157,6 +165,20 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
         ),
       "none yet",
     );
+    if (failing.length > 0)
+      section(
+        "failed, and not made since",
+        [
+          ...failing
+            .slice(0, 20)
+            .map(
+              (each) =>
+                `${style.red("✗")} ${each.schedule}  ${printable(each.vm)}  ${formatTime(each.fireTime, zones(each.schedule), now)}${each.error ? `  ${printable(each.error)}` : ""}`,
+            ),
+          ...(failing.length > 20 ? [`and ${failing.length - 20} more: hypersdk get runs`] : []),
+        ],
+        "nothing",
+      );
     section(
       "overdue",
       overdue.slice(0, 20).map((each) => `${style.red("!")} ${each.schedule}  ${printable(each.vm)}  ${each.reason}`),
