@@ -92,7 +92,7 @@ async function recoverRun(run: RunRow, name: RunName, lease: Lease, desired: Des
   };
   const destination = await context.openDestination(spec);
   // one that is not mounted looks as if nothing had ever been published
-  if (!(await readMarker(destination)) && !context.adopt) throw emptied(destination);
+  if (!context.adopt && !(await readMarker(destination))) throw emptied(destination);
   const isChunked = isRepositoryPoint(run.folder);
   const manifestPath = isChunked ? run.folder : `${run.folder}/${manifestName}`;
   const leftovers = isChunked ? [pendingPath(manifestPath), lockPath(run.id)] : (await destination.list(run.folder)).map(({ path }) => path);

@@ -19,15 +19,33 @@ export async function readMarker(destination: Destination): Promise<DestinationM
   const bytes = await getOrNothing(destination, markerPath, 65_536);
   // an earlier program on a full disk left it empty: nobody has claimed the destination
   if (!bytes?.length) return undefined;
-  try {
-    const marker = JSON.parse(bytes.toString("utf8")) as DestinationMarker;
-    if (marker.formatVersion !== 1 || typeof marker.lineage !== "string") throw new Error("its fields are not those of version 1");
-    return marker;
-  } catch (error) {
-    throw new HypersdkError("DestinationForeign", `${markerPath} in ${destination.spec.name} cannot be read: ${(error as Error).message}`, {
-      hint: "a newer hypersdk may have written it",
+  const marker = parsed(bytes);
+  if (isMarker(marker)) return marker;
+  if ((marker?.formatVersion ?? 0) > 1)
+    throw new HypersdkError("DestinationForeign", `${markerPath} in ${destination.spec.name} has version ${marker?.formatVersion}`, {
+      hint: "use the newer hypersdk that wrote it",
+    });
+  throw new DamagedMarker(destination);
+}
+
+class DamagedMarker extends HypersdkError {
+  constructor({ spec }: Destination) {
+    super("DestinationForeign", `${markerPath} in ${spec.name} is damaged: it does not say which state writes there`, {
+      hint: "where no other state does, --adopt of apply or run writes it anew",
     });
   }
+}
+
+function parsed(bytes: Buffer): Partial<DestinationMarker> | undefined {
+  try {
+    return JSON.parse(bytes.toString("utf8")) as Partial<DestinationMarker>;
+  } catch {
+    return undefined;
+  }
+}
+
+function isMarker(marker: Partial<DestinationMarker> | undefined): marker is DestinationMarker {
+  return marker?.formatVersion === 1 && typeof marker.lineage === "string" && (marker.layout === "image" || marker.layout === "repository");
 }
 
 export interface ClaimOptions {
@@ -46,7 +64,14 @@ export interface ClaimOptions {
  */
 export async function claim(destination: Destination, lineage: string, now: Instant, options: ClaimOptions): Promise<void> {
   const { adopt, layout, hasPoints } = options;
-  const marker = await readMarker(destination);
+  const marker = await readMarker(destination).catch(async (error: unknown) => {
+    if (!adopt || !(error instanceof DamagedMarker)) throw error;
+    const { configPath } = await import("../repository/repository.ts");
+    const there = (await getOrNothing(destination, configPath, 65_536)) ? "repository" : (layout ?? "image");
+    const anew: DestinationMarker = { formatVersion: 1, lineage, layout: there, createdAt: now };
+    await destination.put(markerPath, `${JSON.stringify(anew, null, 2)}\n`);
+    return anew;
+  });
   if (!marker && hasPoints && !adopt) throw emptied(destination);
   if (marker && layout !== undefined && marker.layout !== layout)
     throw new HypersdkError("Failed", `destination ${destination.spec.name} holds the layout ${marker.layout}, and ${layout} is asked for`, {

@@ -45,7 +45,7 @@ export interface RepositoryConfig {
   readonly digest: string;
 }
 
-const configPath = "config";
+export const configPath = "config";
 
 /** What is condemned: packs and segments that a compaction will remove, and on which nothing new may be built. */
 export interface Condemnation {

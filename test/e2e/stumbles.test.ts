@@ -458,6 +458,25 @@ describe("a destination's marker", () => {
   });
 });
 
+describe("a destination's damaged marker", () => {
+  it.each(["", ", layout: repository"])("is told of as such, and written anew by --adopt with the layout that is there (layout%s)", async (layout) => {
+    const folder = tree(
+      yaml
+        .replace("schedules:", `destinations: [{name: backups, url: file:./exports${layout}}]\nschedules:`)
+        .replace("destination: file:./exports", "destination: backups"),
+    );
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    const marker = join(folder, "exports", "hypersdk-destination.json");
+    const whole = readFileSync(marker, "utf8");
+    writeFileSync(marker, whole.replace('"formatVersion"', '"formatVarsion"'));
+    expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 7, stderr: expect.stringContaining("is damaged") as string });
+    expect(await hypersdk(folder, ["run", "nightly", "--adopt"])).toMatchObject({ code: 0, stdout: expect.stringContaining("1 export completed") as string });
+    const { lineage, layout: kept } = JSON.parse(whole) as { lineage: string; layout: string };
+    expect(JSON.parse(readFileSync(marker, "utf8"))).toMatchObject({ formatVersion: 1, lineage, layout: kept });
+    expect((await hypersdk(folder, ["verify"])).code).toBe(0);
+  });
+});
+
 describe("a secret in plain text", () => {
   it("is refused without being shown", async () => {
     const folder = tree(`${yaml}notifiers:\n  - {name: n, type: slack, token: xoxb-hunter2}\n`);
