@@ -13,28 +13,11 @@ if (major < 22 || (major === 22 && minor < 22)) {
   process.stderr.write("hypersdk is not built: `npm ci && npm run build` in its folder\n");
   process.exitCode = 1;
 } else {
-  optimizeLater(major);
   // where NODE_COMPILE_CACHE says a place, Node keeps it there
   const cache = process.env.NODE_COMPILE_CACHE ? undefined : codeCache(process.env);
   // before the first module of ours is compiled
   if (cache) process.getBuiltinModule("node:module").enableCompileCache(cache);
   await import(program);
-}
-
-/**
- * V8 optimizes what was called some hundred times, on other threads: a tenth of the CPU of a plan that lasts a fifth of a second.
- * These are ten times its own counts. Before the code cache, which holds for the flags that it was made under.
- */
-function optimizeLater(major) {
-  // a V8 that has one of these no more would print an error on each start: they were seen up to this version
-  if (major > 26) return;
-  const { setFlagsFromString } = process.getBuiltinModule("node:v8");
-  for (const [tier, calls] of [
-    ["maglev", 4000],
-    ["turbofan", 30_000],
-    ["osr", 5000],
-  ])
-    setFlagsFromString(`--invocation-count-for-${tier}=${calls}`);
 }
 
 /** Where compiled code is kept: a folder that is this user's alone, since what lies in it is run. */

@@ -20,6 +20,7 @@ import { loadDesired } from "../desired.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import type { Loaded, SourceOptions } from "../load.ts";
+import { optimizeLater } from "../optimize-later.ts";
 import { refuseForeign } from "../output-file.ts";
 import { timeOption } from "../time-option.ts";
 import { toolVersion } from "../tool-version.ts";
@@ -66,6 +67,7 @@ export async function drift(options: PlanOptions, io: Io): Promise<number> {
 }
 
 async function makeFrom(options: PlanOptions, io: Io): Promise<{ made: Plan; loaded: Loaded }> {
+  optimizeLater();
   const now = timeOption("--at", options.at) ?? clock.now();
   checkTargets([...(options.target ?? []), ...(options.exclude ?? [])]);
   const loaded = await loadDesired(options, io);
