@@ -49,7 +49,7 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
     const approve = async (made: Plan): Promise<Plan> => {
       const plan = narrow(saved ? bounded(saved, made) : made, options.target ?? [], options.exclude ?? []);
       refuseUnknownAddresses([...(options.target ?? []), ...(options.exclude ?? [])], made, loaded.desired);
-      if (saved) gone = goneSince(narrow(saved.plan, options.target ?? [], options.exclude ?? []), made);
+      if (saved && options.exports !== false) gone = goneSince(narrow(saved.plan, options.target ?? [], options.exclude ?? []), made);
       const zones = timezonesOf(loaded.desired, plan);
       tellGitHub(plan, zones, io);
       if (!io.json && !io.quiet) io.out(renderPlan(plan, { style: io.style, summary: false, timezoneOf: zones }));
