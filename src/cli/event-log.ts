@@ -65,8 +65,8 @@ export function openEventLog(target: string | undefined, logLevel: string | unde
   };
 }
 
-/** What the first line begins with. */
-const eventsBegin = '{"type":"version"';
+/** What every line begins with: whoever keeps the log short may have cut off the first. */
+const eventsBegin = '{"type":"';
 
 function writeWhole(descriptor: number, bytes: Buffer): void {
   for (let done = 0; done < bytes.length; ) done += writeSync(descriptor, bytes, done);

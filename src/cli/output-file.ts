@@ -7,7 +7,9 @@ import { HypersdkError } from "../model/errors.ts";
  */
 export function refuseForeign(path: string, option: string, begins: string): void {
   const stat = statSync(path, { throwIfNoEntry: false });
-  if (!stat?.isFile() || stat.size === 0 || headOf(path, begins.length) === begins) return;
+  // a terminal, a pipe and nothing at all take what they are given; a device may be the disk of a machine
+  const isFree = stat === undefined || !(stat.isFile() || stat.isBlockDevice()) || (stat.isFile() && stat.size === 0);
+  if (isFree || (stat.isFile() && headOf(path, begins.length) === begins)) return;
   throw new HypersdkError("Usage", `${path} is there, and was not made by ${option}`, { hint: "name another file, or remove it first" });
 }
 

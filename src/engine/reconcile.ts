@@ -1,7 +1,7 @@
 import { claim } from "../exports/lineage.ts";
 import type { DesiredState, DestinationSpec, ProviderSpec, ScheduleSpec } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
-import type { ObservedDestination } from "../model/observed.ts";
+import type { Observed, ObservedDestination } from "../model/observed.ts";
 import { movedPoints, movesOf } from "../plan/moved.ts";
 import { type DueExport, type Plan, turnOf } from "../plan/plan.ts";
 import { plan as makePlan } from "../plan/planner.ts";
@@ -21,7 +21,7 @@ export interface ReconcileOptions {
   readonly parallelism: number | undefined;
   readonly exports: boolean;
   /** Narrows or refuses the plan; asked while the lock is held, so that what was approved is what is applied. */
-  readonly approve: (plan: Plan) => Promise<Plan>;
+  readonly approve: (plan: Plan, observed: Observed) => Promise<Plan>;
 }
 
 export interface Reconciled {
@@ -91,7 +91,7 @@ export async function applyConfiguration(
     noteMoves(desired, observed.destinations, lease, context);
     const now = clock.now();
     const made = makePlan({ desired, recorded: state.recorded(now), observed, revision, now });
-    const approved = await options.approve(made);
+    const approved = await options.approve(made, observed);
     // without exports they are journaled all the same: the next apply starts them
     const plan = approved;
     commitPlan(plan, desired, lease, context);

@@ -3,6 +3,7 @@ import { getOrNothing } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
 import { emptiedReason } from "../model/observed.ts";
+import { manifestName } from "./manifest.ts";
 
 /** Which state writes to a destination. Two states on one destination would each expire what the other keeps. */
 export interface DestinationMarker {
@@ -16,13 +17,15 @@ const markerPath = "hypersdk-destination.json";
 
 /** Undefined when nothing was ever written there. */
 export async function readMarker(destination: Destination): Promise<DestinationMarker | undefined> {
-  const bytes = await getOrNothing(destination, markerPath, 65_536);
+  const bytes = await getOrNothing(destination, markerPath, 65_536).catch((error: unknown) => {
+    throw error instanceof HypersdkError && error.code === "ArtifactDamaged" ? new DamagedMarker(destination) : error;
+  });
   // an earlier program on a full disk left it empty: nobody has claimed the destination
   if (!bytes?.length) return undefined;
   const marker = parsed(bytes);
   if (isMarker(marker)) return marker;
-  if ((marker?.formatVersion ?? 0) > 1)
-    throw new HypersdkError("DestinationForeign", `${markerPath} in ${destination.spec.name} has version ${marker?.formatVersion}`, {
+  if (typeof marker?.formatVersion === "number" && marker.formatVersion > 1)
+    throw new HypersdkError("DestinationForeign", `${markerPath} in ${destination.spec.name} has version ${marker.formatVersion}`, {
       hint: "use the newer hypersdk that wrote it",
     });
   throw new DamagedMarker(destination);
@@ -66,9 +69,7 @@ export async function claim(destination: Destination, lineage: string, now: Inst
   const { adopt, layout, hasPoints } = options;
   const marker = await readMarker(destination).catch(async (error: unknown) => {
     if (!adopt || !(error instanceof DamagedMarker)) throw error;
-    const { configPath } = await import("../repository/repository.ts");
-    const there = (await getOrNothing(destination, configPath, 65_536)) ? "repository" : (layout ?? "image");
-    const anew: DestinationMarker = { formatVersion: 1, lineage, layout: there, createdAt: now };
+    const anew: DestinationMarker = { formatVersion: 1, lineage, layout: (await layoutThere(destination)) ?? layout ?? "image", createdAt: now };
     await destination.put(markerPath, `${JSON.stringify(anew, null, 2)}\n`);
     return anew;
   });
@@ -98,6 +99,14 @@ export async function claim(destination: Destination, lineage: string, now: Inst
     );
   }
   await destination.put(markerPath, `${JSON.stringify({ ...mine, layout: marker.layout, createdAt: marker.createdAt }, null, 2)}\n`);
+}
+
+/** What lies at a destination whose marker cannot say it; undefined where no restore point does. */
+async function layoutThere(destination: Destination): Promise<DestinationMarker["layout"] | undefined> {
+  const { configPath } = await import("../repository/repository.ts");
+  const files = await destination.list();
+  if (files.some(({ path }) => path === configPath)) return "repository";
+  return files.some(({ path }) => path.endsWith(`/${manifestName}`)) ? "image" : undefined;
 }
 
 /** A disk that is not mounted leaves an empty folder behind, which must not be taken for a new destination, nor its points for damaged. */

@@ -75,6 +75,7 @@ class HashThread {
   readonly #jobs: (Job | undefined)[] = [];
   #turn = 0;
   #isUp = false;
+  #isEnding = false;
   #waiting = 0;
   #idle: NodeJS.Timeout | undefined;
 
@@ -95,7 +96,7 @@ class HashThread {
       }
     };
     this.#worker.on("error", () => lose(true));
-    this.#worker.on("exit", () => lose(false));
+    this.#worker.on("exit", () => lose(!this.#isEnding));
   }
 
   /** @returns undefined where it has enough to do: the caller hashes this himself */
@@ -116,6 +117,7 @@ class HashThread {
 
   end(): void {
     this.#isUp = false;
+    this.#isEnding = true;
     void this.#worker.terminate();
   }
 }

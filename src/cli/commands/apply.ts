@@ -4,6 +4,7 @@ import { noteRefusal } from "../../engine/revisions.ts";
 import type { Unseen } from "../../engine/unseen.ts";
 import { parseDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
+import type { Observed } from "../../model/observed.ts";
 import { narrow } from "../../plan/narrow.ts";
 import { type Change, isEmpty, type Plan, unexplainedProtections } from "../../plan/plan.ts";
 import { type PlanFile, planDigest, whatMoved } from "../../plan/plan-file.ts";
@@ -46,10 +47,10 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
       throw saved;
     }
     let gone: readonly Unseen[] = [];
-    const approve = async (made: Plan): Promise<Plan> => {
+    const approve = async (made: Plan, observed: Observed): Promise<Plan> => {
       const plan = narrow(saved ? bounded(saved, made) : made, options.target ?? [], options.exclude ?? []);
       refuseUnknownAddresses([...(options.target ?? []), ...(options.exclude ?? [])], made, loaded.desired);
-      if (saved && options.exports !== false) gone = goneSince(narrow(saved.plan, options.target ?? [], options.exclude ?? []), made);
+      if (saved && options.exports !== false) gone = goneSince(narrow(saved.plan, options.target ?? [], options.exclude ?? []), observed);
       const zones = timezonesOf(loaded.desired, plan);
       tellGitHub(plan, zones, io);
       if (!io.json && !io.quiet) io.out(renderPlan(plan, { style: io.style, summary: false, timezoneOf: zones }));
@@ -59,7 +60,9 @@ export async function apply(planFile: string | undefined, options: ApplyOptions,
     const reconciled = await notingRefusals(context, () =>
       reconcile(loaded.desired, context, { lockTimeoutMs, parallelism: options.parallelism, exports: options.exports ?? true, approve }),
     );
-    const result = { ...reconciled, unseen: [...gone, ...reconciled.unseen] };
+    const { unseen } = reconciled;
+    const alsoGone = gone.filter((each) => !unseen.some(({ schedule, vmPath }) => schedule === each.schedule && vmPath === each.vmPath));
+    const result = { ...reconciled, unseen: [...unseen, ...alsoGone] };
     settle();
     const isNarrowed = (options.target ?? []).length + (options.exclude ?? []).length > 0;
     report(result, { state, isNarrowed, exports: options.exports ?? true, interruptedWith: interrupts.exitCode, zones: timezonesOf(loaded.desired) }, io);
@@ -103,13 +106,16 @@ function bounded(saved: PlanFile, current: Plan): Plan {
   };
 }
 
-/** Exports that a saved plan promised, of VMs that nobody sees any more. */
-function goneSince(saved: Plan, { exports, deferred }: Plan): Unseen[] {
-  const keyOf = ({ schedule, provider, identity }: Plan["exports"][number] | Plan["deferred"][number]): string => `${schedule}\n${provider}\n${identity}`;
-  const there = new Set([...exports, ...deferred].map(keyOf));
-  return saved.exports
-    .filter((each) => !there.has(keyOf(each)))
-    .map(({ schedule, vmPath }) => ({ schedule, vmPath, reason: "the plan had it, and no provider shows it now" }));
+/** Exports that a saved plan promised, of VMs that nobody sees now. */
+function goneSince({ exports }: Plan, { vms, unknownVms, unknownProviders }: Observed): Unseen[] {
+  const there = new Set(vms.map(({ provider, identity, sourceIdentity }) => `${provider}\n${sourceIdentity ?? identity}`));
+  return exports
+    .filter(({ provider, sourceIdentity }) => !there.has(`${provider}\n${sourceIdentity}`))
+    .map(({ schedule, vmPath, provider, sourceIdentity }) => {
+      const unknown =
+        unknownVms.find((each) => each.provider === provider && each.identity === sourceIdentity) ?? unknownProviders.find(({ name }) => name === provider);
+      return { schedule, vmPath, reason: unknown?.reason ?? "the plan had it, and its provider does not show it now" };
+    });
 }
 
 /** A saved plan, or what is wrong with it: who brings a forged one is to be found in the history. */

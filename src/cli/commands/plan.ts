@@ -1,4 +1,5 @@
 import { appendFileSync, existsSync, rmSync, writeFileSync } from "node:fs";
+import { resolve } from "node:path";
 import { observe, observeNothing } from "../../engine/observe.ts";
 import type { DesiredState } from "../../model/desired.ts";
 import { errnoText, HypersdkError } from "../../model/errors.ts";
@@ -40,6 +41,8 @@ export interface PlanOptions extends SourceOptions {
 export async function plan(options: PlanOptions, io: Io): Promise<number> {
   if (options.out !== undefined && options.at !== undefined)
     throw new HypersdkError("Usage", "a plan of another time cannot be carried out, and is not saved: --at without --out");
+  if (options.out !== undefined && options.markdown !== undefined && resolve(io.cwd, options.out) === resolve(io.cwd, options.markdown))
+    throw new HypersdkError("Usage", `--out and --markdown are both ${options.out}`);
   if (options.out !== undefined) refuseForeign(options.out, "--out", planFileBegins);
   if (options.markdown !== undefined) refuseForeign(options.markdown, "--markdown", planMarkdownBegins);
   const { made, loaded } = await makeFrom(options, io);
