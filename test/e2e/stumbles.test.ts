@@ -526,6 +526,21 @@ describe("the rest that a tester found", () => {
   });
 });
 
+describe("a restore point whose removal was cut off", () => {
+  it("is no damage to verify, where one that nobody let go is", async () => {
+    const folder = tree(yaml.replace("destination: file:./exports", "destination: file:./exports\n    retention: {keepLast: 1}"));
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    await hypersdk(folder, ["run", "nightly"]);
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    const all = readdirSync(join(folder, "exports"), { recursive: true, encoding: "utf8" });
+    const [first, last] = all.filter((path) => path.endsWith("manifest.json")).sort((a, b) => (a < b ? -1 : 1)) as [string, string];
+    rmSync(join(folder, "exports", first));
+    expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 0, stdout: expect.stringContaining("its removal was cut off") as string });
+    rmSync(join(folder, "exports", last));
+    expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 11, stdout: expect.stringContaining("is gone") as string });
+  });
+});
+
 describe("a slip of the hand", () => {
   it("costs no file that another program made: --out, --markdown and --events replace only their own", async () => {
     const folder = tree();

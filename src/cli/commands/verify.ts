@@ -49,6 +49,11 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
         results.push({ point: found.manifest.id, vm: found.manifest.source.vm, instant: found.manifest.source.instant, ok: true });
       } catch (error) {
         if (interrupts.exitCode !== undefined) return interrupts.exitCode;
+        if (wanted && isBeingRemoved(wanted, error)) {
+          if (!io.json && !io.quiet)
+            io.out(`· ${wanted.id.slice(0, 8)}  ${wanted.vmPath}  ${wanted.instant}  expired, and its removal was cut off: the next apply ends it\n`);
+          continue;
+        }
         const isDamage = error instanceof HypersdkError && ["ArtifactDamaged", "ImageDamaged", "NotBooted"].includes(error.code);
         const point: RestorePoint | undefined = wanted ?? found?.point;
         if (!isDamage && wanted && error instanceof HypersdkError) {
@@ -104,6 +109,11 @@ async function chosenPoints(options: VerifyOptions, io: Io): Promise<Awaited<Ret
     });
   const points = all.points.filter((point) => (schedule === undefined || point.schedule === schedule) && (!latest || point.instant <= latest));
   return { ...all, points };
+}
+
+/** The manifest goes before the state hears of it: a process that was killed in between leaves a point that is listed, and no damage. */
+function isBeingRemoved({ expiresAt }: RestorePoint, error: unknown): boolean {
+  return expiresAt !== undefined && error instanceof HypersdkError && error.cause instanceof HypersdkError && error.cause.code === "NotFound";
 }
 
 function failureOf({ id, vmPath, instant }: RestorePoint, { code, message }: HypersdkError) {
