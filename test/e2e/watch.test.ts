@@ -46,7 +46,8 @@ function watching(folder: string, args: readonly string[] = [], env: Record<stri
     existsSync(file)
       ? readFileSync(file, "utf8")
           .split("\n")
-          .filter((line) => line !== "")
+          // the kernel shows a write page by page: what stands behind the last line end is on its way
+          .slice(0, -1)
           .map((line) => conforms<Event>("events", JSON.parse(line)))
       : [];
   let ended = false;
