@@ -535,6 +535,12 @@ describe("a restore point whose removal was cut off", () => {
     const all = readdirSync(join(folder, "exports"), { recursive: true, encoding: "utf8" });
     const [first, last] = all.filter((path) => path.endsWith("manifest.json")).sort((a, b) => (a < b ? -1 : 1)) as [string, string];
     rmSync(join(folder, "exports", first));
+    // within its time of grace nothing removes it
+    expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 11, stdout: expect.stringContaining("is gone") as string });
+    execFileSync("sqlite3", [
+      join(folder, ".hypersdk", "state.db"),
+      "UPDATE artifacts SET expires_at = '2026-01-01T00:00:00.000Z' WHERE expires_at IS NOT NULL",
+    ]);
     expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 0, stdout: expect.stringContaining("its removal was cut off") as string });
     rmSync(join(folder, "exports", last));
     expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 11, stdout: expect.stringContaining("is gone") as string });

@@ -112,8 +112,16 @@ async function chosenPoints(options: VerifyOptions, io: Io): Promise<Awaited<Ret
 }
 
 /** The manifest goes before the state hears of it: a process that was killed in between leaves a point that is listed, and no damage. */
-function isBeingRemoved({ expiresAt }: RestorePoint, error: unknown): boolean {
-  return expiresAt !== undefined && error instanceof HypersdkError && error.cause instanceof HypersdkError && error.cause.code === "NotFound";
+function isBeingRemoved({ expiresAt, held }: RestorePoint, error: unknown): boolean {
+  // within its time of grace nothing removes it
+  return (
+    expiresAt !== undefined &&
+    expiresAt <= clock.now() &&
+    !held &&
+    error instanceof HypersdkError &&
+    error.cause instanceof HypersdkError &&
+    error.cause.code === "NotFound"
+  );
 }
 
 function failureOf({ id, vmPath, instant }: RestorePoint, { code, message }: HypersdkError) {
