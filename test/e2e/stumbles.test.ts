@@ -17,6 +17,14 @@ function tree(text = yaml): string {
   return folder;
 }
 
+/** The manifests of all restore points, oldest first: two may be of one second, which is all that a path tells. */
+function manifestsOf(folder: string): string[] {
+  const exports = join(folder, "exports");
+  const instantOf = (path: string): string => (JSON.parse(readFileSync(join(exports, path), "utf8")) as { source: { instant: string } }).source.instant;
+  const manifests = readdirSync(exports, { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith("manifest.json"));
+  return manifests.sort((a, b) => (instantOf(a) < instantOf(b) ? -1 : 1));
+}
+
 describe("a repository elsewhere", () => {
   it("may not export into its own checkout, which the next fetch cleans", async () => {
     const folder = tree();
@@ -120,17 +128,11 @@ describe("a restore point that is lost at its destination", () => {
     const at = (path: string): string => join(folder, "exports", path);
     expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
     for (let i = 0; i < 2; i++) expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
-    const manifests = (): string[] => readdirSync(at(""), { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith("manifest.json"));
-    const instantOf = (path: string): string => (JSON.parse(readFileSync(at(path), "utf8")) as { source: { instant: string } }).source.instant;
-    const newest = dirname(
-      manifests()
-        .sort((a, b) => (instantOf(a) < instantOf(b) ? -1 : 1))
-        .at(-1) as string,
-    );
+    const newest = dirname(manifestsOf(folder).at(-1) as string);
     if (how === "gone") rmSync(at(newest), { recursive: true });
     else truncateSync(join(at(newest), readdirSync(at(newest)).find((file) => file.startsWith("disk-")) as string), 0);
     writeFileSync(join(folder, "infrastructure.yaml"), files("{keepLast: 1}"));
-    const left = manifests().length;
+    const left = manifestsOf(folder).length;
     for (const args of [
       ["apply", "--auto-approve"],
       ["apply", "--auto-approve"],
@@ -140,11 +142,11 @@ describe("a restore point that is lost at its destination", () => {
       expect(code).toBe(0);
       expect(stdout + stderr).toMatch(how === "gone" ? /the last restore point is gone/ : /the files of the last restore point are not what was stored/);
     }
-    expect(manifests()).toHaveLength(left);
+    expect(manifestsOf(folder)).toHaveLength(left);
     // a good one, and the rule holds again
     expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({ code: 0 });
     expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
-    expect(manifests()).toHaveLength(1);
+    expect(manifestsOf(folder)).toHaveLength(1);
     expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 0 });
   });
 });
@@ -249,14 +251,12 @@ describe("a work tree that was moved, with its exports", () => {
     expect(await hypersdk(old, ["run", "nightly"])).toMatchObject({ code: 0 });
     const folder = join(temporaryFolder(), "moved");
     renameSync(old, folder);
-    const manifests = (): string[] =>
-      readdirSync(join(folder, "exports"), { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith("manifest.json"));
     expect((await hypersdk(folder, ["plan"])).stdout).toMatch(/HSW019.*2 restore points are at file:.*moved\/exports now/);
-    expect(manifests()).toHaveLength(2);
+    expect(manifestsOf(folder)).toHaveLength(2);
     expect(await hypersdk(folder, ["apply", "--auto-approve"])).toMatchObject({ code: 0 });
-    expect(manifests()).toHaveLength(1);
+    expect(manifestsOf(folder)).toHaveLength(1);
     expect((await hypersdk(folder, ["plan"])).stdout).not.toMatch(/HSW019|drift/);
-    rmSync(join(folder, "exports", manifests()[0] as string));
+    rmSync(join(folder, "exports", manifestsOf(folder)[0] as string));
     expect((await hypersdk(folder, ["drift"])).stdout).toContain("is gone");
   });
 
@@ -532,8 +532,7 @@ describe("a restore point whose removal was cut off", () => {
     await hypersdk(folder, ["apply", "--auto-approve"]);
     await hypersdk(folder, ["run", "nightly"]);
     await hypersdk(folder, ["apply", "--auto-approve"]);
-    const all = readdirSync(join(folder, "exports"), { recursive: true, encoding: "utf8" });
-    const [first, last] = all.filter((path) => path.endsWith("manifest.json")).sort((a, b) => (a < b ? -1 : 1)) as [string, string];
+    const [first, last] = manifestsOf(folder) as [string, string];
     rmSync(join(folder, "exports", first));
     // within its time of grace nothing removes it
     expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 11, stdout: expect.stringContaining("is gone") as string });
