@@ -1,18 +1,13 @@
 import type { Transform, TransformOptions } from "node:stream";
 import { promisify } from "node:util";
-import { constants, createZstdCompress, createZstdDecompress, type ZstdOptions, zstdCompress, zstdDecompress } from "node:zlib";
+import * as zlib from "node:zlib";
 import { maxChunkBytes } from "./layout.ts";
 
 /** As many as the pool of threads has by default: more would wait there. */
 const lanesAtOnce = 4;
-const params = { [constants.ZSTD_c_compressionLevel]: 1 };
 /** Output comes as parts of buffers of `chunkSize`. There is room for all of a chunk, or a lane would wait for its reader before it is done. */
-const room: ZstdOptions & Pick<TransformOptions, "readableHighWaterMark"> = { chunkSize: 512 * 1024, readableHighWaterMark: 2 * maxChunkBytes };
-const compressAlone = promisify(zstdCompress);
-const decompressAlone = promisify(zstdDecompress);
-
-/** What zstd writes when it is asked to end a frame that it has just ended. */
-const emptyFrame = Buffer.from("28b52ffd2000010000", "hex");
+const roomForChunk: zlib.ZstdOptions & Pick<TransformOptions, "readableHighWaterMark"> = { chunkSize: 512 * 1024, readableHighWaterMark: 2 * maxChunkBytes };
+const decompressAlone = promisify(zlib.zstdDecompress);
 
 /**
  * Contexts of zstd that are kept from chunk to chunk, each for one chunk at a time on a thread of the pool. The calls of `node:zlib` for one
@@ -75,15 +70,59 @@ function passThrough(lane: Transform, data: Buffer, mostBytes: number): Promise<
   });
 }
 
-// every write ends a frame
-const compressing = new Lanes(() => createZstdCompress({ ...room, flush: constants.ZSTD_e_end, params }));
-const decompressing = new Lanes(() => createZstdDecompress(room));
+const decompressing = new Lanes(() => zlib.createZstdDecompress(roomForChunk));
 
-/** One zstd frame. */
-export async function compressChunk(data: Buffer): Promise<Buffer> {
-  const frame = await compressing.pass(data, 2 * maxChunkBytes);
-  // the frame ended where a buffer did, and zlib asked once more; what ends so by chance costs only this
-  return frame.subarray(-emptyFrame.length).equals(emptyFrame) ? compressAlone(data, { params, pledgedSrcSize: data.length }) : frame;
+/** Room that a frame of so many bytes needs at most: what cannot be compressed grows by a 256th and its head. */
+export function frameRoom(chunkBytes: number): number {
+  return chunkBytes + Math.ceil(chunkBytes / 256) + 64;
+}
+
+/** Writes one zstd frame of level 1 to the beginning of `into`, which has room for any, and returns its length. */
+export type Compress = (chunk: Uint8Array, into: Uint8Array) => number;
+
+/**
+ * `zstdCompressSync` makes a context and a buffer for each chunk, and what the collector does about them takes as much CPU as compressing: here
+ * one context is kept, through what `node:zlib` itself has of a stream. Its first frames are compared with those of the public call, which is
+ * taken from then on should they differ, or Node have no such thing any more. This is also taken as text, by a thread.
+ */
+export function compressor({ createZstdCompress, zstdCompressSync }: Pick<typeof zlib, "createZstdCompress" | "zstdCompressSync">): Compress {
+  interface Inside {
+    readonly _handle?: { writeSync?(flush: number, from: Uint8Array, at: number, length: number, into: Uint8Array, intoAt: number, room: number): void };
+    /** What is left of the room, and of what came in. */
+    readonly _writeState?: Uint32Array;
+  }
+  // ZSTD_c_compressionLevel, ZSTD_e_end
+  const [options, end] = [{ params: { 100: 1 } }, 2];
+  let stream: (Inside & { readonly destroyed: boolean }) | undefined = createZstdCompress(options) as object as Inside & { readonly destroyed: boolean };
+  let unseen = 2;
+  return (chunk, into) => {
+    if (stream?._handle?.writeSync && stream._writeState) {
+      stream._handle.writeSync(end, chunk, 0, chunk.length, into, 0, into.length);
+      const [room = 0, rest] = stream._writeState;
+      const length = into.length - room;
+      const isWhole = rest === 0 && room > 0 && !stream.destroyed;
+      if (isWhole && (unseen === 0 || zstdCompressSync(chunk, options).equals(into.subarray(0, length)))) {
+        unseen = Math.max(0, unseen - 1);
+        return length;
+      }
+      stream = undefined;
+    }
+    const frame = zstdCompressSync(chunk, options);
+    into.set(frame);
+    return frame.length;
+  };
+}
+
+let onThis: Compress | undefined;
+
+/** {@link Compress}, on this thread. */
+export const compress: Compress = (chunk, into) => (onThis ??= compressor(zlib))(chunk, into);
+
+/** One zstd frame; null where it is no shorter than the chunk. */
+export function compressChunk(chunk: Buffer): Buffer | null {
+  const room = Buffer.allocUnsafeSlow(frameRoom(chunk.length));
+  const length = compress(chunk, room);
+  return length < chunk.length ? room.subarray(0, length) : null;
 }
 
 /** What zlib takes at least; its default of 16 KiB makes many trips to the pool of one chunk. */

@@ -3,14 +3,14 @@ import type { DiskSink } from "../converters/disk-sink.ts";
 import { zeroPieceHash } from "../model/tree-hash.ts";
 import { compressChunk } from "./chunk-codec.ts";
 import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
+import { type Prepared, prepareChunks } from "./chunk-thread.ts";
 import { type ChunkList, segmentsOf } from "./disk-source.ts";
 import type { Kept } from "./increment.ts";
 import { idBytes, isZeroId, methods, segmentBytes } from "./layout.ts";
-import { type PackedChunk, PackWriter } from "./pack-writer.ts";
+import { PackWriter } from "./pack-writer.ts";
 import { isDamage, type Present, type Repository } from "./repository.ts";
-import { sha256Each } from "./sha256.ts";
 
-/** What is compressed at once on the threads of the pool, no fewer chunks than the pool has threads; and what is hashed and not yet placed. */
+/** What is sealed at once on the threads of the pool, no fewer chunks than the pool has threads; and what is hashed and not yet placed. */
 const bytesAtOnce = 1.5 * 2 ** 20;
 const hashedAtOnce = 4 * 2 ** 20;
 const fewestAtOnce = 4;
@@ -71,12 +71,13 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   const { chunkBytes } = repository.config;
   const chunks = Math.ceil(sizeBytes / chunkBytes);
   const perSegment = segmentBytes / chunkBytes;
+  const kind = { chunkBytes, compresses: session.compresses, known: index.filter };
   const chunksAtOnce = Math.max(fewestAtOnce, bytesAtOnce / chunkBytes);
   const placingAtOnce = Math.max(fewestAtOnce, hashedAtOnce / chunkBytes);
   const segments: (string | null)[] = [];
   const content = createHash("sha256");
   const placing: Promise<void>[] = [];
-  const packing: Promise<PackedChunk>[] = [];
+  const packing: Promise<void>[] = [];
   /** Chunks are hashed side by side and placed one after the other, in the order of the disk. */
   let placed: Promise<void> = Promise.resolve();
   let ids = Buffer.alloc(0);
@@ -101,13 +102,20 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
     const first = segments.length * perSegment;
     const old = await idsOf(segments.length);
     const hashes = Buffer.from(zeroes);
-    for (let chunk = from; chunk < to; chunk++) {
-      const at = (chunk - first) * idBytes;
-      if (!has(chunk) || isZeroId(old, at)) continue;
+    for (let chunk = from; chunk < to; ) {
+      // in runs: a copy for each chunk of a large disk takes longer than all else about those that did not change
+      let end = chunk;
+      while (end < to && has(end) && !isZeroId(old, (end - first) * idBytes)) end++;
+      if (end === chunk) {
+        chunk++;
+        continue;
+      }
       openSegment();
-      old.copy(ids, at, at, at + idBytes);
-      old.copy(hashes, (chunk - from) * idBytes, at, at + idBytes);
-      dataBytes += Math.min(chunkBytes, sizeBytes - chunk * chunkBytes);
+      const [at, endAt] = [(chunk - first) * idBytes, (end - first) * idBytes];
+      old.copy(ids, at, at, endAt);
+      old.copy(hashes, (chunk - from) * idBytes, at, endAt);
+      dataBytes += Math.min(end * chunkBytes, sizeBytes) - chunk * chunkBytes;
+      chunk = end;
     }
     return hashes;
   }
@@ -140,7 +148,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
       throw error;
     }
   }
-  async function place(chunk: number, data: Buffer, id: Buffer): Promise<void> {
+  async function place(chunk: number, data: Buffer, { id, frame }: Prepared): Promise<void> {
     await passTo(chunk);
     content.update(id);
     openSegment();
@@ -152,28 +160,33 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
     else if (!pending.has(id.toString("latin1"))) {
       pending.add(id.toString("latin1"));
       newBytes += data.length;
-      const packed = pack(repository, id, data, session.compresses);
+      const packed = pack(id, data, frame === undefined && session.compresses ? compressChunk(data) : frame);
       packed.catch(() => {});
       packing.push(packed);
-      await send(chunksAtOnce);
+      if (packing.length > chunksAtOnce) await packing.shift();
     }
     if (next === (segments.length + 1) * perSegment || next === chunks) await endSegment();
   }
-  async function send(atMost: number): Promise<void> {
-    while (packing.length > atMost) await writer.add((await packing.shift()) as PackedChunk);
+  /** @param frame the chunk compressed; without one it is stored as it is */
+  async function pack(id: Buffer, data: Buffer, frame?: Buffer | null): Promise<void> {
+    const stored = await repository.sealing.seal("chunk", frame ?? data);
+    await writer.add({ id, stored, rawBytes: data.length, method: frame ? methods.zstd : methods.stored });
   }
 
   return {
     blockBytes: chunkBytes,
     async write(offset, data) {
-      const idOf = sha256Each(data, chunkBytes);
+      const run = prepareChunks(data, kind);
       for (let i = 0; i * chunkBytes < data.length; i++) {
         const chunk = data.subarray(i * chunkBytes, (i + 1) * chunkBytes);
-        placed = placed.then(async () => place(offset / chunkBytes + i, chunk, await idOf(i)));
+        placed = placed.then(async () => place(offset / chunkBytes + i, chunk, await run.prepared(i)));
         placed.catch(() => {});
         placing.push(placed);
         if (placing.length > placingAtOnce) await placing.shift();
       }
+      // what is not packed by then is, before the next run is done
+      const packed = placed.then(() => Promise.all(packing));
+      packed.then(run.release).catch(() => {});
     },
     async settled() {
       await placed;
@@ -182,7 +195,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
     async finish() {
       await placed;
       await passTo(chunks);
-      await send(0);
+      await Promise.all(packing);
     },
     stored: () => ({ chunkBytes, segments, contentHash: content.digest("hex"), dataBytes, newBytes }),
   };
@@ -193,14 +206,6 @@ const slabs = new Map<number, Buffer>();
 /** The hashes of as many zero chunks as a segment has. */
 function zeroHashes(chunkBytes: number): Buffer {
   let slab = slabs.get(chunkBytes);
-  if (!slab) slabs.set(chunkBytes, (slab = Buffer.concat(Array<Buffer>(segmentBytes / chunkBytes).fill(zeroPieceHash(chunkBytes)))));
+  if (!slab) slabs.set(chunkBytes, (slab = Buffer.alloc((segmentBytes / chunkBytes) * idBytes, zeroPieceHash(chunkBytes))));
   return slab;
-}
-
-/** On threads of the pool. A chunk that does not shrink is stored as it is. */
-async function pack({ sealing }: Repository, id: Buffer, data: Buffer, compresses: boolean): Promise<PackedChunk> {
-  const packed = compresses ? await compressChunk(data) : data;
-  const isSmaller = packed.length < data.length;
-  const stored = await sealing.seal("chunk", isSmaller ? packed : data);
-  return { id, stored: stored === data ? Buffer.from(data) : stored, rawBytes: data.length, method: isSmaller ? methods.zstd : methods.stored };
 }

@@ -295,7 +295,7 @@ async function rewrite(repository: Repository, state: State, packs: readonly Sto
         signal?.throwIfAborted();
         if (!taken.has(entry.id.toString("latin1"))) continue;
         if (problem) throw damagedPack(name, problem);
-        await writer.add({ id: entry.id, stored: Buffer.from(stored), rawBytes: entry.rawBytes, method: entry.method });
+        await writer.add({ id: entry.id, stored, rawBytes: entry.rawBytes, method: entry.method });
         bytes += stored.length;
         onRewrite?.(stored.length);
       }

@@ -21,6 +21,8 @@ export const manifestVersion = 1;
 
 export const idBytes = 32;
 export const entryBytes = 48;
+/** Where in an entry its fields are; the id comes first. */
+const fieldAt = { offset: 32, storedBytes: 36, rawBytes: 40, method: 44 } as const;
 export const trailerBytes = 24;
 export const methods = { stored: 0, zstd: 1 } as const;
 
@@ -71,20 +73,18 @@ export function nameOf(...parts: readonly Uint8Array[]): string {
 export function encodeEntry({ id, offset, storedBytes, rawBytes, method }: ChunkEntry): Buffer {
   const entry = Buffer.alloc(entryBytes);
   id.copy(entry);
-  entry.writeUInt32LE(offset, 32);
-  entry.writeUInt32LE(storedBytes, 36);
-  entry.writeUInt32LE(rawBytes, 40);
-  entry.writeUInt8(method, 44);
+  entry.writeUInt32LE(offset, fieldAt.offset);
+  entry.writeUInt32LE(storedBytes, fieldAt.storedBytes);
+  entry.writeUInt32LE(rawBytes, fieldAt.rawBytes);
+  entry.writeUInt8(method, fieldAt.method);
   return entry;
 }
 
 /** How long the file of a pack with this directory is. @param overheadBytes by how much sealing makes the directory longer */
 export function packFileBytes(directory: Buffer, overheadBytes: number): number {
   let end = 0;
-  for (let at = 0; at < directory.length; at += entryBytes) {
-    const { offset, storedBytes } = entryAt(directory, at);
-    end = Math.max(end, offset + storedBytes);
-  }
+  for (let at = 0; at < directory.length; at += entryBytes)
+    end = Math.max(end, directory.readUInt32LE(at + fieldAt.offset) + directory.readUInt32LE(at + fieldAt.storedBytes));
   return end + directory.length + overheadBytes + trailerBytes;
 }
 
@@ -92,10 +92,10 @@ export function packFileBytes(directory: Buffer, overheadBytes: number): number 
 export function entryAt(directory: Buffer, at: number): ChunkEntry {
   return {
     id: directory.subarray(at, at + idBytes),
-    offset: directory.readUInt32LE(at + 32),
-    storedBytes: directory.readUInt32LE(at + 36),
-    rawBytes: directory.readUInt32LE(at + 40),
-    method: directory.readUInt8(at + 44),
+    offset: directory.readUInt32LE(at + fieldAt.offset),
+    storedBytes: directory.readUInt32LE(at + fieldAt.storedBytes),
+    rawBytes: directory.readUInt32LE(at + fieldAt.rawBytes),
+    method: directory.readUInt8(at + fieldAt.method),
   };
 }
 
@@ -121,7 +121,11 @@ export function decodeTrailer(path: string, trailer: Buffer, fileBytes: number, 
 export function checkDirectory(path: string, directory: Buffer, overheadBytes: number): void {
   if (directory.length % entryBytes !== 0) throw damaged(path, `its directory has ${directory.length} bytes`);
   for (let at = 0; at < directory.length; at += entryBytes) {
-    const { offset, storedBytes, rawBytes, method } = entryAt(directory, at);
+    // read one by one: an object for each entry of a large index is what loading it would take
+    const offset = directory.readUInt32LE(at + fieldAt.offset);
+    const storedBytes = directory.readUInt32LE(at + fieldAt.storedBytes);
+    const rawBytes = directory.readUInt32LE(at + fieldAt.rawBytes);
+    const method = directory.readUInt8(at + fieldAt.method);
     if (offset + storedBytes > maxPackBytes || rawBytes === 0 || rawBytes > maxChunkBytes || storedBytes > maxChunkBytes + overheadBytes)
       throw damaged(path, `its entry ${at / entryBytes} says ${storedBytes} bytes at ${offset} for ${rawBytes}`);
     if (method !== methods.zstd && !(method === methods.stored && storedBytes === rawBytes + overheadBytes))
@@ -193,7 +197,7 @@ export function decodeSegment(path: string, bytes: Buffer, chunkBytes: number, c
 }
 
 export function isZeroId(ids: Buffer, at: number): boolean {
-  return ids.readUInt32LE(at) === 0 && zeroId.equals(ids.subarray(at, at + idBytes));
+  return ids[at] === 0 && zeroId.equals(ids.subarray(at, at + idBytes));
 }
 
 const zeroId = Buffer.alloc(idBytes);

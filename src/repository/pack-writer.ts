@@ -8,12 +8,24 @@ const uploadsAtOnce = 2;
 /** An index is written after this many packs, so that an export that is cut off need not send them again. */
 const packsAnIndex = 32;
 
+/** Chunks are gathered in parts of so many bytes, which are used again: fresh memory for each costs more than copying them. */
+const partBytes = 2 ** 20;
+
 /** A chunk as it will be stored. */
 export interface PackedChunk {
   readonly id: Buffer;
-  readonly stored: Buffer;
+  readonly stored: Uint8Array;
   readonly rawBytes: number;
   readonly method: number;
+}
+
+/** A pack that is being filled. */
+interface OpenPack {
+  /** Each up to its length; the last has room behind it. */
+  readonly parts: { readonly memory: Buffer; length: number }[];
+  readonly directory: Buffer[];
+  bytes: number;
+  crc: number;
 }
 
 /** Gathers chunks into packs and sends them: a pack that has arrived is in the index of this process, and soon in one at the store. */
@@ -21,8 +33,8 @@ export class PackWriter {
   readonly #repository: Repository;
   readonly #index: ChunkIndex;
   readonly #uploads = new Set<Promise<void>>();
-  #chunks: PackedChunk[] = [];
-  #bytes = 0;
+  #pack: OpenPack = emptyPack();
+  readonly #spare: Buffer[] = [];
   #unindexed: PackDirectory[] = [];
   /** Packs that this writer has sent. */
   readonly packs: PackInfo[] = [];
@@ -34,10 +46,21 @@ export class PackWriter {
     this.#index = index;
   }
 
-  async add(chunk: PackedChunk): Promise<void> {
-    this.#chunks.push(chunk);
-    this.#bytes += chunk.stored.length;
-    if (this.#bytes >= packBytes) await this.#close();
+  /** `stored` is copied before this waits for anything. */
+  async add({ id, stored, rawBytes, method }: PackedChunk): Promise<void> {
+    const pack = this.#pack;
+    pack.directory.push(encodeEntry({ id, offset: pack.bytes, storedBytes: stored.length, rawBytes, method }));
+    pack.crc = crc32(stored, pack.crc);
+    pack.bytes += stored.length;
+    let part = pack.parts.at(-1);
+    if (!part || part.length + stored.length > part.memory.length) pack.parts.push((part = { memory: this.#memory(stored.length), length: 0 }));
+    part.memory.set(stored, part.length);
+    part.length += stored.length;
+    if (pack.bytes >= packBytes) await this.#close();
+  }
+
+  #memory(bytes: number): Buffer {
+    return (bytes <= partBytes ? this.#spare.pop() : undefined) ?? Buffer.allocUnsafeSlow(Math.max(partBytes, bytes));
   }
 
   /** Sends what is left and writes the index: every chunk that was added can be found by others then. */
@@ -53,24 +76,17 @@ export class PackWriter {
   }
 
   async #close(): Promise<void> {
-    if (this.#chunks.length === 0) return;
-    const chunks = this.#chunks;
-    [this.#chunks, this.#bytes] = [[], 0];
-    let offset = 0;
-    const directory = Buffer.concat(
-      chunks.map(({ id, stored, rawBytes, method }) => {
-        const entry = encodeEntry({ id, offset, storedBytes: stored.length, rawBytes, method });
-        offset += stored.length;
-        return entry;
-      }),
-    );
-    const crc = chunks.reduce((sum, { stored }) => crc32(stored, sum), 0);
-    const trailer = packTrailer(chunks.length, crc);
+    const { parts, directory: entries, bytes, crc } = this.#pack;
+    if (entries.length === 0) return;
+    this.#pack = emptyPack();
+    const directory = Buffer.concat(entries);
+    const trailer = packTrailer(entries.length, crc);
     const sealed = await this.#repository.sealing.seal("directory", directory);
     const name = nameOf(sealed, trailer);
-    const content = [...chunks.map(({ stored }) => stored), sealed, trailer];
+    const content = [...parts.map(({ memory, length }) => memory.subarray(0, length)), sealed, trailer];
     const upload = this.#repository.destination.put(`${packsFolder}/${name}`, content, { exclusive: true }).then(() => {
-      this.sentBytes += offset + sealed.length + trailer.length;
+      this.#spare.push(...parts.map(({ memory }) => memory).filter(({ length }) => length === partBytes));
+      this.sentBytes += bytes + sealed.length + trailer.length;
       this.packs.push(this.#index.add({ name, directory }));
       this.#unindexed.push({ name, directory });
     });
@@ -88,4 +104,8 @@ export class PackWriter {
     await this.#repository.saveIndex(packs);
     this.sentBytes += packs.reduce((sum, { directory }) => sum + directory.length, 0);
   }
+}
+
+function emptyPack(): OpenPack {
+  return { parts: [], directory: [], bytes: 0, crc: 0 };
 }

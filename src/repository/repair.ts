@@ -73,7 +73,7 @@ export async function repairRepository(repository: Repository, options: Omit<Che
         for await (const { entry, stored, problem } of readPack(repository, pack)) {
           const id = entry.id.toString("latin1");
           if (problem || index.find(entry.id) || salvaged.has(id)) continue;
-          await writer.add({ id: entry.id, stored: Buffer.from(stored), rawBytes: entry.rawBytes, method: entry.method });
+          await writer.add({ id: entry.id, stored, rawBytes: entry.rawBytes, method: entry.method });
           salvaged.add(id);
         }
       } catch (error) {

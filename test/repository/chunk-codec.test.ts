@@ -1,10 +1,7 @@
 import { createHash } from "node:crypto";
-import { zstdCompressSync, zstdDecompressSync } from "node:zlib";
+import * as zlib from "node:zlib";
 import { describe, expect, it } from "vitest";
-import { compressChunk, decompressChunk } from "../../src/repository/chunk-codec.ts";
-
-/** Of the buffers that frames are cut from. */
-const slabBytes = 512 * 1024;
+import { compressChunk, compressor, decompressChunk, frameRoom } from "../../src/repository/chunk-codec.ts";
 
 /** Bytes that do not shrink, always the same ones. */
 function noiseOf(bytes: number, seed: number): Buffer {
@@ -13,46 +10,47 @@ function noiseOf(bytes: number, seed: number): Buffer {
 }
 
 describe("a chunk that is compressed", () => {
-  it("is one frame, also one that ends where a buffer does", async () => {
-    // nothing of this shrinks, so that the lengths of frames can be chosen
-    const noise = noiseOf(131_072, 1);
-    const frameBytes = (length: number): number => zstdCompressSync(noise.subarray(0, length)).length;
-    const lengthFor = (frame: number): number => [...Array(30).keys()].map((less) => frame - less).find((length) => frameBytes(length) === frame) as number;
-    let filled = 0;
-    for (const length of [131_072, 131_072, 131_072, 50_000, lengthFor(slabBytes - 3 * frameBytes(131_072) - frameBytes(50_000))]) {
-      const data = noise.subarray(0, length);
-      const frame = await compressChunk(data);
-      expect(frame.length).toBe(frameBytes(length));
-      expect(zstdDecompressSync(frame).equals(data)).toBe(true);
-      filled += frame.length;
+  const chunks = Array.from({ length: 200 }, (_, i) => Buffer.concat([noiseOf(1 + ((i * 977) % 60_000), i), Buffer.alloc((i * 331) % 70_000, i)]));
+
+  it("is the frame that zstd makes of it, one after the other from one context", () => {
+    const compress = compressor(zlib);
+    const into = Buffer.alloc(frameRoom(131_072));
+    for (const chunk of [...chunks, noiseOf(131_072, 1), Buffer.alloc(131_072), Buffer.from("a")]) {
+      const frame = into.subarray(0, compress(chunk, into.fill(0xee)));
+      expect(frame.equals(zlib.zstdCompressSync(chunk, { params: { [zlib.constants.ZSTD_c_compressionLevel]: 1 } }))).toBe(true);
+      expect(zlib.zstdDecompressSync(frame).equals(chunk)).toBe(true);
     }
-    expect(filled).toBe(slabBytes);
   });
 
-  it("is itself, however many are compressed side by side", async () => {
-    const chunks = Array.from({ length: 200 }, (_, i) => Buffer.concat([noiseOf(1 + ((i * 977) % 60_000), i), Buffer.alloc((i * 331) % 70_000, i)]));
-    const frames = await Promise.all(chunks.map(compressChunk));
-    for (const [i, frame] of frames.entries()) {
-      expect(zstdDecompressSync(frame).equals(chunks[i] as Buffer)).toBe(true);
-      // nothing is held that belongs to others: a frame is no longer than one made alone
-      expect(frame.length).toBeLessThanOrEqual(zstdCompressSync(chunks[i] as Buffer).length + 64 + (chunks[i] as Buffer).length / 50);
-    }
+  it.each([
+    ["has nothing inside", () => ({})],
+    ["leaves something over", () => ({ _handle: { writeSync: () => {} }, _writeState: Uint32Array.of(5, 5) })],
+    ["writes something else", () => ({ _handle: { writeSync: () => {} }, _writeState: Uint32Array.of(5, 0) })],
+  ])("is made by the public call where a stream %s", (_, inside) => {
+    const compress = compressor({ ...zlib, createZstdCompress: inside as unknown as typeof zlib.createZstdCompress });
+    const into = Buffer.alloc(frameRoom(131_072));
+    for (const chunk of chunks) expect(zlib.zstdDecompressSync(into.subarray(0, compress(chunk, into))).equals(chunk)).toBe(true);
+  });
+
+  it("is left as it is where it does not get shorter", () => {
+    expect(compressChunk(noiseOf(131_072, 1))).toBe(null);
+    expect(zlib.zstdDecompressSync(compressChunk(Buffer.alloc(131_072, 3)) as Buffer).equals(Buffer.alloc(131_072, 3))).toBe(true);
   });
 });
 
 describe("a frame that is unpacked", () => {
   const data = Buffer.concat([noiseOf(40_000, 2), Buffer.alloc(91_072, 7)]);
-  const frame = zstdCompressSync(data);
+  const frame = zlib.zstdCompressSync(data);
   const unpacked = (bytes: Buffer, rawBytes = data.length): Promise<Buffer | undefined> =>
     decompressChunk(bytes, rawBytes, async (raw) => raw.equals(data.subarray(0, rawBytes)));
-  const bomb = zstdCompressSync(Buffer.alloc(256 * 2 ** 20));
+  const bomb = zlib.zstdCompressSync(Buffer.alloc(256 * 2 ** 20));
 
   it.each<[string, Buffer, number?]>([
     ["that ends early", frame.subarray(0, -1)],
     ["that ends at its start", frame.subarray(0, 5)],
     ["of nothing", Buffer.alloc(0)],
     ["that is none", noiseOf(1000, 3)],
-    ["of something else", zstdCompressSync(noiseOf(data.length, 4))],
+    ["of something else", zlib.zstdCompressSync(noiseOf(data.length, 4))],
     ["that is shorter than it should be", Buffer.from(frame), data.length + 1],
     ["that is longer than it should be", Buffer.from(frame), data.length - 1],
     ["of far too much", bomb],
