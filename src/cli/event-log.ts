@@ -1,4 +1,5 @@
-import { closeSync, openSync, writeSync } from "node:fs";
+import { closeSync, openSync, statSync, writeSync } from "node:fs";
+import { readSlice } from "../converters/machine/read-slice.ts";
 import type { EngineEvent } from "../engine/events.ts";
 import { unreachable } from "../model/brand.ts";
 import { errnoText, HypersdkError } from "../model/errors.ts";
@@ -44,6 +45,8 @@ export function openEventLog(target: string | undefined, logLevel: string | unde
       process.stderr.write(`warning: the events are no longer written to ${target}: ${errnoText(error)}\n`);
     }
   };
+  // a process that was killed may have written half of its last line
+  if (appends && target !== "-" && isCut(target)) writeWhole(descriptor, Buffer.from("\n"));
   line({ type: "version", at: clock.now(), level: "info", message: `hypersdk ${toolVersion()}`, formatVersion: 1, version: toolVersion() });
   const progress = new Map<string, { bytes: number; toldMs: number }>();
   return {
@@ -67,6 +70,16 @@ export function openEventLog(target: string | undefined, logLevel: string | unde
 
 /** What every line begins with: whoever keeps the log short may have cut off the first. */
 const eventsBegin = '{"type":"';
+
+/** Whether a file ends in the middle of a line. A pipe has no end, and of what cannot be read nothing is known. */
+function isCut(path: string): boolean {
+  try {
+    const { size } = statSync(path);
+    return size > 0 && readSlice(path, size - 1, 1).toString() !== "\n";
+  } catch {
+    return false;
+  }
+}
 
 function writeWhole(descriptor: number, bytes: Buffer): void {
   for (let done = 0; done < bytes.length; ) done += writeSync(descriptor, bytes, done);

@@ -184,9 +184,8 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
         placing.push(placed);
         if (placing.length > placingAtOnce) await placing.shift();
       }
-      // what is not packed by then is, before the next run is done
-      const packed = placed.then(() => Promise.all(packing));
-      packed.then(run.release).catch(() => {});
+      // once it is placed, its frames are in a pack or among those that are sealed just then
+      placed.then(() => Promise.all(packing)).then(run.release, () => {});
     },
     async settled() {
       await placed;

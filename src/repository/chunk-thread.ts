@@ -261,7 +261,9 @@ export function useChunkThreads(bytes: number): () => void {
   }
   return () => {
     if (--users > 0) return;
-    idle = setTimeout(() => threads.forEach((thread) => void thread.end()), idleMs).unref();
+    idle = setTimeout(() => {
+      for (const thread of threads.splice(0)) thread.end();
+    }, idleMs).unref();
   };
 }
 

@@ -262,6 +262,19 @@ describe("watch on a work tree", { timeout: 300_000 }, () => {
     expect(await watcher.done).toMatchObject({ code: 1, stderr: expect.stringContaining("was removed or replaced") as string });
   });
 
+  it("adds to an events log whose last line was cut off without harm to its own", async () => {
+    const folder = workTree(yaml());
+    machines(folder, "a");
+    const log = join(folder, "events.jsonl");
+    await hypersdk(folder, ["watch", "--once", "--events", log]);
+    const cut = readFileSync(log).subarray(0, -7);
+    writeFileSync(log, cut);
+    await hypersdk(folder, ["watch", "--once", "--events", log]);
+    const added = readFileSync(log, "utf8").slice(cut.length).split("\n");
+    expect(added[0]).toBe("");
+    expect(added.slice(1, -1).map((line) => conforms<Event>("events", JSON.parse(line)).type)[0]).toBe("version");
+  });
+
   it("--once is one pass: exit 0, 7 where an export failed, 3 for an invalid file", async () => {
     const folder = workTree(yaml());
     machines(folder, "a");
