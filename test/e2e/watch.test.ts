@@ -266,13 +266,17 @@ describe("watch on a work tree", { timeout: 300_000 }, () => {
     const folder = workTree(yaml());
     machines(folder, "a");
     const log = join(folder, "events.jsonl");
-    await hypersdk(folder, ["watch", "--once", "--events", log]);
-    const cut = readFileSync(log).subarray(0, -7);
-    writeFileSync(log, cut);
-    await hypersdk(folder, ["watch", "--once", "--events", log]);
-    const added = readFileSync(log, "utf8").slice(cut.length).split("\n");
-    expect(added[0]).toBe("");
-    expect(added.slice(1, -1).map((line) => conforms<Event>("events", JSON.parse(line)).type)[0]).toBe("version");
+    const once = '{"type":"export_completed","message":"cut of';
+    writeFileSync(log, once);
+    const watcher = start(folder, ["watch", "--events", log]);
+    onTestFinished(() => watcher.kill("SIGKILL"));
+    const lines = (): string[] => readFileSync(log, "utf8").split("\n");
+    for (let i = 0; i < 300 && lines().length < 3; i++) await sleep(100);
+    watcher.kill("SIGTERM");
+    await watcher.done;
+    const [first, second = ""] = lines();
+    expect(first).toBe(once);
+    expect(conforms<Event>("events", JSON.parse(second)).type).toBe("version");
   });
 
   it("--once is one pass: exit 0, 7 where an export failed, 3 for an invalid file", async () => {
