@@ -71,7 +71,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   const { chunkBytes } = repository.config;
   const chunks = Math.ceil(sizeBytes / chunkBytes);
   const perSegment = segmentBytes / chunkBytes;
-  const kind = { chunkBytes, compresses: session.compresses, known: index.filter };
+  const preparation = { chunkBytes, compresses: session.compresses, known: index.filter };
   const chunksAtOnce = Math.max(fewestAtOnce, bytesAtOnce / chunkBytes);
   const placingAtOnce = Math.max(fewestAtOnce, hashedAtOnce / chunkBytes);
   const segments: (string | null)[] = [];
@@ -176,7 +176,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   return {
     blockBytes: chunkBytes,
     async write(offset, data) {
-      const run = prepareChunks(data, kind);
+      const run = prepareChunks(data, preparation);
       for (let i = 0; i * chunkBytes < data.length; i++) {
         const chunk = data.subarray(i * chunkBytes, (i + 1) * chunkBytes);
         placed = placed.then(async () => place(offset / chunkBytes + i, chunk, await run.prepared(i)));

@@ -57,7 +57,7 @@ class Job {
   #prepared: Prepared[] | undefined;
 
   /** @param hold keeps the process for as long as somebody waits */
-  constructor(room: Room, data: Buffer, { chunkBytes, compresses }: Kind, hasFilter: boolean, hold: (isWaiting: boolean) => void) {
+  constructor(room: Room, data: Buffer, { chunkBytes, compresses }: Preparation, hasFilter: boolean, hold: (isWaiting: boolean) => void) {
     this.#room = room;
     this.#hold = hold;
     this.#chunks = Math.ceil(data.length / chunkBytes);
@@ -130,7 +130,7 @@ class FrameMemory {
   }
 }
 
-interface Kind {
+interface Preparation {
   readonly chunkBytes: number;
   readonly compresses: boolean;
   /** What need not be compressed, as it may be there. */
@@ -138,9 +138,9 @@ interface Kind {
 }
 
 /**
- * A thread that hashes and compresses beside this one. The pool of Node would, but a job of its costs a tenth of a millisecond and more to
- * hand over, which is as long as a processor with SHA instructions hashes a chunk, and so does a message: these two tell one another by
- * memory they share, and eight chunks at a time.
+ * A thread that hashes and compresses beside this one. Node's pool could, but handing it a job takes 0.1 ms and more, which is as long as a
+ * processor with SHA instructions hashes a chunk, and so does a message: these two tell one another by memory that they share, eight
+ * chunks at a time.
  */
 class ChunkThread {
   readonly #worker: Worker;
@@ -187,13 +187,13 @@ class ChunkThread {
   }
 
   /** @returns undefined where it has enough to do */
-  take(data: Buffer, kind: Kind): Job | undefined {
+  take(data: Buffer, preparation: Preparation): Job | undefined {
     const at = this.#turn % jobsAtOnce;
     if (!this.#isUp || this.#jobs[at]?.harvest() === false) return undefined;
     this.#turn++;
-    const isOther = kind.known !== this.#known;
-    if (isOther) this.#port.postMessage((this.#known = kind.known));
-    return (this.#jobs[at] = new Job(this.#rooms[at] as Room, data, kind, isOther, (isWaiting) => this.#hold(isWaiting)));
+    const isOther = preparation.known !== this.#known;
+    if (isOther) this.#port.postMessage((this.#known = preparation.known));
+    return (this.#jobs[at] = new Job(this.#rooms[at] as Room, data, preparation, isOther, (isWaiting) => this.#hold(isWaiting)));
   }
 
   #hold(isWaiting: boolean): void {
@@ -279,27 +279,27 @@ function begin(): void {
  * Hashes the chunks of a run, and compresses those that are not known: on a thread that has room, otherwise at once on this one.
  * @param data chunks, all whole but the last; it stays as it is for as long as they are asked for
  */
-export function prepareChunks(data: Buffer, kind: Kind): Run {
-  const { chunkBytes } = kind;
-  const job = takenBy(data, kind);
+export function prepareChunks(data: Buffer, preparation: Preparation): Run {
+  const { chunkBytes } = preparation;
+  const job = takenBy(data, preparation);
   const memory = job?.memory ?? new FrameMemory();
   const release = (): void => memory.release();
-  const here = (i: number): Prepared => prepare(data.subarray(i * chunkBytes, (i + 1) * chunkBytes), kind, memory);
+  const here = (i: number): Prepared => prepare(data.subarray(i * chunkBytes, (i + 1) * chunkBytes), preparation, memory);
   if (job) return { prepared: async (i) => (await job.prepared())?.[i] ?? here(i), release };
   const prepared = Array.from({ length: Math.ceil(data.length / chunkBytes) }, (_, i) => here(i));
   return { prepared: async (i) => prepared[i] as Prepared, release };
 }
 
-function takenBy(data: Buffer, kind: Kind): Job | undefined {
-  if (data.length > jobBytes || kind.chunkBytes < fewestChunkBytes) return undefined;
+function takenBy(data: Buffer, preparation: Preparation): Job | undefined {
+  if (data.length > jobBytes || preparation.chunkBytes < fewestChunkBytes) return undefined;
   for (const thread of threads) {
-    const job = thread.take(data, kind);
+    const job = thread.take(data, preparation);
     if (job) return job;
   }
   return undefined;
 }
 
-function prepare(chunk: Buffer, { compresses, known }: Kind, memory: FrameMemory): Prepared {
+function prepare(chunk: Buffer, { compresses, known }: Preparation, memory: FrameMemory): Prepared {
   const id = hash("sha256", chunk, "buffer");
   return compresses && !mayHold(known, id, 0) ? { id, frame: memory.compress(chunk) } : { id };
 }
