@@ -34,7 +34,7 @@ export async function readMarker(destination: Destination): Promise<DestinationM
 class DamagedMarker extends HypersdkError {
   constructor({ spec }: Destination) {
     super("DestinationForeign", `${markerPath} in ${spec.name} is damaged: it does not say which state writes there`, {
-      hint: "where no other state does, --adopt of apply or run writes it anew",
+      hint: "where no other state does, --adopt of apply, run or copy writes it anew",
     });
   }
 }
@@ -110,8 +110,6 @@ async function layoutThere(destination: Destination): Promise<DestinationMarker[
 }
 
 /** A disk that is not mounted leaves an empty folder behind, which must not be taken for a new destination, nor its points for damaged. */
-export function emptied({ spec }: Destination): HypersdkError {
-  return new HypersdkError("DestinationUnreachable", emptiedReason(spec.name), {
-    hint: "where they are gone for good, --adopt begins anew there",
-  });
+export function emptied({ spec }: Destination, hint: string = "where they are gone for good, --adopt begins anew there"): HypersdkError {
+  return new HypersdkError("DestinationUnreachable", emptiedReason(spec.name), { hint });
 }

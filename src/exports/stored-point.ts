@@ -20,7 +20,7 @@ export interface StoredPoint {
 export async function storeAgain(
   point: StoredPoint,
   to: Destination,
-  request: Pick<ExportRequest, "pointId" | "runId" | "lineage" | "toolVersion" | "layout" | "format" | "compression">,
+  request: Pick<ExportRequest, "pointId" | "runId" | "lineage" | "toolVersion" | "layout" | "format" | "compression" | "distrusted">,
   ports: ExportPorts,
   options: { readonly signal: AbortSignal; readonly onRead?: (bytes: number) => void },
 ): Promise<Exported> {

@@ -70,9 +70,10 @@ export class PackWriter {
     await this.#saveIndex();
   }
 
-  /** Waits for what is on its way, without caring how it ends. */
+  /** Waits for what is on its way, without caring how it ends. What has arrived is indexed, so that the next try need not send it again. */
   async abandon(): Promise<void> {
     await Promise.allSettled(this.#uploads);
+    await this.#saveIndex().catch(() => {});
   }
 
   async #close(): Promise<void> {

@@ -76,6 +76,43 @@ it("copy stores points at another destination, in another layout, once, and they
     expect(readFileSync(join(folder, "after", name)).equals(readFileSync(join(folder, "before", name)))).toBe(true);
 });
 
+it("copy stores again what is damaged or gone where it was copied to", { timeout: 300_000 }, async () => {
+  const folder = machines("");
+  await ok(folder, ["apply", "--auto-approve"]);
+  const usb = `file://${folder}/usb`;
+  const copy = ["copy", "backups", usb];
+  expect(await ok(folder, copy)).toContain("2 restore points copied");
+  // the largest pack holds what both machines are made of
+  const packs = join(folder, "usb", "packs");
+  const [largest] = readdirSync(packs).sort((a, b) => statSync(join(packs, b)).size - statSync(join(packs, a)).size);
+  const bytes = readFileSync(join(packs, largest as string));
+  for (let at = 1000; at < bytes.length; at += 20_000) bytes[at] = (bytes[at] as number) ^ 0x10;
+  writeFileSync(join(packs, largest as string), bytes);
+  const damaged = await hypersdk(folder, ["verify"]);
+  expect(damaged.code).toBe(11);
+  const bad = Number(/(\d+) damaged/.exec(damaged.stdout)?.[1]);
+  expect(bad).toBeGreaterThan(0);
+  expect(await ok(folder, copy)).toContain(`${bad} restore point${bad === 1 ? "" : "s"} copied to ${usb}, ${2 - bad} there already`);
+  // what was sent again heals the bad one as well
+  expect(await ok(folder, ["verify"])).toContain("0 damaged");
+  expect(await ok(folder, copy)).toContain("0 restore points copied");
+  rmSync(join(folder, "usb"), { recursive: true });
+  expect(await hypersdk(folder, copy)).toMatchObject({ code: 1, stderr: expect.stringContaining("--adopt") as string });
+  expect(await ok(folder, [...copy, "--adopt"])).toContain("2 restore points copied");
+});
+
+it("a newest point that is gone names the one that can be restored instead", { timeout: 300_000 }, async () => {
+  const folder = machines("");
+  await ok(folder, ["apply", "--auto-approve"]);
+  await ok(folder, ["copy", "backups", "cellar"]);
+  rmSync(join(folder, "backups"), { recursive: true });
+  const restore = ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"];
+  const { code, stderr } = await hypersdk(folder, restore);
+  expect(code).not.toBe(0);
+  const id = /the next one is ([0-9a-f]{8}) of schedule nightly, as of .*, at cellar: name its id/.exec(stderr)?.[1] as string;
+  await ok(folder, ["restore", id, "--to", "web.raw"]);
+});
+
 it("copy goes between an open and an encrypted repository with the keys of both", { timeout: 300_000 }, async () => {
   const folder = workTree(
     yaml("", '[{name: backups, url: "file:./backups"}, {name: safe, url: "file:./safe"}]') +

@@ -257,6 +257,8 @@ it("an encrypted repository opens with its key alone, and the key is nowhere els
   await ok(folder, ["check", "--read-data"]);
   await ok(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"]);
   expect(readFileSync(join(folder, "web.raw")).equals(readFileSync(disk("web")))).toBe(true);
+  // named by its place, and the files know the key of that
+  await ok(folder, ["restore", join("backups", "points", objects(folder, "points")[0] as string), "--to", "placed.raw"]);
   const everything = ["plan.json", "events.jsonl", ".hypersdk/state.db", ...objects(folder, "").map((name) => join("backups", name))];
   for (const name of everything) expect([name, readFileSync(join(folder, name)).includes(passphrase)]).toEqual([name, false]);
 

@@ -1,10 +1,11 @@
-import { randomUUID } from "node:crypto";
+import { randomFillSync, randomUUID } from "node:crypto";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { Destination } from "../../src/destinations/destination.ts";
 import { type Exported, exportVm } from "../../src/exports/export-vm.ts";
 import type { ChunkedDisk } from "../../src/exports/manifest.ts";
 import { finderOfPoints } from "../../src/exports/verify.ts";
+import { HypersdkError } from "../../src/model/errors.ts";
 import { instantOf } from "../../src/model/instant.ts";
 import type { VmPath } from "../../src/model/vm-path.ts";
 import { checkRepository } from "../../src/repository/check.ts";
@@ -14,7 +15,7 @@ import { Repository } from "../../src/repository/repository.ts";
 import { failingDestination } from "../fakes/failing-destination.ts";
 import { memoryDestination } from "../fakes/memory-destination.ts";
 import { newTracker, type Tracker, trackingProvider } from "../fakes/tracking-provider.ts";
-import { bytes, KiB, random } from "../support/disks.ts";
+import { bytes, KiB, MiB, random } from "../support/disks.ts";
 import { contentOf, sealing } from "./support.ts";
 
 const chunk = 128 * KiB;
@@ -64,6 +65,26 @@ function exported(
 }
 
 const diskOf = ({ manifest }: Exported): ChunkedDisk => manifest.disks[0] as ChunkedDisk;
+
+describe("an export that was cut off", () => {
+  it("has its packs in an index, so that the next one does not send them again", async () => {
+    const store = memoryDestination({ name: "d", url: "memory:" });
+    let packs = 0;
+    const full: Destination = {
+      ...store,
+      put(path, data, options) {
+        if (path.startsWith("packs/") && ++packs === 3) throw new HypersdkError("DestinationFull", "no space left");
+        return store.put(path, data, options);
+      },
+    };
+    // nothing of it shrinks: two packs arrive, the third does not
+    const disk = randomFillSync(Buffer.alloc(40 * MiB));
+    await expect(exported(full, disk, newTracker())).rejects.toThrow("no space left");
+    const again = await exported(store, disk, newTracker());
+    expect(diskOf(again)).toMatchObject({ dataBytes: 40 * MiB });
+    expect(again.storedBytes).toBeLessThan(9 * MiB);
+  });
+});
 
 describe("an increment with changed blocks", () => {
   it("reads what changed and nothing else, and is a whole restore point with the hash of a whole read", async () => {

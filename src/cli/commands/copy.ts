@@ -1,8 +1,11 @@
 import { existsSync } from "node:fs";
 import { resolve } from "node:path";
 import type { Destination } from "../../destinations/destination.ts";
+import { isGone } from "../../destinations/gone.ts";
+import { damagedPacksOf } from "../../exports/damaged-packs.ts";
 import { claim, readMarker } from "../../exports/lineage.ts";
 import { isChunked } from "../../exports/manifest.ts";
+import { readManifest } from "../../exports/restore.ts";
 import { type StoredPoint, storeAgain } from "../../exports/stored-point.ts";
 import { verifyPoint } from "../../exports/verify.ts";
 import { formatBytes } from "../../model/bytes.ts";
@@ -10,7 +13,8 @@ import type { DesiredState, DestinationSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import type { ExportFormat } from "../../model/image-formats.ts";
 import type { RestorePoint } from "../../model/recorded.ts";
-import { Repository } from "../../repository/repository.ts";
+import { isRepositoryPoint } from "../../repository/points.ts";
+import { isDamage, Repository } from "../../repository/repository.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
 import { printable } from "../../ui/style.ts";
@@ -28,6 +32,7 @@ export interface CopyOptions extends SourceOptions, KeyOptions {
   readonly schedule?: string;
   readonly format?: ExportFormat;
   readonly layout?: DestinationSpec["layout"];
+  readonly adopt?: boolean;
 }
 
 /** Stores restore points at another destination too: one, or all good ones of a destination that are not there yet, oldest first. */
@@ -41,6 +46,7 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
   const copied: object[] = [];
   let isThere = 0;
   let isOpenTold = false;
+  let distrusted: ReadonlySet<string> | undefined;
   try {
     const layout = await layoutOf(target, desired, options);
     for (const open of points) {
@@ -48,7 +54,7 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
       const { source, repository, disks } = point.manifest;
       if (point.destination.spec.url === address.url)
         throw new HypersdkError("Usage", `${source.vm} as of ${source.instant} is at ${address.name} already`, { hint: "name another destination" });
-      if (state.artifacts.list().some((each) => each.destinationUrl === address.url && isSame(each, point))) {
+      if (await hasSound(target, state, point)) {
         isThere++;
         continue;
       }
@@ -56,8 +62,9 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
         isOpenTold = true;
         io.err(`${io.errStyle.yellow("warning")}: what is copied is encrypted where it is, and lies open at ${printable(address.name)}\n`);
       }
-      await claim(target, state.lineage, clock.now(), { adopt: false, layout, hasPoints: state.artifacts.hasAt(address.url) });
+      await claim(target, state.lineage, clock.now(), { adopt: options.adopt ?? false, layout, hasPoints: state.artifacts.hasAt(address.url) });
       const [first] = disks;
+      distrusted ??= await damagedPacksOf(target, badPointsAt(state, address.url), interrupts.signal);
       const format = options.format ?? repository?.restoreFormat ?? (first && !isChunked(first) ? first.format : "qcow2");
       const id = random.uuid();
       const progress = byteProgress(
@@ -67,7 +74,16 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
       const exported = await storeAgain(
         point,
         target,
-        { pointId: id, runId: id, lineage: state.lineage, toolVersion: toolVersion(), layout, format, compression: layout === "repository" ? "zstd" : "none" },
+        {
+          pointId: id,
+          runId: id,
+          lineage: state.lineage,
+          toolVersion: toolVersion(),
+          layout,
+          format,
+          compression: layout === "repository" ? "zstd" : "none",
+          distrusted,
+        },
         { clock, random },
         { signal: interrupts.signal, onRead: progress.add },
       ).finally(progress.stop);
@@ -115,6 +131,24 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
 
 async function sealsWhatItGets(target: Destination, layout: DestinationSpec["layout"]): Promise<boolean> {
   return layout === "repository" && ((await Repository.isSealed(target)) ?? target.encryption !== undefined);
+}
+
+/** Whether a copy of a point is there that is not known to be bad. */
+async function hasSound(target: Destination, state: State, point: StoredPoint): Promise<boolean> {
+  const copies = state.artifacts.list().filter((each) => each.destinationUrl === target.spec.url && each.state !== "bad" && isSame(each, point));
+  for (const { manifestPath } of copies) {
+    try {
+      await readManifest(target, manifestPath);
+      return true;
+    } catch (error) {
+      if (!isDamage(error) && !isGone(error)) throw error;
+    }
+  }
+  return false;
+}
+
+function badPointsAt(state: State, url: string): string[] {
+  return state.artifacts.badAt(url).flatMap(({ manifestPath }) => (isRepositoryPoint(manifestPath) ? [manifestPath] : []));
 }
 
 function isSame(one: RestorePoint, { manifest: { source } }: StoredPoint): boolean {

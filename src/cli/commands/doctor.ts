@@ -125,10 +125,10 @@ async function lookAtDestination(spec: DestinationSpec, recorded: RecordedThere 
   }
 }
 
-/** The folder itself, or what it would be made in. */
+/** The folder itself, or what it would be made in: an export makes one, and none above it, where a disk may not be mounted. */
 function requireWritable(path: string): void {
-  let existing = path;
-  while (!existsSync(existing)) existing = dirname(existing);
+  const existing = existsSync(path) ? path : dirname(path);
+  if (!existsSync(existing)) throw new HypersdkError("DestinationUnreachable", `${existing} is not there`, { hint: "make it, or mount what belongs there" });
   try {
     accessSync(existing, constants.W_OK | constants.X_OK);
   } catch (error) {

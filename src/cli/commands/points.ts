@@ -35,7 +35,7 @@ export interface PointSelection extends SourceOptions, KeyOptions {
 
 /** By the folder or manifest on this machine (no state needed), by id, or the newest good one of a VM, also as of a time. */
 export async function findPoint(id: string | undefined, options: PointSelection, io: Io): Promise<FoundPoint> {
-  if (id !== undefined && existsSync(resolve(io.cwd, id))) return pointAt(resolve(io.cwd, id), options, io.cwd);
+  if (id !== undefined && existsSync(resolve(io.cwd, id))) return pointAt(resolve(io.cwd, id), options, io);
   const { points, addressOf, isCopy, pathOf } = await recordedPoints(options, io);
   const point = choose(points, id, options, isCopy, pathOf);
   if (id === undefined && !io.json && !io.quiet) io.err(`${chosenText(point, points)}\n`);
@@ -45,7 +45,23 @@ export async function findPoint(id: string | undefined, options: PointSelection,
   ] as const)
     if (id !== undefined && wanted !== undefined && wanted !== is)
       throw new HypersdkError("Usage", `the restore point ${point.id.slice(0, 8)} is not of ${flag} ${wanted}, but of ${is}`);
-  return openPoint(point, addressOf(point));
+  try {
+    return await openPoint(point, addressOf(point));
+  } catch (error) {
+    throw id === undefined ? orAnother(error, point, points, (rest) => choose(rest, id, options, isCopy, pathOf)) : error;
+  }
+}
+
+/** A point that was chosen and cannot be read: the error says which is the next one, as nobody chose this one by name. */
+function orAnother(error: unknown, chosen: RestorePoint, points: readonly RestorePoint[], choose: (points: readonly RestorePoint[]) => RestorePoint): unknown {
+  if (!(error instanceof HypersdkError)) return error;
+  try {
+    const next = choose(points.filter((point) => point !== chosen));
+    const what = `${next.id.slice(0, 8)} of schedule ${next.schedule}, as of ${next.instant}, at ${printable(next.destination)}`;
+    return new HypersdkError(error.code, error.message, { cause: error, hint: `${error.hint ? `${error.hint}; ` : ""}the next one is ${what}: name its id` });
+  } catch {
+    return error;
+  }
 }
 
 /** @param address where the destination of that name is now, where the files still have it: a work tree may have moved */
@@ -56,7 +72,7 @@ export async function openPoint(point: RestorePoint, address: DestinationAddress
   } catch (error) {
     if (!(error instanceof HypersdkError && (error.code === "NotFound" || error.code === "ArtifactDamaged"))) throw error;
     if (address.url !== point.destinationUrl) return openPoint(point, { ...address, url: point.destinationUrl });
-    if (!(await readMarker(destination))) throw emptied(destination);
+    if (!(await readMarker(destination))) throw emptied(destination, "mount what belongs there");
     if (error.code === "ArtifactDamaged") throw error;
     throw new HypersdkError("ArtifactDamaged", `the restore point ${point.id} is gone: ${point.manifestPath} is not at ${point.destination}`, { cause: error });
   }
@@ -154,12 +170,25 @@ function choose(
   });
 }
 
-async function pointAt(path: string, options: KeyOptions, cwd: string): Promise<FoundPoint> {
+async function pointAt(path: string, options: SourceOptions & KeyOptions, io: Io): Promise<FoundPoint> {
   const manifest = statSync(path).isDirectory() ? `${path}/${manifestName}` : path;
   // a repository's manifest lies two folders below it, that of images beside them
   const inRepository = relative(resolve(manifest, "../../.."), manifest);
   const root = isRepositoryPoint(inRepository) ? resolve(manifest, "../../..") : resolve(manifest, "../..");
-  const destination = await adapters.openDestination(withKey({ name: root, url: `file://${root}` }, options, cwd));
-  const manifestPath = relative(root, manifest);
-  return { destination, manifestPath, manifest: await readManifest(destination, manifestPath), point: undefined };
+  const url = `file://${root}`;
+  const read = async (address: DestinationAddress): Promise<FoundPoint> => {
+    const destination = await adapters.openDestination(withKey(address, options, io.cwd));
+    const manifestPath = relative(root, manifest);
+    return { destination, manifestPath, manifest: await readManifest(destination, manifestPath), point: undefined };
+  };
+  try {
+    return await read({ name: root, url });
+  } catch (error) {
+    if (!(error instanceof HypersdkError && error.code === "KeyRefused") || options.keyFile !== undefined) throw error;
+    // no files are needed for a point that was named by its place; where there are some, they may know the key
+    const { desired } = await load(options, io.env, io.cwd).catch(() => ({ desired: undefined }));
+    const named = desired?.destinations.find((each) => each.url === url);
+    if (!named) throw error;
+    return read(named);
+  }
 }
