@@ -32,10 +32,13 @@ export function openEventLog(target: string | undefined, logLevel: string | unde
     throw new HypersdkError("Usage", `cannot write the events to ${target}: ${errnoText(error)}`, { cause: error });
   }
   let isBroken = false;
+  // a process that was killed may have written half of its last line
+  let begins = appends && target !== "-" && isCut(target) ? "\n" : "";
   const line = (object: object): void => {
     if (isBroken) return;
     try {
-      const text = `${JSON.stringify(object)}\n`;
+      const text = `${begins}${JSON.stringify(object)}\n`;
+      begins = "";
       // a pipe takes what it has room for: the stream keeps the rest until its reader is ready
       if (target === "-") process.stderr.write(text);
       else writeWhole(descriptor, Buffer.from(text));
@@ -45,8 +48,6 @@ export function openEventLog(target: string | undefined, logLevel: string | unde
       process.stderr.write(`warning: the events are no longer written to ${target}: ${errnoText(error)}\n`);
     }
   };
-  // a process that was killed may have written half of its last line
-  if (appends && target !== "-" && isCut(target)) writeWhole(descriptor, Buffer.from("\n"));
   line({ type: "version", at: clock.now(), level: "info", message: `hypersdk ${toolVersion()}`, formatVersion: 1, version: toolVersion() });
   const progress = new Map<string, { bytes: number; toldMs: number }>();
   return {

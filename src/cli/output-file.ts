@@ -10,6 +10,14 @@ export function refuseForeign(path: string, option: string, begins: string): voi
   const stat = statSync(path, { throwIfNoEntry: false });
   // a terminal, a pipe and nothing at all take what they are given; a device may be the disk of a machine
   const isFree = stat === undefined || !(stat.isFile() || stat.isBlockDevice()) || (stat.isFile() && stat.size === 0);
-  if (isFree || (stat.isFile() && readSlice(path, 0, begins.length).toString() === begins)) return;
+  if (isFree || (stat.isFile() && beginningOf(path, begins.length) === begins)) return;
   throw new HypersdkError("Usage", `${path} is there, and was not made by ${option}`, { hint: "name another file, or remove it first" });
+}
+
+function beginningOf(path: string, bytes: number): string | undefined {
+  try {
+    return readSlice(path, 0, bytes).toString();
+  } catch {
+    return undefined;
+  }
 }

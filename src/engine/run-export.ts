@@ -1,7 +1,7 @@
 import type { Destination } from "../destinations/destination.ts";
 import { damagedPacksOf } from "../exports/damaged-packs.ts";
 import { type Exported, exportVm } from "../exports/export-vm.ts";
-import { claim } from "../exports/lineage.ts";
+import { claim, stillClaimed } from "../exports/lineage.ts";
 import { isChunked, type Manifest } from "../exports/manifest.ts";
 import { keepImage } from "../exports/stored-point.ts";
 import { verifyPoint } from "../exports/verify.ts";
@@ -197,6 +197,7 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
     },
     signal,
   );
+  await stillClaimed(destination, state.lineage);
   recordPoint(work, exported, lease, context);
   const { repositoryId: idNow, keyId: keyNow } = exported;
   if (idNow !== undefined && idNow !== repositoryId) state.write(lease, () => state.configuration.setMeta(idAt, idNow));

@@ -101,6 +101,18 @@ export async function claim(destination: Destination, lineage: string, now: Inst
   await destination.put(markerPath, `${JSON.stringify({ ...mine, layout: marker.layout, createdAt: marker.createdAt }, null, 2)}\n`);
 }
 
+/**
+ * After an export: that it went where it was claimed. A disk that was unmounted in the middle leaves a folder in its place, which takes
+ * everything and holds nothing of what was there.
+ */
+export async function stillClaimed(destination: Destination, lineage: string): Promise<void> {
+  if ((await readMarker(destination))?.lineage === lineage) return;
+  const { name } = destination.spec;
+  throw new HypersdkError("DestinationUnreachable", `${name} is not what it was when the export began: a part of it may lie elsewhere`, {
+    hint: "is it still mounted? What lies in the folder under it is of no use",
+  });
+}
+
 /** What lies at a destination whose marker cannot say it; undefined where no restore point does. */
 async function layoutThere(destination: Destination): Promise<DestinationMarker["layout"] | undefined> {
   const { configPath } = await import("../repository/repository.ts");

@@ -52,6 +52,12 @@ export function partialName(path: string, token: string): string {
   return partial;
 }
 
+/** Removes the temporary neighbour of a file, if it is still there. */
+export async function removePartial(partial: string): Promise<void> {
+  await rm(partial, { force: true });
+  unfinished.delete(partial);
+}
+
 /** Partial files of this process that may still be there: a process that leaves at once takes them with it. */
 const unfinished = new Set<string>();
 let isListening = false;
@@ -107,7 +113,7 @@ export async function writeDurably(path: string, data: FileContent, token: strin
     }
     await publish(partial, path);
   } catch (error) {
-    await rm(partial, { force: true });
+    await removePartial(partial);
     throw fileError(path, error);
   }
 }

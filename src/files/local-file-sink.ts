@@ -154,6 +154,8 @@ export function fileError(path: string, error: unknown): unknown {
     case "ENOTDIR":
     case "ELOOP":
     case "EIO":
+    case "ESTALE":
+    case "EUCLEAN":
       return new HypersdkError("DestinationUnreachable", `cannot write ${path}: ${errnoOf(error)}`, details);
     case "EISDIR":
     case "ERR_FS_EISDIR":

@@ -71,9 +71,17 @@ export class HypersdkError extends Error {
 
 /** The errno of a system error (`ENOENT`, `ENOSPC`, …), or undefined for anything else. */
 export function errnoOf(error: unknown): string | undefined {
-  const code = error instanceof Error ? (error as NodeJS.ErrnoException).code : undefined;
-  return typeof code === "string" ? code : undefined;
+  if (!(error instanceof Error)) return undefined;
+  const { code, errno } = error as NodeJS.ErrnoException;
+  return typeof code === "string" ? (unnamed.get(errno) ?? code) : undefined;
 }
+
+/** What Linux says and libuv has no name for: a network's file handle that is no more, a damaged file system, a quota. */
+const unnamed: ReadonlyMap<number | undefined, string> = new Map([
+  [-116, "ESTALE"],
+  [-117, "EUCLEAN"],
+  [-122, "EDQUOT"],
+]);
 
 const errnoWords: Readonly<Record<string, string>> = {
   EACCES: "no permission",
@@ -84,6 +92,8 @@ const errnoWords: Readonly<Record<string, string>> = {
   ELOOP: "its links lead in a circle",
   ENOSPC: "no space left",
   EDQUOT: "no space left",
+  ESTALE: "the file server knows it no more",
+  EUCLEAN: "its file system is damaged",
   EROFS: "its file system is read-only",
   EADDRINUSE: "something else listens there",
   ECONNREFUSED: "nobody listens there",

@@ -170,6 +170,8 @@ class ChunkThread {
     this.#worker = new Worker(`(${onThread})(require("node:worker_threads").workerData, ${named}, ${mayHold}, ${compressor}, ${numbers})`, {
       eval: true,
       execArgv: [],
+      // where memory is limited, the room that V8 sets aside for code by default would not be had, which ends the process
+      resourceLimits: { codeRangeSizeMb: 16, maxOldGenerationSizeMb: 64, maxYoungGenerationSizeMb: 16 },
       workerData: { rooms: this.#rooms, port: port2 },
       transferList: [port2],
     });

@@ -544,6 +544,21 @@ describe("a restore point whose removal was cut off", () => {
     rmSync(join(folder, "exports", last));
     expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 11, stdout: expect.stringContaining("is gone") as string });
   });
+
+  it("is damage where the manifest is there, and what it names is not", async () => {
+    const folder = tree(yaml.replace("destination: file:./exports", "destination: file:./exports\n    retention: {keepLast: 1}"));
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    await hypersdk(folder, ["run", "nightly"]);
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    execFileSync("sqlite3", [
+      join(folder, ".hypersdk", "state.db"),
+      "UPDATE artifacts SET expires_at = '2026-01-01T00:00:00.000Z' WHERE expires_at IS NOT NULL",
+    ]);
+    const [oldest] = manifestsOf(folder) as [string, string];
+    const at = join(folder, "exports", dirname(oldest));
+    rmSync(join(at, readdirSync(at).find((file) => file.startsWith("disk-")) as string));
+    expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 11, stdout: expect.stringContaining("1 damaged") as string });
+  });
 });
 
 describe("a slip of the hand", () => {

@@ -103,6 +103,20 @@ describe("an export whose lock is broken while it works", () => {
   });
 });
 
+describe("a destination that is unmounted while an export writes", () => {
+  it("is no place of a restore point: the next attempt makes it", async () => {
+    const { state, pass, files } = installation();
+    let stored = 0;
+    const { types, events } = await pass(({ type }) => {
+      // in its place is a folder that takes everything, and has nothing of what was there
+      if (type === "disk_stored" && stored++ === 0) files.delete("hypersdk-destination.json");
+    }, asItIs);
+    expect(types.filter((type) => type !== "export_verifying")).toEqual(["export_started", "export_retried", "export_started", "export_completed"]);
+    expect(events.find(({ type }) => type === "export_retried")).toMatchObject({ code: "DestinationUnreachable" });
+    expect(state.artifacts.list()).toHaveLength(1);
+  });
+});
+
 describe("a point that is published and not yet proved", () => {
   it("is not exported again when the store is away for a moment: it is proved at the next attempt", async () => {
     const { state, pass } = installation();

@@ -3,7 +3,7 @@ import { resolve } from "node:path";
 import type { Destination } from "../../destinations/destination.ts";
 import { isGone } from "../../destinations/gone.ts";
 import { damagedPacksOf } from "../../exports/damaged-packs.ts";
-import { claim, readMarker } from "../../exports/lineage.ts";
+import { claim, readMarker, stillClaimed } from "../../exports/lineage.ts";
 import { isChunked } from "../../exports/manifest.ts";
 import { readManifest } from "../../exports/restore.ts";
 import { type StoredPoint, storeAgain } from "../../exports/stored-point.ts";
@@ -87,6 +87,7 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
         { clock, random },
         { signal: interrupts.signal, onRead: progress.add },
       ).finally(progress.stop);
+      await stillClaimed(target, state.lineage);
       await verifyPoint(target, exported.manifestPath, exported.manifest, "stored", { signal: interrupts.signal });
       state.writeUnlocked(() => {
         state.artifacts.add(

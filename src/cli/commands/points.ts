@@ -64,6 +64,13 @@ function orAnother(error: unknown, chosen: RestorePoint, points: readonly Restor
   }
 }
 
+/** Its manifest is not there: without it, nothing of a point is. */
+export class PointGone extends HypersdkError {
+  constructor({ id, manifestPath, destination }: RestorePoint, cause: unknown) {
+    super("ArtifactDamaged", `the restore point ${id} is gone: ${manifestPath} is not at ${destination}`, { cause });
+  }
+}
+
 /** @param address where the destination of that name is now, where the files still have it: a work tree may have moved */
 export async function openPoint(point: RestorePoint, address: DestinationAddress): Promise<FoundPoint> {
   const destination = await adapters.openDestination(address);
@@ -74,7 +81,7 @@ export async function openPoint(point: RestorePoint, address: DestinationAddress
     if (address.url !== point.destinationUrl) return openPoint(point, { ...address, url: point.destinationUrl });
     if (!(await readMarker(destination))) throw emptied(destination, "mount what belongs there");
     if (error.code === "ArtifactDamaged") throw error;
-    throw new HypersdkError("ArtifactDamaged", `the restore point ${point.id} is gone: ${point.manifestPath} is not at ${point.destination}`, { cause: error });
+    throw new PointGone(point, error);
   }
 }
 

@@ -12,7 +12,7 @@ import type { Io } from "../io.ts";
 import { load } from "../load.ts";
 import { timeOption } from "../time-option.ts";
 import { byteProgress } from "./byte-progress.ts";
-import { type FoundPoint, findPoint, openPoint, type PointSelection, recordedPoints } from "./points.ts";
+import { type FoundPoint, findPoint, openPoint, PointGone, type PointSelection, recordedPoints } from "./points.ts";
 
 export interface VerifyOptions extends PointSelection {
   readonly level?: "checksum" | "restore" | "boot";
@@ -114,14 +114,7 @@ async function chosenPoints(options: VerifyOptions, io: Io): Promise<Awaited<Ret
 /** The manifest goes before the state hears of it: a process that was killed in between leaves a point that is listed, and no damage. */
 function isBeingRemoved({ expiresAt, held }: RestorePoint, error: unknown): boolean {
   // within its time of grace nothing removes it
-  return (
-    expiresAt !== undefined &&
-    expiresAt <= clock.now() &&
-    !held &&
-    error instanceof HypersdkError &&
-    error.cause instanceof HypersdkError &&
-    error.cause.code === "NotFound"
-  );
+  return error instanceof PointGone && expiresAt !== undefined && expiresAt <= clock.now() && !held;
 }
 
 function failureOf({ id, vmPath, instant }: RestorePoint, { code, message }: HypersdkError) {

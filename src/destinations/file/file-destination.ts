@@ -2,7 +2,7 @@ import { existsSync, readdirSync, statSync } from "node:fs";
 import { link, open, rm, rmdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { type ByteFile, openByteFile } from "../../converters/byte-file.ts";
-import { makeFolder, partialEnding, partialName, publish, syncFolder, writeContent, writeDurably } from "../../files/durable.ts";
+import { makeFolder, partialEnding, partialName, publish, removePartial, syncFolder, writeContent, writeDurably } from "../../files/durable.ts";
 import { fileError, LocalFileSink } from "../../files/local-file-sink.ts";
 import type { FileContent } from "../../model/byte-sink.ts";
 import type { DestinationAddress } from "../../model/desired.ts";
@@ -105,7 +105,7 @@ async function putOnce(final: string, data: FileContent, token: string): Promise
     await writeContent(file, data).finally(() => file.sync().finally(() => file.close()));
     await link(partial, final).finally(() => syncFolder(dirname(final)));
   } finally {
-    await rm(partial, { force: true });
+    await removePartial(partial);
   }
 }
 
@@ -125,7 +125,7 @@ function uploadOver(sink: LocalFileSink, partial: string, final: string): Upload
     },
     async abort() {
       await sink.abort();
-      await rm(partial, { force: true }).catch(() => {});
+      await removePartial(partial).catch(() => {});
     },
   };
 }
