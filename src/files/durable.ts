@@ -2,6 +2,8 @@ import { constants, rmSync } from "node:fs";
 import { type FileHandle, mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import type { FileContent } from "../model/byte-sink.ts";
+import { errnoOf } from "../model/errors.ts";
+import { wholePagesOf } from "../model/page-memory.ts";
 import { fileError, guard } from "./local-file-sink.ts";
 
 /** Makes a folder entry (a new name, a renamed file) survive a power cut. */
@@ -91,13 +93,47 @@ export async function publish(partial: string, path: string, durable: boolean = 
   });
 }
 
-/** Writes what is the whole content of a new file. */
-export async function writeContent(file: FileHandle, content: FileContent): Promise<void> {
+/** Writes what is the whole content of a new file, which is open. */
+export async function writeContent(file: FileHandle, path: string, content: FileContent): Promise<void> {
   if (typeof content === "string" || content instanceof Uint8Array) return file.writeFile(content);
-  const { bytesWritten } = await file.writev(content);
-  const rest = content.reduce((sum, { length }) => sum + length, 0) - bytesWritten;
-  // the system may take less than it was given: what a full disk says of the rest is said then
-  if (rest > 0) await file.writeFile(Buffer.concat(content).subarray(bytesWritten));
+  let done = await writePages(path, wholePagesOf(content));
+  for (let rest = behind(content, done); rest.length > 0; rest = behind(content, done)) done += (await file.writev(rest, done)).bytesWritten;
+}
+
+/** From so many bytes on, memory and file are put past the page cache: a second way to open the file costs more than it saves for fewer. */
+const worthBytes = 2 ** 20;
+
+/**
+ * Writes the beginning of a file past the page cache: what is stored is not read again soon, and pages of the cache would be taken for it from
+ * what runs on the machine. It is synced as any other.
+ * @returns the bytes that were written: none where the file system knows no such writing
+ */
+async function writePages(path: string, pages: readonly Uint8Array[]): Promise<number> {
+  if (lengthOf(pages) < worthBytes || constants.O_DIRECT === undefined) return 0;
+  try {
+    const file = await open(path, constants.O_WRONLY | constants.O_NOFOLLOW | constants.O_DIRECT);
+    return await file
+      .writev(pages, 0)
+      .then(({ bytesWritten }) => bytesWritten)
+      .finally(() => file.close());
+  } catch (error) {
+    if (["EINVAL", "ENOTSUP", "EOPNOTSUPP"].includes(errnoOf(error) ?? "")) return 0;
+    throw error;
+  }
+}
+
+function behind(content: readonly Uint8Array[], bytes: number): Uint8Array[] {
+  const rest: Uint8Array[] = [];
+  let at = 0;
+  for (const data of content) {
+    if (at + data.length > bytes) rest.push(data.subarray(Math.max(0, bytes - at)));
+    at += data.length;
+  }
+  return rest;
+}
+
+function lengthOf(content: readonly Uint8Array[]): number {
+  return content.reduce((sum, { length }) => sum + length, 0);
 }
 
 /** Writes a small file whole or not at all. */
@@ -106,7 +142,7 @@ export async function writeDurably(path: string, data: FileContent, token: strin
   try {
     const file = await open(partial, "wx", 0o600);
     try {
-      await writeContent(file, data);
+      await writeContent(file, partial, data);
       await file.sync();
     } finally {
       await file.close();

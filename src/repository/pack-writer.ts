@@ -1,4 +1,5 @@
 import { crc32 } from "node:zlib";
+import { pageMemory } from "../model/page-memory.ts";
 import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
 import { encodeEntry, nameOf, type PackDirectory, packBytes, packsFolder, packTrailer } from "./layout.ts";
 import type { Repository } from "./repository.ts";
@@ -21,8 +22,8 @@ export interface PackedChunk {
 
 /** A pack that is being filled. */
 interface OpenPack {
-  /** Each up to its length; the last has room behind it. */
-  readonly parts: { readonly memory: Buffer; length: number }[];
+  /** All full but the last. */
+  readonly parts: Buffer[];
   readonly directory: Buffer[];
   bytes: number;
   crc: number;
@@ -51,16 +52,8 @@ export class PackWriter {
     const pack = this.#pack;
     pack.directory.push(encodeEntry({ id, offset: pack.bytes, storedBytes: stored.length, rawBytes, method }));
     pack.crc = crc32(stored, pack.crc);
-    pack.bytes += stored.length;
-    let part = pack.parts.at(-1);
-    if (!part || part.length + stored.length > part.memory.length) pack.parts.push((part = { memory: this.#memory(stored.length), length: 0 }));
-    part.memory.set(stored, part.length);
-    part.length += stored.length;
+    append(stored, pack, () => this.#spare.pop() ?? pageMemory(partBytes));
     if (pack.bytes >= packBytes) await this.#close();
-  }
-
-  #memory(bytes: number): Buffer {
-    return (bytes <= partBytes ? this.#spare.pop() : undefined) ?? Buffer.allocUnsafeSlow(Math.max(partBytes, bytes));
   }
 
   /** Sends what is left and writes the index: every chunk that was added can be found by others then. */
@@ -84,9 +77,9 @@ export class PackWriter {
     const trailer = packTrailer(entries.length, crc);
     const sealed = await this.#repository.sealing.seal("directory", directory);
     const name = nameOf(sealed, trailer);
-    const content = [...parts.map(({ memory, length }) => memory.subarray(0, length)), sealed, trailer];
+    const content = [...parts.map((part, i) => part.subarray(0, bytes - i * partBytes)), sealed, trailer];
     const upload = this.#repository.destination.put(`${packsFolder}/${name}`, content, { exclusive: true }).then(() => {
-      this.#spare.push(...parts.map(({ memory }) => memory).filter(({ length }) => length === partBytes));
+      this.#spare.push(...parts);
       this.sentBytes += bytes + sealed.length + trailer.length;
       this.packs.push(this.#index.add({ name, directory }));
       this.#unindexed.push({ name, directory });
@@ -104,6 +97,18 @@ export class PackWriter {
     this.#unindexed = [];
     await this.#repository.saveIndex(packs);
     this.sentBytes += packs.reduce((sum, { directory }) => sum + directory.length, 0);
+  }
+}
+
+/** Copies a chunk behind what is there. */
+function append(stored: Uint8Array, pack: OpenPack, memory: () => Buffer): void {
+  for (let done = 0; done < stored.length; ) {
+    const at = pack.bytes % partBytes;
+    if (at === 0) pack.parts.push(memory());
+    const piece = stored.subarray(done, done + partBytes - at);
+    pack.parts.at(-1)?.set(piece, at);
+    pack.bytes += piece.length;
+    done += piece.length;
   }
 }
 

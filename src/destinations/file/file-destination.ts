@@ -102,7 +102,7 @@ async function putOnce(final: string, data: FileContent, token: string): Promise
   const partial = partialName(final, token);
   try {
     const file = await open(partial, "wx", 0o600);
-    await writeContent(file, data).finally(() => file.sync().finally(() => file.close()));
+    await writeContent(file, partial, data).finally(() => file.sync().finally(() => file.close()));
     await link(partial, final).finally(() => syncFolder(dirname(final)));
   } finally {
     await removePartial(partial);
