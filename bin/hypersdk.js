@@ -1,9 +1,10 @@
 #!/usr/bin/env node
-// Node 20 would fail somewhere deep inside; say what is needed instead.
-import { existsSync, lstatSync, mkdirSync, statSync } from "node:fs";
+// Node 20 would fail somewhere deep inside; say what is needed instead. CommonJS, as the program itself: docs/decisions/014 says why.
+const { existsSync, lstatSync, mkdirSync, statSync } = require("node:fs");
+const { join } = require("node:path");
 
 const [major, minor] = process.versions.node.split(".").map(Number);
-const inThisPackage = (path) => new URL(`../${path}`, import.meta.url);
+const inThisPackage = (path) => join(__dirname, "..", path);
 const program = inThisPackage("dist/cli/main.cjs");
 if (major < 22 || (major === 22 && minor < 22)) {
   const hint = existsSync(inThisPackage("tsconfig.json")) ? '; "npm run" in its folder uses the right one' : "";
@@ -17,7 +18,7 @@ if (major < 22 || (major === 22 && minor < 22)) {
   const cache = process.env.NODE_COMPILE_CACHE ? undefined : codeCache(process.env);
   // before the first module of ours is compiled
   if (cache) process.getBuiltinModule("node:module").enableCompileCache(cache);
-  await import(program);
+  require(program);
 }
 
 /** Where compiled code is kept: a folder that is this user's alone, since what lies in it is run. */

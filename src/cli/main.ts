@@ -38,7 +38,7 @@ void main(process.argv.slice(2)).then((exitCode) => {
 async function main(argv: string[]): Promise<number> {
   const ran = { exitCode: 0 as number };
   let io: Io | undefined;
-  const program = makeProgram((options: GlobalOptions) => (io = makeIo(options)), ran);
+  const program = makeProgram((options: GlobalOptions) => (io = makeIo(options)), ran, argv);
   const args = withEnvironmentArgs(argv, process.env, program);
   try {
     if (args.length === 0) {

@@ -6,6 +6,9 @@ import type { GlobalOptions, Io } from "./io.ts";
 /** Commands whose work can be followed by a program. */
 const tellsEvents: readonly string[] = ["apply", "run", "watch"];
 
+/** What is answered from all commands. */
+const aboutAll: readonly string[] = ["help", "--help", "-h", "__complete"];
+
 /** Runs one command: gets what the person said and gives the exit code. */
 type Run = (args: readonly string[], options: never, io: Io) => Promise<number>;
 
@@ -13,8 +16,12 @@ interface Ran {
   exitCode: number;
 }
 
-/** Every command with its options and examples. The code behind each is loaded when it runs. */
-export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): Command {
+/**
+ * Every command with its examples and, where one is asked for, its options: to make those of all takes as long as the rest of a short command.
+ * The code behind each is loaded when it runs.
+ * @param words what the person said; without them all commands have their options
+ */
+export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran, words?: readonly string[]): Command {
   const program = new Command("hypersdk")
     .description("Keeps VM exports as the YAML in a git repository says: plan, apply, restore.")
     .option("--json", "print one JSON document on stdout")
@@ -27,6 +34,8 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
     .showHelpAfterError(false)
     .addHelpText("after", `\n${exitCodeHelp}\n\nExamples:\n  hypersdk init && hypersdk plan\n  hypersdk apply --auto-approve=safe`);
 
+  const isAboutAll = words === undefined || words.some((word) => aboutAll.includes(word));
+  const isAsked = (command: Command): boolean => isAboutAll || words.includes(command.name());
   const define = (parent: Command, spec: string, description: string, examples: readonly [string, string], run: Run): Command => {
     const command = parent
       .command(spec)
@@ -40,7 +49,7 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
         self.error(`error: ${self.name()} tells no events: --events is for ${tellsEvents.join(" and ")}`);
       ran.exitCode = await run(args, options as never, makeIo(options));
     });
-    return command;
+    return isAsked(command) || isAsked(parent) ? command : unasked;
   };
   const add = (spec: string, description: string, examples: readonly [string, string], run: Run): Command => define(program, spec, description, examples, run);
   const group = (name: string, description: string, examples: readonly [string, string]): Command =>
@@ -491,8 +500,16 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran): C
   );
   for (const command of allOf(program))
     command.exitOverride().configureOutput({ writeErr: (text) => void (text.startsWith("Usage:") && process.stderr.write(text)) });
-  return program;
+  return program.commands.some(isAsked) ? program : makeProgram(makeIo, ran);
 }
+
+/** Stands for a command that nobody asked for: takes options, and has none. */
+const unasked: Command = {
+  option: () => unasked,
+  requiredOption: () => unasked,
+  addOption: () => unasked,
+  addArgument: () => unasked,
+} satisfies Partial<Record<keyof Command, () => Command>> as Partial<Command> as Command;
 
 function* allOf(command: Command): Generator<Command> {
   yield command;

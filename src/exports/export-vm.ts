@@ -315,7 +315,7 @@ async function storeChunks(
       publish: (path, manifest) => publishPoint(finished, path, manifest),
     };
   } catch (error) {
-    await session?.writer.abandon();
+    await session?.abandon();
     throw error;
   }
 }

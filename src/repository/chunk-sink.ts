@@ -14,6 +14,8 @@ import { isDamage, type Present, type Repository } from "./repository.ts";
 const bytesAtOnce = 1.5 * 2 ** 20;
 const hashedAtOnce = 4 * 2 ** 20;
 const fewestAtOnce = 4;
+/** Segments on their way to the store at once, of 256 KiB where chunks have 128. */
+const segmentsAtOnce = 4;
 
 /** A disk as a repository holds it. */
 export interface StoredDisk {
@@ -39,6 +41,8 @@ export class ChunkSession {
   readonly compresses: boolean;
   readonly present: Present;
   segmentBytes = 0;
+  /** Segments on their way to the store. */
+  readonly #putting = new Set<Promise<void>>();
 
   private constructor(repository: Repository, index: ChunkIndex, present: Present, compresses: boolean) {
     this.repository = repository;
@@ -54,10 +58,27 @@ export class ChunkSession {
     return new ChunkSession(repository, index, present, compresses);
   }
 
+  /** Sends a list of ids, and waits while many are on their way. @returns its name */
+  async saveSegment(chunkBytes: number, ids: Buffer): Promise<string> {
+    const { name, bytes, put } = await this.repository.packSegment(chunkBytes, ids);
+    this.segmentBytes += bytes;
+    const putting = put();
+    this.#putting.add(putting);
+    // a failed one stays in the set: whoever waits next meets it
+    putting.then(() => this.#putting.delete(putting)).catch(() => {});
+    if (this.#putting.size >= segmentsAtOnce) await Promise.race(this.#putting);
+    return name;
+  }
+
   /** Everything is at the store and can be found. */
   async finish(): Promise<void> {
-    await this.writer.finish();
+    await Promise.all([this.writer.finish(), ...this.#putting]);
     for (const pack of this.writer.packs) this.used.add(pack);
+  }
+
+  /** Waits for what is on its way, without caring how it ends. What can be found then need not be sent again. */
+  async abandon(): Promise<void> {
+    await Promise.allSettled([this.writer.abandon(), ...this.#putting]);
   }
 }
 
@@ -125,23 +146,19 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   async function endSegment(): Promise<void> {
     if (ids.length === 0) segments.push(null);
     else {
-      const name = (await sameAsBefore(segments.length)) ?? (await saved());
+      const name = (await sameAsBefore(segments.length)) ?? (await session.saveSegment(chunkBytes, ids));
       session.segments.add(name);
       segments.push(name);
     }
     ids = Buffer.alloc(0);
-  }
-  async function saved(): Promise<string> {
-    const { name, bytes } = await repository.saveSegment(chunkBytes, ids);
-    session.segmentBytes += bytes;
-    return name;
   }
   /** The segment of the point before, where nothing of this GiB has changed since. */
   async function sameAsBefore(segment: number): Promise<string | undefined> {
     const name = before?.segments[segment];
     if (!before || !name || before.virtualBytes !== sizeBytes || before.chunkBytes !== chunkBytes || !session.present.isUsable(name)) return undefined;
     try {
-      return (await segmentsOf(repository, before).load(segment)).equals(ids) ? name : undefined;
+      const there = kept ? await kept.idsOf(segment) : await segmentsOf(repository, before).load(segment);
+      return there.equals(ids) ? name : undefined;
     } catch (error) {
       // one that is damaged is written anew
       if (isDamage(error)) return undefined;

@@ -20,7 +20,7 @@ export interface ChunkList {
 const bytesAtOnce = 4 * 2 ** 20;
 /** Chunks and segments kept for readers that ask for a part of one after the other. */
 const bytesKept = 16 * 2 ** 20;
-const segmentsKept = 4;
+export const segmentsKept = 4;
 
 /** Tells of a chunk that somebody has already, and need not read: its offset, its length and its id. */
 export type IsPresent = (offset: number, length: number, id: Buffer) => Promise<boolean>;
@@ -228,7 +228,7 @@ export async function contentHashOf(repository: Repository, disk: Omit<ChunkList
 }
 
 /** The results that were asked for last; a failed one is not kept. */
-class Recent<K, V extends Promise<unknown>> {
+export class Recent<K, V extends Promise<unknown>> {
   readonly #values = new Map<K, V>();
   readonly #most: number;
 

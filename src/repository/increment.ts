@@ -1,7 +1,7 @@
 import { type BlockSource, type ByteRange, clip, isZero } from "../converters/block-source.ts";
 import type { PackInfo } from "./chunk-index.ts";
 import type { ChunkSession } from "./chunk-sink.ts";
-import { type ChunkList, segmentsOf } from "./disk-source.ts";
+import { type ChunkList, Recent, segmentsKept, segmentsOf } from "./disk-source.ts";
 import { idBytes, isZeroId, segmentBytes } from "./layout.ts";
 import { isDamage } from "./repository.ts";
 import { sha256 } from "./sha256.ts";
@@ -53,11 +53,8 @@ export async function incrementSince(session: ChunkSession, before: ChunkList, s
   const packs = new Set<PackInfo>();
   const segments = segmentsOf(repository, before);
   const lost = new Map<number, Promise<Buffer>>();
-  let loaded: { readonly segment: number; readonly ids: Promise<Buffer> } | undefined;
-  const idsOf = (segment: number): Promise<Buffer> => {
-    if (loaded?.segment !== segment) loaded = { segment, ids: lost.get(segment) ?? segments.load(segment) };
-    return loaded.ids;
-  };
+  const loaded = new Recent<number, Promise<Buffer>>(segmentsKept);
+  const idsOf = (segment: number): Promise<Buffer> => loaded.get(segment, () => lost.get(segment) ?? segments.load(segment));
   for (let segment = 0; segment < segments.count; segment++) {
     if (segments.isEmpty(segment)) continue;
     const first = segment * segments.chunksEach;
@@ -68,7 +65,6 @@ export async function incrementSince(session: ChunkSession, before: ChunkList, s
     if (!ids) {
       // its list is lost, so that nothing is known of this GiB, and nothing of it is kept
       lost.set(segment, Promise.resolve(Buffer.alloc(segments.chunksEach * idBytes)));
-      loaded = undefined;
       for (let chunk = first; chunk < Math.min(chunks, first + segments.chunksEach); chunk++) isRead.set(chunk);
       continue;
     }

@@ -230,12 +230,12 @@ export class Repository {
     return all.flat();
   }
 
-  async saveSegment(chunkBytes: number, ids: Buffer): Promise<{ readonly name: string; readonly bytes: number }> {
+  /** A list of ids as an object of its own. @returns what it will be called, and puts it there */
+  async packSegment(chunkBytes: number, ids: Buffer): Promise<{ readonly name: string; readonly bytes: number; put(): Promise<void> }> {
     const packed = zstdCompressSync(encodeSegment(chunkBytes, ids), { params: { [constants.ZSTD_c_compressionLevel]: 1 } });
-    const bytes = await this.sealing.seal("segment", packed);
-    const name = nameOf(bytes);
-    await this.destination.put(`${segmentsFolder}/${name}`, bytes, { exclusive: true });
-    return { name, bytes: bytes.length };
+    const content = await this.sealing.seal("segment", packed);
+    const name = nameOf(content);
+    return { name, bytes: content.length, put: () => this.destination.put(`${segmentsFolder}/${name}`, content, { exclusive: true }) };
   }
 
   /** Whether a segment is there and is what its name says. */

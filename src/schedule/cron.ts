@@ -1,4 +1,4 @@
-import { CronPattern } from "croner";
+import { lazily } from "../model/lazily.ts";
 import { fieldsOf, instantOfWall, startOfDay, wallOf } from "./zone.ts";
 
 /**
@@ -113,6 +113,9 @@ function read(expression: string): Fields | CronProblem {
   return nextDay(fields, Date.UTC(2024, 0, 1)) === undefined ? "never" : fields;
 }
 
+/** Most expressions are plain. */
+const croner = lazily<typeof import("croner")>("croner");
+
 /** What each field of an expression allows: 1 at the place of an allowed value, counted from the field's lowest one. */
 type Allowed = Readonly<Record<"minute" | "hour" | "day" | "month" | "dayOfWeek", readonly number[]>>;
 
@@ -136,7 +139,7 @@ function plainly(parts: readonly string[]): Allowed | undefined {
 
 function byCroner(text: string): Allowed | undefined {
   try {
-    return new CronPattern(text, undefined, { mode: "5-part" });
+    return new (croner().CronPattern)(text, undefined, { mode: "5-part" });
   } catch {
     return undefined;
   }
