@@ -138,6 +138,8 @@ function endOf({ offset, length }: ByteRange): number {
 /** Chunks of an increment that are read again to see whether they are what they were: a hundredth, within these bounds. */
 const fewestSampled = 64;
 const mostSampled = 4096;
+/** Reading one after the other would be a round trip for each. */
+const sampledBytesAtOnce = 2 ** 20;
 
 /**
  * Reads some of the chunks that are said to be unchanged.
@@ -153,14 +155,20 @@ export async function findLie(source: BlockSource, before: ChunkList, { kept }: 
     const chunk = Math.floor(fraction() * chunks);
     if (kept.has(chunk)) wanted.add(chunk);
   }
-  const buffer = Buffer.allocUnsafeSlow(chunkBytes);
-  for (const chunk of [...wanted].sort((a, b) => a - b)) {
-    const data = buffer.subarray(0, Math.min(chunkBytes, virtualBytes - chunk * chunkBytes));
+  const chunksAtOnce = Math.max(1, sampledBytesAtOnce / chunkBytes);
+  const buffer = Buffer.allocUnsafeSlow(chunksAtOnce * chunkBytes);
+  const isSame = async (chunk: number, at: number): Promise<boolean> => {
+    const data = buffer.subarray(at * chunkBytes, at * chunkBytes + Math.min(chunkBytes, virtualBytes - chunk * chunkBytes));
     await source.read(chunk * chunkBytes, data);
     const ids = await kept.idsOf(Math.floor(chunk / perSegment));
-    const at = (chunk % perSegment) * idBytes;
-    const isSame = isZeroId(ids, at) ? isZero(data) : (await sha256(data)).equals(ids.subarray(at, at + idBytes));
-    if (!isSame) return chunk * chunkBytes;
+    const id = (chunk % perSegment) * idBytes;
+    return isZeroId(ids, id) ? isZero(data) : (await sha256(data)).equals(ids.subarray(id, id + idBytes));
+  };
+  const sample = [...wanted].sort((a, b) => a - b);
+  for (let next = 0; next < sample.length; next += chunksAtOnce) {
+    const chunks = sample.slice(next, next + chunksAtOnce);
+    const lie = chunks[(await Promise.all(chunks.map(isSame))).indexOf(false)];
+    if (lie !== undefined) return lie * chunkBytes;
   }
   return undefined;
 }

@@ -80,6 +80,9 @@ interface IndexOptions {
   readonly withCondemned?: boolean;
 }
 
+/** Objects that are read at once where all of a folder are; an index has 64 MiB at most, and nearly all have a few KiB. */
+const readsAtOnce = 8;
+
 /** A chunk store at a destination: immutable objects that are named by what they hold. */
 export class Repository {
   readonly destination: Destination;
@@ -184,17 +187,18 @@ export class Repository {
    * @param problem called for one that is damaged, which is left out; without it, that throws
    */
   async readIndexes(problem?: NoteProblem): Promise<readonly { readonly path: string; readonly directories: readonly PackDirectory[] }[]> {
-    return this.#all(indexFolder, async (path, name) => {
+    const all = await this.#all(indexFolder, async (path, name) => {
       const bytes = await this.destination.get(path, maxObjectBytes.index);
       try {
         if (nameOf(bytes) !== name) throw damaged(path, "its content is not what its name says");
         return { path, directories: decodeIndex(path, await this.sealing.open("index", path, bytes), this.sealing.overheadBytes) };
       } catch (error) {
         if (!problem || !isDamage(error)) throw error;
-        problem(path, error);
-        return { path, directories: [] };
+        return { path, directories: [], error };
       }
     });
+    for (const { path, error } of all) if (error) problem?.(path, error);
+    return all;
   }
 
   /** One object, or several where the packs are so many. */
@@ -223,11 +227,11 @@ export class Repository {
     const all = await this.#all(condemnedFolder, async (path) => {
       const value = jsonOf(await this.destination.get(path, 64 * 2 ** 20)) as Partial<Condemnation> | undefined;
       const isList = (names: unknown): boolean => Array.isArray(names) && names.every((name) => typeof name === "string");
-      if (typeof value?.at === "string" && typeof value.id === "string" && isList(value.packs) && isList(value.segments)) return [value as Condemnation];
-      unreadable(path);
-      return [];
+      const isWhole = typeof value?.at === "string" && typeof value.id === "string" && isList(value.packs) && isList(value.segments);
+      return isWhole ? (value as Condemnation) : path;
     });
-    return all.flat();
+    for (const each of all) if (typeof each === "string") unreadable(each);
+    return all.filter((each) => typeof each !== "string");
   }
 
   /** A list of ids as an object of its own. @returns what it will be called, and puts it there */
@@ -278,7 +282,10 @@ export class Repository {
   async #all<T>(folder: string, read: (path: string, name: string) => Promise<T>): Promise<T[]> {
     return againWhileGone(async () => {
       const all: T[] = [];
-      for (const { path, name } of await this.list(folder)) all.push(await read(path, name));
+      const listed = await this.list(folder);
+      // side by side: each export leaves an index, and reading one takes a few trips to the store
+      for (let at = 0; at < listed.length; at += readsAtOnce)
+        all.push(...(await Promise.all(listed.slice(at, at + readsAtOnce).map(({ path, name }) => read(path, name)))));
       return all;
     });
   }

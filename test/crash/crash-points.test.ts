@@ -33,9 +33,9 @@ const losses: readonly Loss[] = [
 ];
 const chunk = 128 * KiB;
 
-/** A disk of five chunks, of which the versions differ in one each. */
+/** A disk of ten chunks, of which the versions differ in one each: so many that its first pack is written past the page cache. */
 function disk(version: number): Buffer {
-  const content = bytes(4 * chunk + 1000, 1);
+  const content = bytes(9 * chunk + 1000, 1);
   bytes(chunk, 50 + version).copy(content, (version % 4) * chunk);
   return content;
 }

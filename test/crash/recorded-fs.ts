@@ -1,3 +1,4 @@
+import { constants } from "node:fs";
 import type { FileHandle } from "node:fs/promises";
 import { dirname } from "node:path";
 
@@ -19,6 +20,8 @@ type Fs = typeof import("node:fs/promises");
 
 export const operations: Operation[] = [];
 let files = 0;
+/** By the path that each was created under. */
+const opened = new Map<string, number>();
 
 export function recording(real: Fs): Fs {
   const note = (operation: Operation): void => void operations.push(operation);
@@ -29,8 +32,13 @@ export function recording(real: Fs): Fs {
       const isFolder = (await handle.stat()).isDirectory();
       const writes = flags === "wx" || (typeof flags === "number" && (flags & 3) !== 0);
       if (!isFolder && !writes) return handle;
-      const file = isFolder ? 0 : ++files;
-      if (!isFolder) note({ kind: "create", path, file });
+      // a second way to open a file that is being written
+      const there = typeof flags === "number" && (flags & constants.O_CREAT) === 0 ? opened.get(path) : undefined;
+      const file = isFolder ? 0 : (there ?? ++files);
+      if (!isFolder && there === undefined) {
+        opened.set(path, file);
+        note({ kind: "create", path, file });
+      }
       return noting(handle, (operation) => note(operation(file)), path, isFolder);
     },
     async mkdir(path: string) {
@@ -76,9 +84,10 @@ function noting(handle: FileHandle, note: (make: (file: number) => Operation) =>
             note((file) => ({ kind: "write", file, at: 0, data: Buffer.from(data as string) }));
           };
         case "writev":
-          return async (parts: Uint8Array[]) => {
-            const written = await call(parts);
-            note((file) => ({ kind: "write", file, at: 0, data: Buffer.concat(parts) }));
+          return async (parts: Uint8Array[], at: number) => {
+            const data = Buffer.concat(parts);
+            const written = await call(parts, at);
+            note((file) => ({ kind: "write", file, at, data }));
             return written;
           };
         case "truncate":
