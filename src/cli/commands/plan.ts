@@ -21,10 +21,10 @@ import { loadDesired } from "../desired.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import type { Loaded, SourceOptions } from "../load.ts";
-import { optimizeLater } from "../optimize-later.ts";
 import { refuseForeign } from "../output-file.ts";
 import { timeOption } from "../time-option.ts";
 import { toolVersion } from "../tool-version.ts";
+import { optimizeLater } from "../v8-flags.ts";
 import { timezonesOf } from "../view.ts";
 
 export interface PlanOptions extends SourceOptions {
