@@ -106,7 +106,10 @@ export async function exportVm(
     repository &&
     (await pointBefore(repository, { provider: provider.name, identity: request.identity, tracksChanges: provider.tracksChanges ?? false, now: startedAt }));
   const track = repository && request.fullReadEveryMs !== undefined ? trackRequest(repository, request, before) : undefined;
-  const snapshot = await provider.snapshot(request.sourceIdentity, { signal, ...(track ? { track } : {}) });
+  // what the repository has is read before the instant: while that is kept, a guest's machine pays for it
+  const beginning = repository && ChunkSession.begin(repository, request.compression !== "none", request.distrusted);
+  beginning?.catch(() => {});
+  const snapshot = await provider.snapshot(request.sourceIdentity, { signal, ...(beginning ? { ready: beginning } : {}), ...(track ? { track } : {}) });
   const folder = repository ? "" : pointFolder(request.schedule, request.vmPath, snapshot.instant, request.runId);
   const manifestPath = repository
     ? pointPath(repository, { id: request.pointId, source: { provider: provider.name, identity: request.identity, instant: snapshot.instant } })
@@ -120,8 +123,8 @@ export async function exportVm(
       snapshot.disks.map(({ name, source }) => ({ name, dataBytes: source.dataBytes, virtualBytes: source.sizeBytes })),
     );
     const work: Work = { folder, destination, request, observer, signal, written, releases };
-    const stored = repository
-      ? await storeChunks(snapshot, repository, before, work, ports.random, startedAt)
+    const stored = beginning
+      ? await storeChunks(snapshot, beginning, before, work, ports.random, startedAt)
       : request.format === "ova"
         ? await storePackage(snapshot, work)
         : await storeImages(snapshot, request.format, work);
@@ -262,17 +265,17 @@ async function storePackage({ vm, disks }: VmSnapshot, work: Work): Promise<Stor
 /** The disks in the chunk store: only what it does not have is sent, and only what may have changed is read. */
 async function storeChunks(
   snapshot: VmSnapshot,
-  repository: Repository,
+  beginning: Promise<ChunkSession>,
   before: Manifest | undefined,
   { request, observer, signal, releases }: Work,
   random: Pick<Random, "fraction">,
   startedAt: Instant,
 ): Promise<Stored> {
+  const session = await beginning;
+  const { repository, writer } = session;
   const lock = await lockForExport(repository, request.runId, startedAt);
   releases.push(lock.release);
-  let session: ChunkSession | undefined;
   try {
-    session = await ChunkSession.begin(repository, request.compression !== "none", request.distrusted);
     const stored: ChunkedDisk[] = [];
     let sent = 0;
     for (const [index, disk] of snapshot.disks.entries()) {
@@ -296,12 +299,10 @@ async function storeChunks(
         ...(tracking?.mark === undefined ? {} : { wholeReadAt: reading.wholeReadAt, mark: tracking.mark }),
         ...(reading.marksRefused ? { marksRefused: true } : {}),
       });
-      observer.diskDone(index, session.writer.sentBytes - sent);
-      sent = session.writer.sentBytes;
+      observer.diskDone(index, writer.sentBytes - sent);
+      sent = writer.sentBytes;
     }
     await session.finish();
-    const { writer, segmentBytes } = session;
-    const finished = session;
     return {
       manifest: {
         disks: stored,
@@ -311,11 +312,11 @@ async function storeChunks(
           packs: writer.packs.map(({ name }) => name),
         },
       },
-      storedBytes: writer.sentBytes + segmentBytes,
-      publish: (path, manifest) => publishPoint(finished, path, manifest),
+      storedBytes: writer.sentBytes + session.segmentBytes,
+      publish: (path, manifest) => publishPoint(session, path, manifest),
     };
   } catch (error) {
-    await session?.abandon();
+    await session.abandon();
     throw error;
   }
 }

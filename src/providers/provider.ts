@@ -24,6 +24,8 @@ export interface Provider {
 
 interface SnapshotOptions {
   readonly signal?: AbortSignal;
+  /** What the caller prepares meanwhile: where a guest is stopped for the instant, or something is kept for it from then on, that comes after this. */
+  readonly ready?: Promise<unknown>;
   /** Wanted where changes are tracked; a provider that tracks none passes it over. */
   readonly track?: TrackRequest;
 }

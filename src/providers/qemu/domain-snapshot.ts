@@ -13,6 +13,7 @@ import { elementOf, elementsOf, escaped, lines, parseXml, textOf, virsh } from "
 interface DomainOptions {
   readonly clock: Clock;
   readonly scratch: string | undefined;
+  readonly ready: Promise<unknown> | undefined;
   readonly track: TrackRequest | undefined;
 }
 
@@ -30,7 +31,7 @@ interface Wanted {
  * All disks of a machine that libvirt runs, as of one instant: `backup-begin` in pull mode, with a checkpoint where changes are tracked. libvirt
  * keeps the bitmaps; a checkpoint that is deleted gives its changes to the one before it, so that nothing is lost when an export fails.
  */
-export async function domainSnapshot(uri: string, domain: Domain, { clock, scratch: named, track }: DomainOptions): Promise<VmSnapshot> {
+export async function domainSnapshot(uri: string, domain: Domain, { clock, scratch: named, ready, track }: DomainOptions): Promise<VmSnapshot> {
   const { uuid, hardware } = domain;
   const image = domain.disks[0]?.file;
   const parent = named ?? (image === undefined ? undefined : dirname(image));
@@ -65,6 +66,7 @@ export async function domainSnapshot(uri: string, domain: Domain, { clock, scrat
       return { disk, exportName: `disk-${i}`, mark, since: sinceOf(disk, track, marks) };
     });
     const checkpoint = track && wanted.some(({ mark }) => mark !== undefined) ? exportName(track) : undefined;
+    await ready;
     const isFrozen = await virsh(uri, "domfsfreeze", uuid).then(
       () => true,
       () => false,

@@ -57,12 +57,12 @@ export function libvirtProvider(spec: ProviderSpec, uri: string, clock: Clock): 
       }
       return { vms: vms.sort((a, b) => (a.path < b.path ? -1 : 1)), problems: problems.sort(), unknown };
     },
-    async snapshot(identity, { track } = {}) {
+    async snapshot(identity, { ready, track } = {}) {
       const all = await lines(uri, "list", "--all", "--uuid");
       if (!all.includes(identity)) throw new HypersdkError("NotFound", `provider ${spec.name} has no VM ${JSON.stringify(identity)}`);
       const isRunning = (await lines(uri, "list", "--state-running", "--state-paused", "--uuid")).includes(identity);
       const domain = await domainOf(uri, identity, isRunning);
-      if (isRunning) return domainSnapshot(uri, domain, { clock, scratch: spec.scratch, track });
+      if (isRunning) return domainSnapshot(uri, domain, { clock, scratch: spec.scratch, ready, track });
       // checkpoints of others may hold what ours do not: whatever a bitmap has noted counts
       return imageSnapshot(foundVm(domain), clock, async (disk) => (track ? storedTracking(disk, asBitmaps(track, domain), () => true, false) : undefined));
     },

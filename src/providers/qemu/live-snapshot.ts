@@ -21,6 +21,7 @@ export interface LiveOptions {
   readonly agentPath: string;
   /** Where what the guest overwrites meanwhile is kept: beside the first disk's image otherwise. */
   readonly scratch: string | undefined;
+  readonly ready: Promise<unknown> | undefined;
   readonly track: TrackRequest | undefined;
 }
 
@@ -43,7 +44,7 @@ interface Frozen {
  * overwrites from then on in a scratch file, so that the view over both stays what it was; the views are read over NBD.
  * docs/guides/qemu.md says what QEMU must allow. The monitor is closed with the snapshot, or when there is none.
  */
-export async function liveSnapshot(name: string, qmp: Qmp, { clock, agentPath, scratch: scratchParent, track }: LiveOptions): Promise<VmSnapshot> {
+export async function liveSnapshot(name: string, qmp: Qmp, { clock, agentPath, scratch: scratchParent, ready, track }: LiveOptions): Promise<VmSnapshot> {
   const clients: NbdClient[] = [];
   const frozen: Frozen[] = [];
   const done = { hasBegun: false, isServed: false, isKept: false, isReleased: false };
@@ -71,6 +72,7 @@ export async function liveSnapshot(name: string, qmp: Qmp, { clock, agentPath, s
     scratch = makeScratch(scratchParent, scratchStem(qmp.path), image);
     for (const [i, disk] of vm.disks.entries()) frozen.push({ disk, view: `${ourPrefix}view-${i}`, ...bitmapsFor(disk, i, track) });
     for (const { disk, view } of frozen) await addView(qmp, disk, view, scratch);
+    await ready;
     const agent = await GuestAgent.connect(agentPath);
     let isFrozen = false;
     try {

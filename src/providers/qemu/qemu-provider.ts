@@ -68,11 +68,11 @@ export function qemuProvider(spec: ProviderSpec, clock: Clock): Provider {
       const unread = off.unknown.filter(({ identity }) => !live.has(identity) && !unknown.some((each) => each.identity === identity));
       return { vms: vms.sort((a, b) => (a.path < b.path ? -1 : 1)), problems: problems.sort(), unknown: [...unknown, ...unread] };
     },
-    async snapshot(identity, { track } = {}) {
+    async snapshot(identity, { ready, track } = {}) {
       if (!identity.includes("/")) {
         const qmp = await connected(socketOf(identity, monitorEnding));
         if (qmp) {
-          return liveSnapshot(identity, qmp, { clock, agentPath: socketOf(identity, ".qga"), scratch: spec.scratch, track });
+          return liveSnapshot(identity, qmp, { clock, agentPath: socketOf(identity, ".qga"), scratch: spec.scratch, ready, track });
         }
       }
       const vm = imagesIn(spec.path).vms.find((each) => each.identity === identity);
