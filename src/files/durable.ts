@@ -2,7 +2,6 @@ import { constants, rmSync } from "node:fs";
 import { type FileHandle, mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import type { FileContent } from "../model/byte-sink.ts";
-import { errnoOf } from "../model/errors.ts";
 import { wholePagesOf } from "../model/page-memory.ts";
 import { fileError, guard } from "./local-file-sink.ts";
 
@@ -106,7 +105,7 @@ const worthBytes = 2 ** 20;
 /**
  * Writes the beginning of a file past the page cache: what is stored is not read again soon, and pages of the cache would be taken for it from
  * what runs on the machine. It is synced as any other.
- * @returns the bytes that were written: none where the file system knows no such writing
+ * @returns the bytes that were written: none where the file system knows no such writing, or fails
  */
 async function writePages(path: string, pages: readonly Uint8Array[]): Promise<number> {
   if (lengthOf(pages) < worthBytes || constants.O_DIRECT === undefined) return 0;
@@ -116,9 +115,9 @@ async function writePages(path: string, pages: readonly Uint8Array[]): Promise<n
       .writev(pages, 0)
       .then(({ bytesWritten }) => bytesWritten)
       .finally(() => file.close());
-  } catch (error) {
-    if (["EINVAL", "ENOTSUP", "EOPNOTSUPP"].includes(errnoOf(error) ?? "")) return 0;
-    throw error;
+  } catch {
+    // whatever it was, those who write through the cache and sync have the last word on it
+    return 0;
   }
 }
 
