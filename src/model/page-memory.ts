@@ -1,5 +1,5 @@
 /** What a file system that is written past its cache asks of offsets and lengths at most; pages of memory are no smaller. */
-export const pageBytes = 4096;
+const pageBytes = 4096;
 
 const onPages = new WeakSet<ArrayBufferLike>();
 
