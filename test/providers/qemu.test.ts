@@ -1,4 +1,4 @@
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
@@ -85,6 +85,27 @@ describe.skipIf(!has("qemu-system-x86_64"))("QEMU", () => {
     expect(snapshot.consistency).toBe("file systems");
     await snapshot.release();
     expect(agent.asked).toEqual(["guest-sync", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]);
+  });
+
+  it("is not stopped before what the caller prepares is there, and is left as it was where that fails", async () => {
+    const { folder } = await stoppedMachine();
+    const agent = await fakeAgent(join(folder, "run/web.qga"));
+    const provider = providerAt(folder);
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const taken = provider.snapshot("web", { ready: promise });
+    await new Promise((done) => setTimeout(done, 300));
+    expect(agent.asked).toEqual([]);
+    resolve();
+    await (await taken).release();
+    expect(agent.asked).toContain("guest-fsfreeze-freeze");
+    agent.asked.length = 0;
+    const track = { owner: "12345678", id: "aaaaaaaa", since: new Map<string, string>() };
+    const failing = Promise.reject(new Error("no index"));
+    failing.catch(() => {});
+    await expect(provider.snapshot("web", { ready: failing, track })).rejects.toThrow("no index");
+    expect(agent.asked).toEqual([]);
+    expect(readdirSync(join(folder, "machines/web"))).toEqual(["disk.qcow2"]);
+    expect((await provider.inventory()).vms[0]?.disks[0]?.marks).toEqual([]);
   });
 
   it.each([
