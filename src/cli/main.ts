@@ -14,6 +14,8 @@ const optionalValues: Readonly<Record<string, { readonly values: readonly string
   "convert --compress": { values: ["zlib", "zstd"], alone: "zlib", refusesOthers: true },
 };
 
+const environmentArgs = "HYPERSDK_ARGS";
+
 let outputError: string | undefined;
 // a reader that has seen enough (`| head`), or a terminal that has gone, ends the output and not the program's work
 process.stderr.on("error", () => {});
@@ -38,7 +40,9 @@ void main(process.argv.slice(2)).then((exitCode) => {
 async function main(argv: string[]): Promise<number> {
   const ran = { exitCode: 0 as number };
   let io: Io | undefined;
-  const program = makeProgram((options: GlobalOptions) => (io = makeIo(options)), ran, argv);
+  const fromEnvironment = Object.keys(process.env).filter((name) => name.startsWith(environmentArgs));
+  const words = [...argv, ...fromEnvironment.flatMap((name) => wordsOf(process.env[name]))];
+  const program = makeProgram((options: GlobalOptions) => (io = makeIo(options)), ran, words);
   const args = withEnvironmentArgs(argv, process.env, program);
   try {
     if (args.length === 0) {
@@ -70,12 +74,10 @@ function withEnvironmentArgs(argv: readonly string[], env: NodeJS.ProcessEnv, pr
   const at = argv.findIndex((word) => !word.startsWith("-"));
   const command = argv[at];
   if (command === undefined || command === "__complete") return [...argv];
-  const words = (text: string | undefined): string[] =>
-    [...(text ?? "").matchAll(/"([^"]*)"|'([^']*)'|(\S+)/g)].map((match) => match[1] ?? match[2] ?? match[3] ?? "");
   // of a group such as `state` the command is the word behind it
   const isGroup = program.commands.some((each) => each.name() === command && each.commands.length > 0);
   const last = isGroup ? at + 1 : at;
-  const args = [...argv.slice(0, last + 1), ...words(env["HYPERSDK_ARGS"]), ...words(env[`HYPERSDK_ARGS_${command}`]), ...argv.slice(last + 1)];
+  const args = [...argv.slice(0, last + 1), ...wordsOf(env[environmentArgs]), ...wordsOf(env[`${environmentArgs}_${command}`]), ...argv.slice(last + 1)];
   return args.map((word, i) => {
     const flag = optionalValues[`${command} ${word}`];
     const next = args[i + 1] ?? "";
@@ -83,6 +85,10 @@ function withEnvironmentArgs(argv: readonly string[], env: NodeJS.ProcessEnv, pr
     const isValue = flag?.values.includes(next) || (flag?.refusesOthers && /^[a-z0-9]+$/.test(next) && !existsSync(next));
     return flag && !isValue ? `${word}=${flag.alone}` : word;
   });
+}
+
+function wordsOf(text: string | undefined): string[] {
+  return [...(text ?? "").matchAll(/"([^"]*)"|'([^']*)'|(\S+)/g)].map((match) => match[1] ?? match[2] ?? match[3] ?? "");
 }
 
 function isOfSqlite(error: unknown): boolean {

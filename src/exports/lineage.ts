@@ -15,13 +15,16 @@ export interface DestinationMarker {
 
 const markerPath = "hypersdk-destination.json";
 
-/** Undefined when nothing was ever written there. */
+/** Undefined when nothing was ever written there. @throws DamagedMarker */
 export async function readMarker(destination: Destination): Promise<DestinationMarker | undefined> {
   const bytes = await getOrNothing(destination, markerPath, 65_536).catch((error: unknown) => {
     throw error instanceof HypersdkError && error.code === "ArtifactDamaged" ? new DamagedMarker(destination) : error;
   });
-  // an earlier program on a full disk left it empty: nobody has claimed the destination
-  if (!bytes?.length) return undefined;
+  // an earlier program on a full disk left it empty: nobody has claimed the destination, unless something lies there
+  if (!bytes?.length) {
+    if (await holdsRepository(destination)) throw new DamagedMarker(destination, "gone");
+    return undefined;
+  }
   const marker = parsed(bytes);
   if (isMarker(marker)) return marker;
   if (typeof marker?.formatVersion === "number" && marker.formatVersion > 1)
@@ -31,9 +34,10 @@ export async function readMarker(destination: Destination): Promise<DestinationM
   throw new DamagedMarker(destination);
 }
 
-class DamagedMarker extends HypersdkError {
-  constructor({ spec }: Destination) {
-    super("DestinationForeign", `${markerPath} in ${spec.name} is damaged: it does not say which state writes there`, {
+/** What lies at the destination is there, and the file that says whose it is does not say it. */
+export class DamagedMarker extends HypersdkError {
+  constructor({ spec }: Destination, how: "damaged" | "gone" = "damaged") {
+    super("DestinationForeign", `${markerPath} in ${spec.name} is ${how}: nothing says which state writes there`, {
       hint: "where no other state does, --adopt of apply, run or copy writes it anew",
     });
   }
@@ -113,8 +117,14 @@ export async function stillClaimed(destination: Destination, lineage: string): P
   });
 }
 
+async function holdsRepository(destination: Destination): Promise<boolean> {
+  const { Repository } = await import("../repository/repository.ts");
+  // somebody else's file may have that name
+  return (await Repository.configAt(destination).catch(() => undefined)) !== undefined;
+}
+
 /** What lies at a destination whose marker cannot say it; undefined where no restore point does. */
-async function layoutThere(destination: Destination): Promise<DestinationMarker["layout"] | undefined> {
+export async function layoutThere(destination: Destination): Promise<DestinationMarker["layout"] | undefined> {
   const { configPath } = await import("../repository/repository.ts");
   const files = await destination.list();
   if (files.some(({ path }) => path === configPath)) return "repository";

@@ -59,9 +59,9 @@ export async function readingOf(
   if (!before || !prior) return whole("full", "the first export of this disk");
   // all is read, and what is new is stored
   if (!tracking) return whole("incremental", untracked);
+  if (prior.virtualBytes !== source.sizeBytes) return whole("full", `its size was ${prior.virtualBytes} bytes`);
   const { changes } = tracking;
   if (typeof changes === "string") return whole("full", changes);
-  if (prior.virtualBytes !== source.sizeBytes) return whole("full", `its size was ${prior.virtualBytes} bytes`);
   if (prior.chunkBytes !== session.repository.config.chunkBytes) return whole("full", `its chunks had ${prior.chunkBytes} bytes`);
   const { wholeReadAt } = prior;
   if (wholeReadAt === undefined) return whole("full", "it was not tracked before");

@@ -12,7 +12,7 @@ import type { ChunkIndex } from "../repository/chunk-index.ts";
 import { contentHashOf, openChunkedDisk } from "../repository/disk-source.ts";
 import { maxChunkBytes, minChunkBytes } from "../repository/layout.ts";
 import { isRepositoryPoint, pointPath } from "../repository/points.ts";
-import { Repository } from "../repository/repository.ts";
+import { isDamage, Repository } from "../repository/repository.ts";
 import type { Leftover } from "./leftover.ts";
 import { type ImageDisk, isChunked, type Manifest, type ManifestDisk, maxManifestBytes, parseManifest } from "./manifest.ts";
 
@@ -25,10 +25,19 @@ export async function readManifest(destination: Destination, path: string): Prom
   return manifest;
 }
 
-/** The repository at a destination where one must be. */
+/** What all points of a repository are read with is damaged, gone, or of another one: of the points it says nothing. */
+export class RepositoryUnusable extends HypersdkError {
+  constructor(message: string, options: { readonly cause?: unknown; readonly hint?: string } = {}) {
+    super("ArtifactDamaged", message, options);
+  }
+}
+
+/** The repository at a destination where one must be. @throws RepositoryUnusable */
 export async function openRepository(destination: Destination): Promise<Repository> {
-  const repository = await Repository.open(destination);
-  if (!repository) throw new HypersdkError("ArtifactDamaged", `${destination.spec.name} holds no repository: its config is gone`);
+  const repository = await Repository.open(destination).catch((error: unknown) => {
+    throw isDamage(error) ? new RepositoryUnusable(error.message, { cause: error, ...(error.hint === undefined ? {} : { hint: error.hint }) }) : error;
+  });
+  if (!repository) throw new RepositoryUnusable(`${destination.spec.name} holds no repository: its config is gone`);
   return repository;
 }
 
@@ -52,7 +61,9 @@ export async function storedDisks(
 async function openRepositoryOf(destination: Destination, id: string): Promise<{ readonly repository: Repository; readonly index: ChunkIndex }> {
   const repository = await openRepository(destination);
   if (repository.config.id !== id)
-    throw new HypersdkError("ArtifactDamaged", `the point belongs to repository ${id}, ${destination.spec.name} holds ${repository.config.id}`);
+    throw new RepositoryUnusable(`the point belongs to repository ${id}, ${destination.spec.name} holds ${repository.config.id}`, {
+      hint: "put the config back that was there",
+    });
   return { repository, index: (await repository.loadIndex()).index };
 }
 

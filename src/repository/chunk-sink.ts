@@ -72,7 +72,9 @@ export class ChunkSession {
 
   /** Everything is at the store and can be found. */
   async finish(): Promise<void> {
-    await Promise.all([this.writer.finish(), ...this.#putting]);
+    // all of it: what still went on when an export has failed would be written after its lock is gone
+    const ended = await Promise.allSettled([this.writer.finish(), ...this.#putting]);
+    for (const each of ended) if (each.status === "rejected") throw each.reason;
     for (const pack of this.writer.packs) this.used.add(pack);
   }
 

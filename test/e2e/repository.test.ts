@@ -247,6 +247,41 @@ it.each(["repository", "image"] as const)(
   },
 );
 
+it("a repository whose marker is gone is found again, and one with the config of another has no damaged points", { timeout: 300_000 }, async () => {
+  const { folder, disk } = fleet(", retry: {attempts: 0}");
+  await ok(folder, ["apply", "--auto-approve"]);
+  const states = async (): Promise<string[]> =>
+    (JSON.parse(await ok(folder, ["get", "artifacts", "--json"])) as { items: { state: string }[] }).items.map(({ state }) => state);
+  const before = await states();
+  const [first = ""] = (JSON.parse(await ok(folder, ["get", "artifacts", "--json"])) as { items: { id: string }[] }).items.map(({ id }) => id);
+  expect(await hypersdk(folder, ["restore", first, "--at", "2020-01-01", "--to", "old.raw"])).toMatchObject({ code: 64 });
+
+  const other = fleet().folder;
+  await ok(other, ["apply", "--auto-approve"]);
+  const config = readFileSync(join(folder, "backups/config"));
+  for (const wrong of [readFileSync(join(other, "backups/config")), Buffer.from("half of it")]) {
+    writeFileSync(join(folder, "backups/config"), wrong);
+    expect((await hypersdk(folder, ["verify"])).code).toBe(11);
+    expect(await states()).toEqual(before);
+  }
+  writeFileSync(join(folder, "backups/config"), config);
+  expect(await ok(folder, ["verify"])).toContain("0 damaged");
+
+  rmSync(join(folder, "backups/hypersdk-destination.json"));
+  expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({
+    code: 7,
+    stderr: expect.stringMatching(/hypersdk-destination.json in .* is gone/) as string,
+  });
+  const rebuilt = await hypersdk(folder, ["state", "rebuild", "--from", "file:./backups", "--state", "new.db"]);
+  expect(rebuilt).toMatchObject({ code: 0, stdout: expect.stringContaining("2 restore points found") as string });
+  expect(rebuilt.stderr).toMatch(/hypersdk-destination.json in .* is gone: .* needs --adopt/);
+  await ok(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw", "--state", "new.db"]);
+  expect(readFileSync(join(folder, "web.raw")).equals(readFileSync(disk("web")))).toBe(true);
+  await ok(folder, ["run", "nightly", "--adopt"]);
+  await ok(folder, ["run", "nightly"]);
+  expect(await ok(folder, ["check", "--read-data=all"])).toContain("sound");
+});
+
 it("an encrypted repository opens with its key alone, and the key is nowhere else", { timeout: 300_000 }, async () => {
   const passphrase = "a passphrase that nobody guesses";
   const { folder, disk } = fleet(', encryption: {key: "${file:key}"}');

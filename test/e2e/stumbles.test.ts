@@ -511,6 +511,11 @@ describe("the rest that a tester found", () => {
       stdout: expect.stringContaining("1 export completed") as string,
     });
     expect(await hypersdk(folder, ["list"], { HYPERSDK_ARGS: "--quiet" })).toMatchObject({ code: 64 });
+    // help of all commands tells of the options of all
+    expect(await hypersdk(folder, ["bogus", "plan"], { HYPERSDK_ARGS: "--help" })).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining("init [options]") as string,
+    });
     expect(await hypersdk(folder, ["state", "list"], { HYPERSDK_ARGS: "--quiet" })).toMatchObject({ code: 0 });
     expect(await hypersdk(folder, ["key", "list"], { HYPERSDK_ARGS: "--state other.db" })).toMatchObject({
       code: 1,

@@ -86,6 +86,33 @@ describe("an export that was cut off", () => {
   });
 });
 
+describe("an export that fails at a list of its chunks", () => {
+  it("has ended when it says so: nothing is written behind its lock", async () => {
+    const store = memoryDestination({ name: "d", url: "memory:" });
+    let [begun, ended] = [0, 0];
+    const late: Destination = {
+      ...store,
+      async put(path, data, options) {
+        begun++;
+        try {
+          if (path.startsWith("segments/")) throw new HypersdkError("DestinationFull", "no space left");
+          if (path.startsWith("packs/") || path.startsWith("index/")) await new Promise((resolve) => setTimeout(resolve, 30));
+          await store.put(path, data, options);
+        } finally {
+          ended++;
+        }
+      },
+    };
+    await expect(exported(late, randomFillSync(Buffer.alloc(20 * MiB)), newTracker())).rejects.toThrow("no space left");
+    const atEnd = begun;
+    expect(ended).toBe(begun);
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    expect(begun).toBe(atEnd);
+    const disk = randomFillSync(Buffer.alloc(2 * MiB));
+    expect((await contentOf(store, (await exported(store, disk, newTracker())).manifestPath)).equals(disk)).toBe(true);
+  });
+});
+
 describe("an increment with changed blocks", () => {
   it("reads what changed and nothing else, and is a whole restore point with the hash of a whole read", async () => {
     const destination = memoryDestination({ name: "d", url: "memory:" });

@@ -45,6 +45,9 @@ export async function findPoint(id: string | undefined, options: PointSelection,
   ] as const)
     if (id !== undefined && wanted !== undefined && wanted !== is)
       throw new HypersdkError("Usage", `the restore point ${point.id.slice(0, 8)} is not of ${flag} ${wanted}, but of ${is}`);
+  const latest = timeOption("--at", options.at);
+  if (id !== undefined && latest !== undefined && point.instant > latest)
+    throw new HypersdkError("Usage", `the restore point ${point.id.slice(0, 8)} is not as of --at ${options.at}, but as of ${point.instant}`);
   try {
     return await openPoint(point, addressOf(point));
   } catch (error) {
@@ -54,7 +57,8 @@ export async function findPoint(id: string | undefined, options: PointSelection,
 
 /** A point that was chosen and cannot be read: the error says which is the next one, as nobody chose this one by name. */
 function orAnother(error: unknown, chosen: RestorePoint, points: readonly RestorePoint[], choose: (points: readonly RestorePoint[]) => RestorePoint): unknown {
-  if (!(error instanceof HypersdkError)) return error;
+  // the next one lies behind the same key, or in the same repository
+  if (!(error instanceof HypersdkError) || error.code === "KeyRefused") return error;
   try {
     const next = choose(points.filter((point) => point !== chosen));
     const what = `${next.id.slice(0, 8)} of schedule ${next.schedule}, as of ${next.instant}, at ${printable(next.destination)}`;

@@ -1,13 +1,14 @@
 import type { Destination } from "../../destinations/destination.ts";
 import { isGone } from "../../destinations/gone.ts";
 import { listHolds } from "../../exports/holds.ts";
-import { readMarker } from "../../exports/lineage.ts";
+import { DamagedMarker, layoutThere, readMarker } from "../../exports/lineage.ts";
 import { type Manifest, manifestName } from "../../exports/manifest.ts";
 import { readManifest } from "../../exports/restore.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { listPoints } from "../../repository/points.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
+import { printable } from "../../ui/style.ts";
 import { adapters, clock, random } from "../compose.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
@@ -23,9 +24,8 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
   const { statePath, desired, revision } = await load(options, io.env, io.cwd);
   const address = destinationNamed(options.from, desired, options, io.cwd);
   const destination = await adapters.openDestination(address);
-  const marker = await readMarker(destination);
-  if (!marker) throw new HypersdkError("NotFound", `no hypersdk has written to ${address.url}`);
-  const { manifests, damaged, foreign } = await manifestsAt(destination, marker);
+  const { layout, lineage: marked } = await whatIsAt(destination, io);
+  const { manifests, damaged, foreign, lineage } = await manifestsAt(destination, layout, marked);
   const holds = await listHolds(destination);
   const state = State.openForWriting(statePath, random);
   try {
@@ -34,7 +34,7 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
     let found = 0;
     try {
       found = state.write(lease, () => {
-        state.continueLineage(marker.lineage);
+        state.continueLineage(lineage);
         const known = new Set(state.artifacts.list().map(({ id }) => id));
         for (const { path, manifest } of manifests) state.artifacts.add(pointOf(path, manifest, address), clock.now(), "unproved");
         for (const { manifest } of manifests) {
@@ -47,7 +47,7 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
           at: clock.now(),
           type: "state.rebuilt",
           subject: address.name,
-          detail: { lineage: marker.lineage, points: added },
+          detail: { lineage, points: added },
           commit: revision?.commit ?? null,
           author: revision?.author ?? null,
         });
@@ -59,7 +59,7 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
     if (io.json)
       io.result("state-rebuild", {
         destination: address.name,
-        lineage: marker.lineage,
+        lineage,
         found,
         known: manifests.length - found,
         foreign: foreign.length,
@@ -78,10 +78,29 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
   }
 }
 
+/** How points are stored there, and by which state; the marker may be what was lost. */
+async function whatIsAt(destination: Destination, io: Io): Promise<{ readonly layout: "image" | "repository"; readonly lineage?: string }> {
+  let lost: DamagedMarker | undefined;
+  const marker = await readMarker(destination).catch((error: unknown) => {
+    if (!(error instanceof DamagedMarker)) throw error;
+    lost = error;
+    return undefined;
+  });
+  if (marker) return marker;
+  const layout = await layoutThere(destination);
+  if (!layout) throw new HypersdkError("NotFound", `no hypersdk has written to ${destination.spec.url}`);
+  const why = lost?.message ?? `nothing in ${destination.spec.name} says which state writes there`;
+  io.err(`${io.errStyle.yellow("warning")}: ${printable(why)}; the newest restore point does, and the next apply needs --adopt\n`);
+  return { layout };
+}
+
+/** @param marked the state whose points are wanted; that of the newest, where nothing says it */
 async function manifestsAt(
   destination: Destination,
-  { lineage, layout }: { readonly lineage: string; readonly layout: "image" | "repository" },
+  layout: "image" | "repository",
+  marked: string | undefined,
 ): Promise<{
+  readonly lineage: string;
   readonly manifests: readonly { readonly path: string; readonly manifest: Manifest }[];
   readonly damaged: readonly string[];
   /** Manifests of another state. */
@@ -91,14 +110,11 @@ async function manifestsAt(
     layout === "repository"
       ? (await listPoints(destination)).map(({ path }) => path)
       : (await destination.list()).filter(({ path, isPartial, isLink }) => !isPartial && !isLink && path.endsWith(`/${manifestName}`)).map(({ path }) => path);
-  const manifests: { path: string; manifest: Manifest }[] = [];
+  const read: { path: string; manifest: Manifest }[] = [];
   const damaged: string[] = [];
-  const foreign: string[] = [];
   for (const path of paths) {
     try {
-      const manifest = await readManifest(destination, path);
-      if (manifest.lineage === lineage) manifests.push({ path, manifest });
-      else foreign.push(path);
+      read.push({ path, manifest: await readManifest(destination, path) });
     } catch (error) {
       // somebody else's expiry took it away since it was listed
       if (isGone(error)) continue;
@@ -106,7 +122,14 @@ async function manifestsAt(
       damaged.push(error.message);
     }
   }
-  return { manifests, damaged, foreign };
+  const newest = read
+    .map(({ manifest }) => manifest)
+    .sort((a, b) => (a.source.instant < b.source.instant ? -1 : 1))
+    .at(-1);
+  const lineage = marked ?? newest?.lineage;
+  if (lineage === undefined) throw new HypersdkError("ArtifactDamaged", `no manifest in ${destination.spec.name} can be read`);
+  const isOurs = ({ manifest }: { readonly manifest: Manifest }): boolean => manifest.lineage === lineage;
+  return { lineage, manifests: read.filter(isOurs), damaged, foreign: read.filter((each) => !isOurs(each)).map(({ path }) => path) };
 }
 
 function pointOf(manifestPath: string, { id, source, actuals }: Manifest, { name, url }: { readonly name: string; readonly url: string }) {

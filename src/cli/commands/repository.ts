@@ -264,7 +264,7 @@ function noRepository(): HypersdkError {
 
 function shareOf(readData: string | true | undefined): number {
   if (readData === undefined) return 0;
-  return readData === true ? 1 : percent("--read-data", readData);
+  return readData === true || readData === "all" ? 1 : percent("--read-data", readData);
 }
 
 /** @returns from 0 to 1 */

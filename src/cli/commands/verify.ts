@@ -1,3 +1,4 @@
+import { RepositoryUnusable } from "../../exports/restore.ts";
 import { verifyPoint } from "../../exports/verify.ts";
 import { parseDuration } from "../../model/duration.ts";
 import { type ErrorCode, HypersdkError } from "../../model/errors.ts";
@@ -54,12 +55,15 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
             io.out(`· ${wanted.id.slice(0, 8)}  ${wanted.vmPath}  ${wanted.instant}  expired, and its removal was cut off: the next apply ends it\n`);
           continue;
         }
-        const isDamage = error instanceof HypersdkError && ["ArtifactDamaged", "ImageDamaged", "NotBooted"].includes(error.code);
+        // what all points are read with says nothing of this one
+        const isDamage =
+          error instanceof HypersdkError && !(error instanceof RepositoryUnusable) && ["ArtifactDamaged", "ImageDamaged", "NotBooted"].includes(error.code);
         const point: RestorePoint | undefined = wanted ?? found?.point;
         if (!isDamage && wanted && error instanceof HypersdkError) {
           // it keeps nobody from the others
           failed.push(failureOf(wanted, error));
-          if (["DestinationUnreachable", "DestinationDenied", "KeyRefused"].includes(error.code)) unreachable.set(wanted.destinationUrl, error);
+          if (["DestinationUnreachable", "DestinationDenied", "DestinationForeign", "KeyRefused"].includes(error.code) || error instanceof RepositoryUnusable)
+            unreachable.set(wanted.destinationUrl, error);
           if (!io.json) io.err(`${io.errStyle.red("error")}: ${printable(wanted.destination)}: ${printable(error.message)}\n`);
           continue;
         }
