@@ -74,6 +74,7 @@ const file = openSync(out, "wx");
 ftruncateSync(file, virtualBytes);
 const open = new Map();
 const segment = { name: undefined, bytes: undefined };
+const failWithin = (why) => fail(`${why}: ${out} is not whole`);
 
 for (let chunk = 0; chunk * chunkBytes < virtualBytes; chunk++) {
   const offset = chunk * chunkBytes;
@@ -84,10 +85,10 @@ for (let chunk = 0; chunk * chunkBytes < virtualBytes; chunk++) {
     continue;
   }
   // a chunk may lie in two packs: any copy that is what its id says will do
-  const copies = places.get(id) ?? fail(`no pack holds the chunk ${id}`);
+  const copies = places.get(id) ?? failWithin(`no pack holds the chunk ${id}`);
   let data;
   for (const copy of copies) data ??= chunkAt(copy, id, length);
-  if (!data) fail(`chunk ${chunk} of the disk is damaged in ${copies.map(({ pack }) => pack).join(" and in ")}`);
+  if (!data) failWithin(`chunk ${chunk} of the disk is damaged in ${copies.map(({ pack }) => pack).join(" and in ")}`);
   content.update(Buffer.from(id, "hex"));
   writeSync(file, data, 0, length, offset);
 }

@@ -87,8 +87,9 @@ describe("an export that was cut off", () => {
 });
 
 describe("an export that fails at a list of its chunks", () => {
-  it("has ended when it says so: nothing is written behind its lock", async () => {
-    const store = memoryDestination({ name: "d", url: "memory:" });
+  it.each([false, true])("has ended when it says so: nothing is written behind its lock; sealed: %s", async (isSealed) => {
+    const memory = memoryDestination({ name: "d", url: "memory:" });
+    const store = isSealed ? sealing(memory) : memory;
     let [begun, ended] = [0, 0];
     const late: Destination = {
       ...store,

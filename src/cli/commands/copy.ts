@@ -171,7 +171,11 @@ async function pointsOf(from: string, desired: DesiredState | undefined, options
       (schedule === undefined || point.schedule === schedule),
   );
   if (chosen.length === 0)
-    throw new HypersdkError("NotFound", `${name} has no good restore point that is known here`, { hint: "hypersdk get artifacts lists what there is" });
+    throw new HypersdkError(
+      "NotFound",
+      `${name} has no good restore point${vm === undefined ? "" : ` of ${vm}`}${schedule === undefined ? "" : ` of schedule ${schedule}`} that is known here`,
+      { hint: "hypersdk get artifacts lists what there is" },
+    );
   return chosen.map((point) => () => openPoint(point, addressOf(point)));
 }
 

@@ -40,6 +40,7 @@ export async function check(options: CheckCommandOptions, io: Io): Promise<numbe
       const report = await checkRepository(repository, { readData, signal, onRead: progress.add, onTotal: progress.setTotal });
       isSound &&= report.problems.length === 0;
       await tellState(report.brokenPoints, "check", repository.destination, options, io);
+      if (readData > 0 && report.problems.length === 0) await tellOfBad(repository.destination, options, io);
       return report;
     },
     show(name, report) {
@@ -206,6 +207,24 @@ async function recordBroken(paths: readonly string[], by: "check" | "repair", de
     });
   } finally {
     state.close();
+  }
+}
+
+/** Points that were once found damaged stay so until somebody proves them: what is sound now may make them whole again. */
+async function tellOfBad({ spec }: Destination, options: RepositoryOptions, io: Io): Promise<void> {
+  const path = await statePathFor(options, io.env, io.cwd);
+  let state: State | undefined;
+  try {
+    state = State.openForReading(path);
+    const bad = state?.artifacts.list().filter((point) => point.destinationUrl === spec.url && point.state === "bad").length ?? 0;
+    if (bad > 0)
+      io.err(
+        `${io.errStyle.yellow("warning")}: ${plural(bad, "restore point")} of ${printable(spec.name)} ${bad === 1 ? "is" : "are"} recorded as damaged: hypersdk verify looks again\n`,
+      );
+  } catch {
+    // a state that cannot be read says nothing of what was checked
+  } finally {
+    state?.close();
   }
 }
 
