@@ -1,7 +1,8 @@
 import { constants, rmSync } from "node:fs";
-import { type FileHandle, mkdir, open, rename, rm, stat } from "node:fs/promises";
+import { type FileHandle, lstat, mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import type { FileContent } from "../model/byte-sink.ts";
+import { errnoOf } from "../model/errors.ts";
 import { wholePagesOf } from "../model/page-memory.ts";
 import { fileError, guard } from "./local-file-sink.ts";
 
@@ -18,6 +19,9 @@ export async function syncFolder(path: string): Promise<void> {
   }
 }
 
+/** Others that make and remove the same folder cannot be unlucky for us more often. */
+const mostAttempts = 50;
+
 /**
  * Creates the missing folders down to `path` and syncs each parent. Not by `recursive`, which never ends where a file system says ENOENT
  * to every new name, as /proc does.
@@ -26,14 +30,24 @@ export async function makeFolder(path: string): Promise<void> {
   if (await isFolder(path)) return;
   await makeFolder(dirname(path));
   await guard(path, async () => {
-    try {
-      await mkdir(path);
-    } catch (error) {
-      // another process may have been faster
-      if (!(await isFolder(path))) throw error;
+    for (let attempt = 0; ; attempt++) {
+      try {
+        return await mkdir(path);
+      } catch (error) {
+        // another process may have been faster, and may have removed it again since: then it is made once more
+        if (await isFolder(path)) return;
+        if (errnoOf(error) !== "EEXIST" || attempt === mostAttempts || (await isThere(path))) throw error;
+      }
     }
   });
   await syncFolder(dirname(path));
+}
+
+async function isThere(path: string): Promise<boolean> {
+  return lstat(path).then(
+    () => true,
+    () => false,
+  );
 }
 
 async function isFolder(path: string): Promise<boolean> {
