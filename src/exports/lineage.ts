@@ -118,9 +118,13 @@ export async function stillClaimed(destination: Destination, lineage: string): P
 }
 
 async function holdsRepository(destination: Destination): Promise<boolean> {
-  const { Repository } = await import("../repository/repository.ts");
-  // somebody else's file may have that name
-  return (await Repository.configAt(destination).catch(() => undefined)) !== undefined;
+  const { isDamage, Repository } = await import("../repository/repository.ts");
+  const config = await Repository.configAt(destination).catch((error: unknown) => {
+    // somebody else's file may have that name; one that cannot be read just now says nothing
+    if (!isDamage(error)) throw error;
+    return undefined;
+  });
+  return config !== undefined;
 }
 
 /** What lies at a destination whose marker cannot say it; undefined where no restore point does. */

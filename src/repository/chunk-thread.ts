@@ -12,7 +12,7 @@ const jobsAtOnce = 2;
 const fewestChunkBytes = 64 * 1024;
 const chunksAtMost = jobBytes / fewestChunkBytes;
 const framesBytes = frameRoom(jobBytes);
-/** A thread takes some twenty milliseconds of a processor to begin: so much work is worth one. */
+/** A thread takes some 75 ms of a processor to begin, as much as 20 MiB do: so much work is worth one. */
 const worthBytes = 32 * 2 ** 20;
 const mostThreads = 3;
 const idleMs = 5000;

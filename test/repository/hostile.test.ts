@@ -3,6 +3,7 @@ import { chmodSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, st
 import { dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Destination } from "../../src/destinations/destination.ts";
+import { readMarker } from "../../src/exports/lineage.ts";
 import { withDigest } from "../../src/model/digest.ts";
 import { HypersdkError } from "../../src/model/errors.ts";
 import { epochMsOf, instantOf } from "../../src/model/instant.ts";
@@ -11,6 +12,7 @@ import { compactRepository } from "../../src/repository/compact.ts";
 import { listPoints } from "../../src/repository/points.ts";
 import { repairRepository } from "../../src/repository/repair.ts";
 import { Repository } from "../../src/repository/repository.ts";
+import { memoryDestination } from "../fakes/memory-destination.ts";
 import { temporaryFolder } from "../support/cli.ts";
 import { bytes, KiB } from "../support/disks.ts";
 import { clock, contentOf, destinationAt, exportDisk } from "./support.ts";
@@ -391,5 +393,25 @@ describe("a manifest that is none", () => {
     const { digest: _, ...manifest } = JSON.parse(readFileSync(join(root, path), "utf8")) as { digest: string };
     writeFileSync(join(root, path), JSON.stringify(withDigest({ ...manifest, formatVersion: 2 })));
     await expect(compactNow(destination)).rejects.toMatchObject({ code: "Failed", message: expect.stringContaining("a newer hypersdk wrote it") as string });
+  });
+});
+
+describe("a destination without its marker", () => {
+  it("is empty where no repository is, is known where one is, and is neither where that cannot be read", async () => {
+    const destination = memoryDestination({ name: "d", url: "memory:" });
+    expect(await readMarker(destination)).toBeUndefined();
+    await destination.put("config", "of another program");
+    expect(await readMarker(destination)).toBeUndefined();
+    await destination.remove("config");
+    await exportDisk(destination, bytes(1000, 1), "repository");
+    await expect(readMarker(destination)).rejects.toMatchObject({ code: "DestinationForeign", message: expect.stringContaining("is gone") as string });
+    const failing: Destination = {
+      ...destination,
+      async get(path, maxBytes) {
+        if (path === "config") throw new HypersdkError("DestinationUnreachable", "EIO");
+        return destination.get(path, maxBytes);
+      },
+    };
+    await expect(readMarker(failing)).rejects.toMatchObject({ code: "DestinationUnreachable" });
   });
 });
