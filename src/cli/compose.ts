@@ -32,5 +32,18 @@ export function engineContext(
   state: State,
   options: { readonly emit: Emit; readonly signal: AbortSignal; readonly revision: Revision | null; readonly adopt: boolean },
 ): EngineContext {
-  return { state, clock, random, toolVersion: toolVersion(), ...adapters, ...options };
+  return { state, clock, random, toolVersion: toolVersion(), ...adapters, openDestination: eachOnce(adapters.openDestination), ...options };
+}
+
+/** Of what is read of a destination, its next export has some use. */
+function eachOnce(open: EngineContext["openDestination"]): EngineContext["openDestination"] {
+  const opened = new Map<string, ReturnType<typeof open>>();
+  return ({ name, url, encryption }) => {
+    const address = { name, url, ...(encryption ? { encryption } : {}) };
+    const key = JSON.stringify(address);
+    const destination = opened.get(key) ?? open(address);
+    opened.set(key, destination);
+    destination.catch(() => opened.delete(key));
+    return destination;
+  };
 }

@@ -22,6 +22,8 @@ export interface Destination {
   open(path: string): Promise<ByteFile>;
   /** Every file below `prefix`, sorted by path; leftovers of uploads that never finished are marked. */
   list(prefix?: string): Promise<StoredFile[]>;
+  /** The same in no order, and without what a folder has to be asked for file by file: most of what listing it takes. */
+  names(prefix: string): Promise<NamedFile[]>;
   remove(path: string): Promise<void>;
 }
 
@@ -32,12 +34,15 @@ interface Encryption {
   readonly recipients: readonly string[];
 }
 
-export interface StoredFile {
+export interface NamedFile {
   readonly path: string;
-  readonly bytes: number;
   readonly isPartial: boolean;
   /** A symbolic link, which is not followed. */
   readonly isLink?: true;
+}
+
+export interface StoredFile extends NamedFile {
+  readonly bytes: number;
   /** When it was written, by the clock of the store. */
   readonly modifiedMs: number;
 }

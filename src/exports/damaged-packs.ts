@@ -16,7 +16,7 @@ export async function damagedPacksOf(destination: Destination, manifestPaths: re
   const damaged = new Set<string>();
   const repository = await Repository.open(destination);
   if (!repository) return damaged;
-  const { index } = await repository.loadIndex();
+  const index = await repository.loadIndex();
   const sound = new Set<string>();
   for (const path of manifestPaths) {
     try {

@@ -64,7 +64,7 @@ async function openRepositoryOf(destination: Destination, id: string): Promise<{
     throw new RepositoryUnusable(`the point belongs to repository ${id}, ${destination.spec.name} holds ${repository.config.id}`, {
       hint: "put the config back that was there",
     });
-  return { repository, index: (await repository.loadIndex()).index };
+  return { repository, index: await repository.loadIndex() };
 }
 
 async function openStoredImage(destination: Destination, manifestPath: string, disk: ImageDisk): Promise<BlockSource> {

@@ -55,7 +55,7 @@ export function finderOfPoints(destination: Destination): (manifestPath: string)
   let opened: Promise<{ readonly repository: Repository; readonly index: ChunkIndex }> | undefined;
   const open = async (): Promise<{ readonly repository: Repository; readonly index: ChunkIndex }> => {
     const repository = await openRepository(destination);
-    return { repository, index: (await repository.loadIndex({ withCondemned: true })).index };
+    return { repository, index: await repository.loadIndex({ withCondemned: true }) };
   };
   return async (manifestPath) => {
     const manifest = await readManifest(destination, manifestPath);

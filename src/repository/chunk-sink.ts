@@ -8,7 +8,8 @@ import { type ChunkList, segmentsOf } from "./disk-source.ts";
 import type { Kept } from "./increment.ts";
 import { idBytes, isZeroId, methods, segmentBytes } from "./layout.ts";
 import { PackWriter } from "./pack-writer.ts";
-import { isDamage, type Present, type Repository } from "./repository.ts";
+import { isDamage, type Repository, type Standing } from "./repository.ts";
+import { type IndexNow, indexForExport } from "./shared-index.ts";
 
 /** What is sealed at once on the threads of the pool, no fewer chunks than the pool has threads; and what is hashed and not yet placed. */
 const bytesAtOnce = 1.5 * 2 ** 20;
@@ -34,28 +35,27 @@ export class ChunkSession {
   readonly index: ChunkIndex;
   readonly writer: PackWriter;
   /** Packs that hold chunks of this export: they must still be there when it is published. */
-  readonly used: Set<PackInfo> = new Set();
+  readonly used: Set<Pick<PackInfo, "name">> = new Set();
   readonly segments: Set<string> = new Set();
   /** Chunks that are on their way to the store. */
   readonly pending: Set<string> = new Set();
   readonly compresses: boolean;
-  readonly present: Present;
+  readonly standing: Standing;
   segmentBytes = 0;
   /** Segments on their way to the store. */
   readonly #putting = new Set<Promise<void>>();
 
-  private constructor(repository: Repository, index: ChunkIndex, present: Present, compresses: boolean) {
+  private constructor(repository: Repository, { index, standing }: IndexNow, compresses: boolean) {
     this.repository = repository;
     this.index = index;
-    this.present = present;
-    this.writer = new PackWriter(repository, index);
+    this.standing = standing;
+    this.writer = new PackWriter(repository);
     this.compresses = compresses;
   }
 
   /** @param distrusted packs that nothing is built on */
   static async begin(repository: Repository, compresses: boolean, distrusted?: ReadonlySet<string>): Promise<ChunkSession> {
-    const { index, present } = await repository.loadIndex(distrusted ? { distrusted } : {});
-    return new ChunkSession(repository, index, present, compresses);
+    return new ChunkSession(repository, await indexForExport(repository, distrusted), compresses);
   }
 
   /** Sends a list of ids, and waits while many are on their way. @returns its name */
@@ -157,7 +157,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   /** The segment of the point before, where nothing of this GiB has changed since. */
   async function sameAsBefore(segment: number): Promise<string | undefined> {
     const name = before?.segments[segment];
-    if (!before || !name || before.virtualBytes !== sizeBytes || before.chunkBytes !== chunkBytes || !session.present.isUsable(name)) return undefined;
+    if (!before || !name || before.virtualBytes !== sizeBytes || before.chunkBytes !== chunkBytes || !session.standing.isUsable(name)) return undefined;
     try {
       const there = kept ? await kept.idsOf(segment) : await segmentsOf(repository, before).load(segment);
       return there.equals(ids) ? name : undefined;

@@ -45,7 +45,7 @@ export interface CompactReport {
 const clockSlackMs = 15 * 60_000;
 /** No export waits so long between its manifest and its last look. */
 const deadAfterMs = 24 * 3_600_000;
-/** So many index objects are joined into one. */
+/** More index objects than this are joined into one: each export leaves one, and whoever reads the repository reads all of them. */
 const manyIndexes = 32;
 
 /**
@@ -185,7 +185,7 @@ async function settle(
   // forgotten first, deleted then: an index never promises what is not there
   const goingNames = new Set(goingPacks.map(({ name }) => name));
   const staying: PackDirectory[] = [...index.packs].filter(({ name }) => !goingNames.has(name)).map(({ name, directory }) => ({ name, directory }));
-  if (goingPacks.length > 0 || indexPaths.length > manyIndexes) await replaceIndexes(repository, indexPaths, staying);
+  if (goingPacks.length > 0) await replaceIndexes(repository, indexPaths, staying);
   for (const { path } of going) await repository.destination.remove(path);
   // what is condemned stays so while it is there: another compaction may hold an older decision to delete it, so nobody may build on it again
   const gone = new Set(going.map(({ name }) => name));
@@ -263,9 +263,14 @@ async function condemn(repository: Repository, options: CompactOptions): Promise
   const condemned = [...packs, ...rewritten, ...segments];
   const condemnedBytes = condemned.reduce((sum, { bytes }) => sum + bytes, 0);
   const waiting = { waitingBytes, exportSince: exportMs === undefined ? null : instantOf(exportMs) };
-  if (condemned.length === 0) return { condemnedBytes: 0, rewrittenBytes: 0, ...waiting };
   const rewrittenBytes = await rewrite(repository, state, rewritten, options);
-  if (!options.dryRun) {
+  if (!options.dryRun && state.indexPaths.length > manyIndexes)
+    await replaceIndexes(
+      repository,
+      state.indexPaths,
+      [...index.packs].map(({ name, directory }) => ({ name, directory })),
+    );
+  if (!options.dryRun && condemned.length > 0) {
     const names = (objects: readonly StoredObject[]): string[] => objects.map(({ name }) => name);
     const condemnation: Condemnation = { id: options.id, at: options.now, packs: names([...packs, ...rewritten]), segments: names(segments) };
     await repository.destination.put(`${condemnedFolder}/${options.id}.json`, `${JSON.stringify(condemnation, null, 2)}\n`, { exclusive: true });
@@ -284,7 +289,7 @@ async function rewrite(repository: Repository, state: State, packs: readonly Sto
     }
     return bytes;
   }
-  const writer = new PackWriter(repository, index);
+  const writer = new PackWriter(repository);
   try {
     for (const { name } of packs) {
       const pack = index.pack(name);

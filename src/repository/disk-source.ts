@@ -65,7 +65,7 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
     } catch (error) {
       if (!isDamage(error)) throw error;
       if (reader === used) {
-        const { index: present } = await repository.loadIndex();
+        const present = await repository.loadIndex();
         outdated.push(used);
         reader = new ChunkReader(repository, present);
       }

@@ -1,6 +1,5 @@
 import { crc32 } from "node:zlib";
 import { pageMemory } from "../model/page-memory.ts";
-import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
 import { encodeEntry, nameOf, type PackDirectory, packBytes, packsFolder, packTrailer } from "./layout.ts";
 import type { Repository } from "./repository.ts";
 
@@ -29,22 +28,20 @@ interface OpenPack {
   crc: number;
 }
 
-/** Gathers chunks into packs and sends them: a pack that has arrived is in the index of this process, and soon in one at the store. */
+/** Gathers chunks into packs and sends them; what has arrived is soon in an index at the store. */
 export class PackWriter {
   readonly #repository: Repository;
-  readonly #index: ChunkIndex;
   readonly #uploads = new Set<Promise<void>>();
   #pack: OpenPack = emptyPack();
   readonly #spare: Buffer[] = [];
   #unindexed: PackDirectory[] = [];
   /** Packs that this writer has sent. */
-  readonly packs: PackInfo[] = [];
+  readonly packs: PackDirectory[] = [];
   /** Bytes of packs and indexes that were sent. */
   sentBytes = 0;
 
-  constructor(repository: Repository, index: ChunkIndex) {
+  constructor(repository: Repository) {
     this.#repository = repository;
-    this.#index = index;
   }
 
   /** `stored` is copied before this waits for anything. */
@@ -81,7 +78,7 @@ export class PackWriter {
     const upload = this.#repository.destination.put(`${packsFolder}/${name}`, content, { exclusive: true }).then(() => {
       this.#spare.push(...parts);
       this.sentBytes += bytes + sealed.length + trailer.length;
-      this.packs.push(this.#index.add({ name, directory }));
+      this.packs.push({ name, directory });
       this.#unindexed.push({ name, directory });
     });
     this.#uploads.add(upload);

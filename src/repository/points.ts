@@ -33,6 +33,12 @@ export function isRepositoryPoint(manifestPath: string): boolean {
   return manifestPath.startsWith(`${pointsFolder}/`) && /^[0-9a-f]{32}\/[^/]+\.json$/.test(manifestPath.slice(pointsFolder.length + 1));
 }
 
+/** The paths of all manifests of one VM, in no order. */
+export async function pointsOf(repository: Repository, vm: Omit<PointName["source"], "instant">): Promise<string[]> {
+  const files = (await repository.destination.names(folderOfPoints(repository, vm))).filter(({ isPartial }) => !isPartial).map(refuseLink);
+  return files.map(({ path }) => path).filter(isRepositoryPoint);
+}
+
 /** Every manifest, and, for those who must not lose anything, every one on its way. */
 export async function listPoints(
   destination: Destination,
@@ -66,12 +72,11 @@ export async function publishPoint({ repository, used, segments }: ChunkSession,
   const { destination } = repository;
   const pending = pendingPath(path);
   const refuseCondemned = async (): Promise<void> => {
-    const { isUsable } = await repository.present();
-    for (const name of [...[...used].map((pack) => pack.name), ...segments])
-      if (!isUsable(name))
-        throw new HypersdkError("DestinationChanged", `a compaction of ${destination.spec.name} takes away what this export was built on`, {
-          hint: "the next attempt sends it again",
-        });
+    const gone = await repository.goneOf([...[...used].map((pack) => pack.name), ...segments]);
+    if (gone.length > 0)
+      throw new HypersdkError("DestinationChanged", `a compaction of ${destination.spec.name} takes away what this export was built on`, {
+        hint: "the next attempt sends it again",
+      });
   };
   try {
     await repository.putPoint(pending, manifest);

@@ -63,7 +63,7 @@ export async function repairRepository(repository: Repository, options: Omit<Che
     sound.push({ name, directory });
     index.add({ name, directory }, present.isUsable(name));
   }
-  const writer = new PackWriter(repository, index);
+  const writer = new PackWriter(repository);
   const salvaged = new Set<string>();
   try {
     const going = dropped.map((path) => path.slice(packsFolder.length + 1));
@@ -82,6 +82,7 @@ export async function repairRepository(repository: Repository, options: Omit<Che
       }
     }
     await writer.finish();
+    for (const pack of writer.packs) index.add(pack);
   } finally {
     await writer.abandon();
   }
@@ -89,7 +90,7 @@ export async function repairRepository(repository: Repository, options: Omit<Che
   if (isChanged) {
     for (const path of damagedIndexes) await repository.destination.remove(path);
     // only those that were read: an export may have written its own meanwhile
-    await replaceIndexes(repository, seen.indexPaths, [...sound, ...writer.packs.map(({ name, directory }) => ({ name, directory }))]);
+    await replaceIndexes(repository, seen.indexPaths, [...sound, ...writer.packs]);
   }
   // a manifest that asks for something else than a sound segment holds is no reason to drop the segment
   for (const name of damagedSegments) if (!(await repository.hasSegment(name))) dropped.push(`${segmentsFolder}/${name}`);

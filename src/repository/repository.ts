@@ -1,6 +1,6 @@
 import { promisify } from "node:util";
 import { constants, zstdCompressSync, zstdDecompress } from "node:zlib";
-import type { Destination, StoredFile } from "../destinations/destination.ts";
+import type { Destination, NamedFile } from "../destinations/destination.ts";
 import { againWhileGone, getOrNothing, isGone } from "../destinations/gone.ts";
 import { isAsWritten, withDigest } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
@@ -73,11 +73,19 @@ export interface Present {
   readonly isUsable: (name: string) => boolean;
 }
 
-interface IndexOptions {
-  /** Packs of which something is known to be damaged: nothing is built on them. */
-  readonly distrusted?: ReadonlySet<string>;
-  /** For those who ask what is there: what is condemned stays as long as a point uses it, and only nothing new is built on it. */
-  readonly withCondemned?: boolean;
+/** What of packs and segments may be built on. */
+export interface Standing {
+  /** It is there, and nobody has condemned it. */
+  isUsable(name: string): boolean;
+  /** It is there as long as it was written. */
+  isWhole(pack: PackDirectory): boolean;
+}
+
+/** An index object, and what it says of packs: nothing where it was asked to leave it out, or is damaged. */
+interface IndexObject {
+  readonly path: string;
+  readonly name: string;
+  readonly directories: readonly PackDirectory[];
 }
 
 /** Objects that are read at once where all of a folder are; an index has 64 MiB at most, and nearly all have a few KiB. */
@@ -166,35 +174,31 @@ export class Repository {
   /**
    * All chunks of all packs that an index names; those of condemned packs and of packs that are gone are not usable. An index that is
    * damaged is passed over: a reader misses only what is in no other, and a writer sends that again.
+   * @param withCondemned for those who ask what is there: what is condemned stays as long as a point uses it, and only nothing new is built on it
    */
-  async loadIndex({ distrusted = new Set(), withCondemned = false }: IndexOptions = {}): Promise<{ readonly index: ChunkIndex; readonly present: Present }> {
+  async loadIndex({ withCondemned = false }: { readonly withCondemned?: boolean } = {}): Promise<ChunkIndex> {
     const directories = (await this.readIndexes(() => {})).flatMap((each) => each.directories);
-    const present = await this.present();
+    const { isUsable, isWhole } = await this.standing();
     const index = new ChunkIndex(directories);
-    // a pack that was cut short is not built on: what it held is sent again
-    for (const each of directories)
-      index.add(
-        each,
-        !distrusted.has(each.name) &&
-          (withCondemned || present.isUsable(each.name)) &&
-          present.packs.get(each.name)?.bytes === packFileBytes(each.directory, this.sealing.overheadBytes),
-      );
-    return { index, present };
+    for (const each of directories) index.add(each, (withCondemned || isUsable(each.name)) && isWhole(each));
+    return index;
   }
 
   /**
    * Every index object with what it says. A compaction may replace them meanwhile: then they are listed again.
-   * @param problem called for one that is damaged, which is left out; without it, that throws
+   * @param problem called for one that is damaged; without it, that throws
+   * @param known names of those that are not read again
    */
-  async readIndexes(problem?: NoteProblem): Promise<readonly { readonly path: string; readonly directories: readonly PackDirectory[] }[]> {
+  async readIndexes(problem?: NoteProblem, known: ReadonlySet<string> = new Set()): Promise<readonly IndexObject[]> {
     const all = await this.#all(indexFolder, async (path, name) => {
+      if (known.has(name)) return { path, name, directories: [] };
       const bytes = await this.destination.get(path, maxObjectBytes.index);
       try {
         if (nameOf(bytes) !== name) throw damaged(path, "its content is not what its name says");
-        return { path, directories: decodeIndex(path, await this.sealing.open("index", path, bytes), this.sealing.overheadBytes) };
+        return { path, name, directories: decodeIndex(path, await this.sealing.open("index", path, bytes), this.sealing.overheadBytes) };
       } catch (error) {
         if (!problem || !isDamage(error)) throw error;
-        return { path, directories: [], error };
+        return { path, name, directories: [], error };
       }
     });
     for (const { path, error } of all) if (error) problem?.(path, error);
@@ -217,10 +221,28 @@ export class Repository {
   async present(): Promise<Present> {
     const unreadable: string[] = [];
     const condemned = await this.condemnations((path) => void unreadable.push(path));
-    const names = new Set(condemned.flatMap(({ packs, segments }) => [...packs, ...segments]));
+    const names = namesOf(condemned);
     const packs = new Map((await this.list(packsFolder)).map((each) => [each.name, each]));
     const segments = new Map((await this.list(segmentsFolder)).map((each) => [each.name, each]));
     return { condemned, unreadable, packs, segments, isUsable: (name) => !names.has(name) && (packs.has(name) || segments.has(name)) };
+  }
+
+  /** As {@link present}, for those who build on it: of packs it asks for names and sizes, of segments for names. */
+  async standing(): Promise<Standing> {
+    const condemned = namesOf(await this.condemnations());
+    const packs = new Map((await this.list(packsFolder)).map(({ name, bytes }) => [name, bytes]));
+    const segments = await this.#names(segmentsFolder);
+    return {
+      isUsable: (name) => !condemned.has(name) && (packs.has(name) || segments.has(name)),
+      isWhole: ({ name, directory }) => packs.get(name) === packFileBytes(directory, this.sealing.overheadBytes),
+    };
+  }
+
+  /** Which of some packs and segments may not be built on any more, in the same order: what is condemned, then what is there. */
+  async goneOf(names: readonly string[]): Promise<string[]> {
+    const condemned = namesOf(await this.condemnations());
+    const there = new Set([...(await this.#names(packsFolder)), ...(await this.#names(segmentsFolder))]);
+    return names.filter((name) => condemned.has(name) || !there.has(name));
   }
 
   async condemnations(unreadable: (path: string) => void = () => {}): Promise<Condemnation[]> {
@@ -272,20 +294,21 @@ export class Repository {
 
   /** The objects of a folder; foreign files and what was never finished are left out. */
   async list(folder: string): Promise<StoredObject[]> {
-    return (await this.destination.list(folder))
-      .filter((file: StoredFile) => !file.isPartial)
-      .map(refuseLink)
-      .map(({ path, bytes, modifiedMs }) => ({ path, bytes, modifiedMs, name: path.slice(folder.length + 1).replace(/\.json$/, "") }))
-      .filter(({ name }) => /^[0-9a-f-]{32,64}$/.test(name));
+    return objectsOf(folder, await this.destination.list(folder)).map(({ name, file: { path, bytes, modifiedMs } }) => ({ path, bytes, modifiedMs, name }));
+  }
+
+  async #names(folder: string): Promise<Set<string>> {
+    return new Set(objectsOf(folder, await this.destination.names(folder)).map(({ name }) => name));
   }
 
   async #all<T>(folder: string, read: (path: string, name: string) => Promise<T>): Promise<T[]> {
     return againWhileGone(async () => {
       const all: T[] = [];
-      const listed = await this.list(folder);
+      const listed = objectsOf(folder, await this.destination.names(folder));
+      listed.sort((a, b) => (a.name < b.name ? -1 : 1));
       // side by side: each export leaves an index, and reading one takes a few trips to the store
       for (let at = 0; at < listed.length; at += readsAtOnce)
-        all.push(...(await Promise.all(listed.slice(at, at + readsAtOnce).map(({ path, name }) => read(path, name)))));
+        all.push(...(await Promise.all(listed.slice(at, at + readsAtOnce).map(({ file, name }) => read(file.path, name)))));
       return all;
     });
   }
@@ -298,8 +321,23 @@ export function withoutConfig({ spec }: Destination, folder: string): HypersdkEr
   });
 }
 
+/** @returns those that are named as objects are */
+function objectsOf<F extends NamedFile>(folder: string, files: readonly F[]): { readonly file: F; readonly name: string }[] {
+  const objects: { file: F; name: string }[] = [];
+  for (const file of files) {
+    if (file.isPartial) continue;
+    const name = refuseLink(file).path.slice(folder.length + 1, file.path.endsWith(".json") ? -5 : undefined);
+    if (/^[0-9a-f-]{32,64}$/.test(name)) objects.push({ file, name });
+  }
+  return objects;
+}
+
+function namesOf(condemnations: readonly Condemnation[]): Set<string> {
+  return new Set(condemnations.flatMap(({ packs, segments }) => [...packs, ...segments]));
+}
+
 /** A link would be read by some and not be seen by others. @throws ArtifactDamaged */
-export function refuseLink(file: StoredFile): StoredFile {
+export function refuseLink<F extends NamedFile>(file: F): F {
   if (file.isLink) throw damaged(file.path, "it is a symbolic link, and a repository holds files: put what it leads to in its place");
   return file;
 }

@@ -104,6 +104,9 @@ export function destinationContract(
         ["b/1/x", 5],
         ["b/2", 3],
       ]);
+      const named = async (prefix: string): Promise<unknown> => (await destination.names(prefix)).sort((a, b) => (a.path < b.path ? -1 : 1));
+      expect(await named("b")).toEqual(["b/1/x", "b/2"].map((path) => ({ path, isPartial: false })));
+      expect(await named("none")).toEqual([]);
       await destination.remove("b/1/x");
       await destination.remove("b/1/x");
       expect((await destination.list()).map(({ path }) => path)).toEqual(["a/1", "b/2"]);

@@ -46,6 +46,9 @@ export function failingDestination(inner: Destination, failsAt: number, fault: F
       const now = await call(() => inner.list(prefix));
       return isStale ? before.filter(({ path }) => prefix === undefined || path.startsWith(`${prefix}/`)) : now;
     },
+    async names(prefix) {
+      return (await this.list(prefix)).map(({ path, isPartial }) => ({ path, isPartial }));
+    },
     async remove(path) {
       await changing();
       return call(() => inner.remove(path));

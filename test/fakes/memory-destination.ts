@@ -77,6 +77,9 @@ export function memoryDestination(spec: DestinationAddress, files: Map<string, B
         .map(([path, content]) => ({ path, bytes: content.length, isPartial: false, modifiedMs: 0 }))
         .sort((a, b) => (a.path < b.path ? -1 : 1));
     },
+    async names(prefix) {
+      return (await this.list(prefix)).map(({ path, isPartial }) => ({ path, isPartial }));
+    },
     async remove(path) {
       files.delete(checked(path));
     },

@@ -357,15 +357,17 @@ describe("beside others", () => {
     const disk = bytes(4 * chunk, 1);
     await exported(inner, disk, tracker);
     let points = 1;
+    /** Between any two looks. */
+    const meanwhile = async <T>(look: () => Promise<T>): Promise<T> => {
+      const seen = await look();
+      bytes(chunk, 50 + points).copy(disk, (points % 4) * chunk);
+      await exported(inner, disk, tracker, { atMs: points++ * 1000 });
+      return seen;
+    };
     const destination: Destination = {
       ...inner,
-      async list(prefix) {
-        const listed = await inner.list(prefix);
-        // between any two looks
-        bytes(chunk, 50 + points).copy(disk, (points % 4) * chunk);
-        await exported(inner, disk, tracker, { atMs: points++ * 1000 });
-        return listed;
-      },
+      list: (prefix) => meanwhile(() => inner.list(prefix)),
+      names: (prefix) => meanwhile(() => inner.names(prefix)),
     };
     const repository = (await Repository.open(destination)) as Repository;
     expect(await checkRepository(repository, { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [] });

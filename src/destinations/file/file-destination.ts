@@ -8,7 +8,7 @@ import type { FileContent } from "../../model/byte-sink.ts";
 import type { DestinationAddress } from "../../model/desired.ts";
 import { errnoOf, errnoText, HypersdkError } from "../../model/errors.ts";
 import type { Random } from "../../model/ports.ts";
-import type { Destination, StoredFile, Upload } from "../destination.ts";
+import type { Destination, NamedFile, Upload } from "../destination.ts";
 
 /** A folder of this machine, or one that is mounted. Files appear by rename, after they were synced. */
 export function fileDestination(spec: DestinationAddress, random: Random): Destination {
@@ -55,9 +55,16 @@ export function fileDestination(spec: DestinationAddress, random: Random): Desti
       }
     },
     async list(prefix = "") {
-      const files: StoredFile[] = [];
-      listInto(files, root, prefix === "" ? "" : prefix.replace(/\/$/, ""));
-      return files.sort((a, b) => (a.path < b.path ? -1 : 1));
+      const files = namesBelow(root, prefix).sort((a, b) => (a.path < b.path ? -1 : 1));
+      return files.flatMap((file) => {
+        if (file.isLink) return { ...file, bytes: 0, modifiedMs: 0 };
+        const stat = statSync(join(root, file.path), { throwIfNoEntry: false });
+        // one that was removed meanwhile is not there
+        return stat ? { ...file, bytes: stat.size, modifiedMs: stat.mtimeMs } : [];
+      });
+    },
+    async names(prefix) {
+      return namesBelow(root, prefix);
     },
     async remove(path) {
       const final = at(path);
@@ -137,8 +144,14 @@ function unreadable(path: string, cause: unknown): HypersdkError {
   return new HypersdkError("DestinationUnreachable", `cannot read ${path}: ${errnoText(cause)}`, { cause });
 }
 
+function namesBelow(root: string, prefix: string): NamedFile[] {
+  const files: NamedFile[] = [];
+  addNames(files, root, prefix.replace(/\/$/, ""));
+  return files;
+}
+
 /** A folder that is not there yet is an empty destination; one that cannot be read is unreachable. */
-function listInto(files: StoredFile[], root: string, prefix: string): void {
+function addNames(files: NamedFile[], root: string, prefix: string): void {
   let entries: import("node:fs").Dirent[];
   try {
     entries = readdirSync(join(root, prefix), { withFileTypes: true });
@@ -148,12 +161,9 @@ function listInto(files: StoredFile[], root: string, prefix: string): void {
   }
   for (const entry of entries) {
     const path = prefix === "" ? entry.name : `${prefix}/${entry.name}`;
-    if (entry.isDirectory()) listInto(files, root, path);
-    else if (entry.isSymbolicLink()) files.push({ path, bytes: 0, isPartial: entry.name.endsWith(partialEnding), isLink: true, modifiedMs: 0 });
-    else if (entry.isFile()) {
-      const stat = statSync(join(root, path), { throwIfNoEntry: false });
-      // one that was removed meanwhile is not there
-      if (stat) files.push({ path, bytes: stat.size, isPartial: entry.name.endsWith(partialEnding), modifiedMs: stat.mtimeMs });
-    }
+    const isPartial = entry.name.endsWith(partialEnding);
+    if (entry.isFile()) files.push({ path, isPartial });
+    else if (entry.isDirectory()) addNames(files, root, path);
+    else if (entry.isSymbolicLink()) files.push({ path, isPartial, isLink: true });
   }
 }
