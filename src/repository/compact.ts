@@ -35,6 +35,8 @@ export interface CompactReport {
   readonly freeAt: Instant | null;
   /** Bytes of chunks in use that were moved into new packs. */
   readonly rewrittenBytes: number;
+  /** Unused, in packs of which no larger share than {@link CompactOptions.maxUnused} is. */
+  readonly leftBytes: number;
   /** Unused, as far as can be told, and left alone while an export goes on that may have sent it. */
   readonly waitingBytes: number;
   /** When that export began; a lock that it left behind counts for a day. */
@@ -59,7 +61,7 @@ export async function compactRepository(repository: Repository, options: Compact
   // another compaction may delete what this one is about to read
   const settled = (untilMs: number): ReturnType<typeof settle> => againWhileGone(() => settle(repository, untilMs, options));
   const before = await settled(nowMs - options.graceMs);
-  const { condemnedBytes, rewrittenBytes, waitingBytes, exportSince } = await againWhileGone(() => condemn(repository, options));
+  const { condemnedBytes, ...found } = await againWhileGone(() => condemn(repository, options));
   const after = options.graceMs === 0 && condemnedBytes > 0 ? await settled(nowMs) : { freedBytes: 0, sparedBytes: 0 };
   const waits = await waitingFor(repository, nowMs - options.graceMs, options.id);
   const newBytes = condemnedBytes - after.freedBytes;
@@ -69,9 +71,7 @@ export async function compactRepository(repository: Repository, options: Compact
     sparedBytes: before.sparedBytes + after.sparedBytes,
     condemnedBytes: newBytes + waits.bytes,
     freeAt: newBytes + waits.bytes > 0 ? instantOf(freeMs + options.graceMs) : null,
-    rewrittenBytes,
-    waitingBytes,
-    exportSince,
+    ...found,
   };
 }
 
@@ -234,7 +234,7 @@ function takenChunks(pack: NonNullable<ReturnType<ChunkIndex["pack"]>>, { index,
   return taken;
 }
 
-type Condemned = Pick<CompactReport, "condemnedBytes" | "rewrittenBytes" | "waitingBytes" | "exportSince">;
+type Condemned = Pick<CompactReport, "condemnedBytes" | "rewrittenBytes" | "leftBytes" | "waitingBytes" | "exportSince">;
 
 /** Condemns what no point uses; of packs that are used too little, what is used is moved into new ones first. */
 async function condemn(repository: Repository, options: CompactOptions): Promise<Condemned> {
@@ -245,7 +245,7 @@ async function condemn(repository: Repository, options: CompactOptions): Promise
   const isOld = ({ modifiedMs }: StoredObject): boolean => exportMs === undefined || modifiedMs < exportMs - clockSlackMs;
   const packs: StoredObject[] = [];
   const rewritten: StoredObject[] = [];
-  let waitingBytes = 0;
+  let [waitingBytes, leftBytes] = [0, 0];
   for (const object of present.packs.values()) {
     if (!present.isUsable(object.name)) continue;
     if (!isOld(object)) {
@@ -258,11 +258,11 @@ async function condemn(repository: Repository, options: CompactOptions): Promise
     const isWhollyUnused = !pack || takenChunks(pack, state).length === 0;
     if (isWhollyUnused) packs.push(object);
     else if (unused > object.bytes * options.maxUnused) rewritten.push(object);
+    else leftBytes += unused;
   }
   const segments = [...present.segments.values()].filter((object) => present.isUsable(object.name) && isOld(object) && !used.segments.has(object.name));
   const condemned = [...packs, ...rewritten, ...segments];
   const condemnedBytes = condemned.reduce((sum, { bytes }) => sum + bytes, 0);
-  const waiting = { waitingBytes, exportSince: exportMs === undefined ? null : instantOf(exportMs) };
   const rewrittenBytes = await rewrite(repository, state, rewritten, options);
   if (!options.dryRun && state.indexPaths.length > manyIndexes)
     await replaceIndexes(
@@ -275,7 +275,7 @@ async function condemn(repository: Repository, options: CompactOptions): Promise
     const condemnation: Condemnation = { id: options.id, at: options.now, packs: names([...packs, ...rewritten]), segments: names(segments) };
     await repository.destination.put(`${condemnedFolder}/${options.id}.json`, `${JSON.stringify(condemnation, null, 2)}\n`, { exclusive: true });
   }
-  return { condemnedBytes, rewrittenBytes, ...waiting };
+  return { condemnedBytes, rewrittenBytes, leftBytes, waitingBytes, exportSince: exportMs === undefined ? null : instantOf(exportMs) };
 }
 
 /** Moves the chunks that are used into new packs, as they are stored, each checked on the way. @returns their bytes */

@@ -283,7 +283,7 @@ describe("verify", () => {
     rmSync(join(folder, "exports", disk));
     expect(await hypersdk(folder, ["verify"])).toMatchObject({
       code: 11,
-      stdout: expect.stringContaining("2 restore points verified (restore), 1 damaged") as string,
+      stdout: expect.stringMatching(/^1 of 2 restore points verified \(restore\), 1 damaged/m) as string,
     });
     expect((await hypersdk(folder, ["status"])).stdout).toContain("1 damaged");
   });
@@ -546,6 +546,8 @@ describe("a restore point whose removal was cut off", () => {
       "UPDATE artifacts SET expires_at = '2026-01-01T00:00:00.000Z' WHERE expires_at IS NOT NULL",
     ]);
     expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 0, stdout: expect.stringContaining("its removal was cut off") as string });
+    const { removed, points } = JSON.parse((await hypersdk(folder, ["verify", "--json"])).stdout) as { removed: object[]; points: object[] };
+    expect([removed.length, points.length]).toEqual([1, 1]);
     rmSync(join(folder, "exports", last));
     expect(await hypersdk(folder, ["verify"])).toMatchObject({ code: 11, stdout: expect.stringContaining("is gone") as string });
   });

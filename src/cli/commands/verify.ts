@@ -28,6 +28,7 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
   const all = id === undefined && options.vm === undefined ? await chosenPoints(options, io) : undefined;
   const results: { point: string; vm: string; instant: string; ok: boolean; reason?: string }[] = [];
   const failed: { point: string; vm: string; instant: string; code: ErrorCode; message: string }[] = [];
+  const removed: { point: string; vm: string; instant: string }[] = [];
   /** Destinations that cannot be had: what else is there is not tried. */
   const unreachable = new Map<string, HypersdkError>();
   const interrupts = listenForInterrupts(io.err);
@@ -51,6 +52,7 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
       } catch (error) {
         if (interrupts.exitCode !== undefined) return interrupts.exitCode;
         if (wanted && isBeingRemoved(wanted, error)) {
+          removed.push(nameOf(wanted));
           if (!io.json && !io.quiet)
             io.out(`· ${wanted.id.slice(0, 8)}  ${wanted.vmPath}  ${wanted.instant}  expired, and its removal was cut off: the next apply ends it\n`);
           continue;
@@ -89,10 +91,11 @@ export async function verify(id: string | undefined, options: VerifyOptions, io:
     interrupts.dispose();
   }
   const bad = results.filter(({ ok }) => !ok).length;
-  if (io.json) io.result("verify", { level, points: results, failed });
+  if (io.json) io.result("verify", { level, points: results, failed, removed });
   else {
     const unread = failed.length > 0 ? `, ${failed.length} could not be looked at` : "";
-    io.out(`${plural(results.length, "restore point")} verified (${level}), ${bad} ${level === "boot" ? "not started" : "damaged"}${unread}.\n`);
+    const sound = bad > 0 ? `${results.length - bad} of ` : "";
+    io.out(`${sound}${plural(results.length, "restore point")} verified (${level}), ${bad} ${level === "boot" ? "not started" : "damaged"}${unread}.\n`);
   }
   const [first] = failed;
   return bad > 0 ? exitCodes.damaged : first ? exitCodeOf(first.code) : exitCodes.done;
@@ -121,8 +124,12 @@ function isBeingRemoved({ expiresAt, held }: RestorePoint, error: unknown): bool
   return error instanceof PointGone && expiresAt !== undefined && expiresAt <= clock.now() && !held;
 }
 
-function failureOf({ id, vmPath, instant }: RestorePoint, { code, message }: HypersdkError) {
-  return { point: id, vm: vmPath, instant, code, message };
+function nameOf({ id, vmPath, instant }: RestorePoint) {
+  return { point: id, vm: vmPath, instant };
+}
+
+function failureOf(point: RestorePoint, { code, message }: HypersdkError) {
+  return { ...nameOf(point), code, message };
 }
 
 function bootOf({ level, marker, timeout }: VerifyOptions): { readonly marker?: string; readonly timeoutMs?: number } {
