@@ -1,3 +1,4 @@
+import { HypersdkError } from "../model/errors.ts";
 import { type Style, styleOf, wantsColour } from "../ui/style.ts";
 
 /** What every command shares: where text goes, how it looks, what the person asked for globally. */
@@ -29,12 +30,23 @@ export interface GlobalOptions {
   readonly logLevel?: string;
 }
 
+function currentFolder(): string {
+  try {
+    return process.cwd();
+  } catch (cause) {
+    throw new HypersdkError("Failed", "the current folder is not there any more", { cause, hint: "change to another, or to the same one anew" });
+  }
+}
+
 export function makeIo(options: GlobalOptions): Io {
   const { env, stdout, stderr, stdin } = process;
   const out = (text: string): void => void stdout.write(text);
   return {
     env,
-    cwd: process.cwd(),
+    // asked for by who needs it: an error must find a way out where there is none
+    get cwd() {
+      return currentFolder();
+    },
     json: options.json ?? false,
     quiet: options.quiet ?? false,
     eventsTarget: options.events,

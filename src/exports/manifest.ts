@@ -1,8 +1,7 @@
 import { isAsWritten } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { ImageCompression, ImageFormat } from "../model/image-formats.ts";
-import type { Instant } from "../model/instant.ts";
-import { compactInstant } from "../model/instant.ts";
+import { compactInstant, epochMsOf, type Instant } from "../model/instant.ts";
 import { publishedSchema } from "../model/published-schema.ts";
 import { type VmPath, vmPathSegment } from "../model/vm-path.ts";
 import type { ChunkList } from "../repository/disk-source.ts";
@@ -121,5 +120,8 @@ export function parseManifest(path: string, bytes: Buffer): Manifest {
     throw new HypersdkError("ArtifactDamaged", `${path} is no manifest: ${first?.instancePath || "/"} ${first?.message}`);
   }
   if (!isAsWritten(value as Manifest)) throw new HypersdkError("ArtifactDamaged", `${path} is not what was written: its digest is wrong`);
+  const { source, times } = value as Manifest;
+  const untrue = [source.instant, source.fireTime, times.startedAt, times.endedAt].find((time) => Number.isNaN(epochMsOf(time)));
+  if (untrue !== undefined) throw new HypersdkError("ArtifactDamaged", `${path} is no manifest: ${untrue} is no time`);
   return value as Manifest;
 }

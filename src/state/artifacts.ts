@@ -120,7 +120,9 @@ interface RawArtifact {
   expiry_rule: string | null;
 }
 
+/** @throws RangeError for a time that is none: what is kept and what goes follows from it, so that nothing may be made of it */
 function pointOf(row: RawArtifact): RestorePoint {
+  for (const time of [row.instant, row.expires_at]) if (time !== null && Number.isNaN(Date.parse(time))) throw new RangeError(`${time} is no time`);
   return {
     id: row.id,
     schedule: row.schedule,

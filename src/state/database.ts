@@ -157,6 +157,57 @@ export function damagedState(path: string, what: string, cause?: unknown): Hyper
   });
 }
 
+/** Texts that are times, and texts that are JSON: SQLite itself takes any. */
+const times: Readonly<Record<string, readonly string[]>> = {
+  suspensions: ["since"],
+  protections: ["effective_since", "handled_until", "last_success_at"],
+  runs: ["fire_time", "created_at", "ended_at"],
+  attempts: ["started_at", "ended_at"],
+  artifacts: ["instant", "expires_at", "created_at"],
+  events: ["at"],
+  leases: ["since"],
+};
+const documents: Readonly<Record<string, readonly string[]>> = { resources: ["spec"], protections: ["last_disks"], events: ["detail"] };
+const damagedMeta = `CASE WHEN json_valid(value) THEN key LIKE '%_revision' AND julianday(value ->> '$.at') IS NULL
+  ELSE key LIKE '%_revision' OR key LIKE 'damaged packs %' OR key LIKE 'unmanaged %' END`;
+
+/** What of a state is not as it was written, though SQLite could open it; undefined where nothing is. All of the file is read. */
+export function damageIn(db: Db): string | undefined {
+  const found = db.pragma("integrity_check(1)", { simple: true }) as string;
+  if (found !== "ok") return found;
+  const isTime = "GLOB '[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'";
+  const places = [
+    ...Object.entries(times).flatMap(([table, columns]) =>
+      columns.map((column) => [table, column, `NOT (${column} ${isTime} AND julianday(${column}) IS NOT NULL)`]),
+    ),
+    ...Object.entries(documents).flatMap(([table, columns]) => columns.map((column) => [table, column, `NOT json_valid(${column})`])),
+    ["meta", "value", damagedMeta],
+  ] as const;
+  for (const [table, column, isDamaged] of places)
+    if (db.prepare(`SELECT 1 FROM ${table} WHERE ${column} IS NOT NULL AND ${isDamaged} LIMIT 1`).get() !== undefined)
+      return `${column} of ${table} is not what was written`;
+  return undefined;
+}
+
+/**
+ * What is wrong with the state file that was opened last, for who has met something that cannot be: a value that changed under the program
+ * looks like a bug of it. Undefined where the file says nothing, or there is none.
+ */
+export function openedStateDamage(): HypersdkError | undefined {
+  if (opened === "") return undefined;
+  try {
+    const db = openDatabase(opened, "read");
+    try {
+      const found = damageIn(db);
+      return found === undefined ? undefined : damagedState(opened, found);
+    } finally {
+      db.close();
+    }
+  } catch (error) {
+    return error instanceof HypersdkError ? error : undefined;
+  }
+}
+
 /** What SQLite says in the middle of some work, of the file that was opened last. */
 export function openedStateError(error: unknown): unknown {
   return stateError(opened, error);

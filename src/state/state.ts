@@ -6,7 +6,7 @@ import type { Recorded, RecordedRun } from "../model/recorded.ts";
 import { Artifacts } from "./artifacts.ts";
 import { AuditLog } from "./audit.ts";
 import { Configuration } from "./configuration.ts";
-import { type Db, damagedState, openDatabase, stateError, unusable } from "./database.ts";
+import { type Db, damagedState, damageIn, openDatabase, stateError, unusable } from "./database.ts";
 import { exportScope, type Lease, Leases } from "./leases.ts";
 import { ProcessLock } from "./process-lock.ts";
 import { Runs } from "./runs.ts";
@@ -195,10 +195,10 @@ export class State {
     chmodSync(target, 0o600);
   }
 
-  /** Reads all of the file. @throws StateUnusable where SQLite finds it damaged */
+  /** Reads all of the file. @throws StateUnusable where it is damaged */
   refuseDamaged(): void {
-    const found = unusable(this.path, () => this.#db.pragma("integrity_check(1)", { simple: true }) as string);
-    if (found !== "ok") throw damagedState(this.path, found);
+    const found = unusable(this.path, () => damageIn(this.#db));
+    if (found !== undefined) throw damagedState(this.path, found);
   }
 
   close(): void {

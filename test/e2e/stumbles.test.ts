@@ -1,4 +1,4 @@
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
@@ -655,6 +655,39 @@ describe("a state with a page that is damaged", () => {
       }
       for (const name of ["state.db-wal", "state.db-shm"]) rmSync(join(folder, ".hypersdk", name), { force: true });
     }
+  });
+});
+
+describe("a current folder that is removed", () => {
+  it("is told of in one line", () => {
+    const gone = join(temporaryFolder(), "gone");
+    mkdirSync(gone);
+    const script = 'rmdir "$PWD" && exec "$1" "$2" "$3"';
+    const run = (command: string) => spawnSync("bash", ["-c", script, "bash", process.execPath, program, command], { cwd: gone, encoding: "utf8" });
+    expect(run("plan")).toMatchObject({
+      status: 1,
+      stderr: expect.stringMatching(/^error: the current folder is not there any more\n +change to another/) as string,
+    });
+    mkdirSync(gone);
+    expect(run("version")).toMatchObject({ status: 0, stderr: "" });
+  });
+});
+
+describe("a state in which a value is not what was written", () => {
+  it.each([
+    ["spec of resources", "UPDATE resources SET spec = replace(spec, '\"cron\":', '\"cron\"z') WHERE address LIKE 'schedule.%'", "plan"],
+    ["instant of artifacts", "UPDATE artifacts SET instant = replace(instant, 'T', 'D')", "apply"],
+    ["value of meta", "UPDATE meta SET value = 'x' || value WHERE key = 'applied_revision'", "status"],
+    ["detail of events", "UPDATE events SET detail = 'x' || detail WHERE seq = 2", "history"],
+  ])("is damaged, and no bug of the program: %s", async (place, sql, command) => {
+    const folder = tree();
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    await hypersdk(folder, ["run", "nightly"]);
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    execFileSync("sqlite3", [join(folder, ".hypersdk", "state.db"), sql]);
+    const seen = await hypersdk(folder, [command, ...(command === "apply" ? ["--auto-approve"] : [])]);
+    expect(seen).toMatchObject({ code: 1, stderr: expect.stringContaining(`is damaged or no state file: ${place} is not what was written`) as string });
+    expect(seen.stderr).toContain("state rebuild");
   });
 });
 

@@ -246,6 +246,13 @@ describe("a repository that somebody changed by hand", () => {
     expect((await contentOf(destination, path)).equals(disk)).toBe(true);
   });
 
+  it("with a manifest of a time that is none is refused, though its digest is right", async () => {
+    const { root, destination, path } = await exported();
+    const { digest: _, ...manifest } = JSON.parse(readFileSync(join(root, path), "utf8")) as { digest: string; source: object };
+    writeFileSync(join(root, path), JSON.stringify(withDigest({ ...manifest, source: { ...manifest.source, instant: "2026-99-01T00:00:00.000Z" } })));
+    await expect(contentOf(destination, path)).rejects.toMatchObject({ code: "ArtifactDamaged", message: expect.stringContaining("is no time") as string });
+  });
+
   it("with a manifest on its way that arrived, or that died, is not held back by it", async () => {
     const { root, destination, path } = await exported();
     const pending = path.replace(/\.json$/, ".pending");
