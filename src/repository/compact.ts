@@ -8,7 +8,7 @@ import { condemnedFolder, entryBytes, idBytes, isOfRepository, type PackDirector
 import { oldestExport } from "./locks.ts";
 import { PackWriter } from "./pack-writer.ts";
 import { isPending, pointOfPending } from "./points.ts";
-import { type Condemnation, isDamage, type Present, type Repository, type StoredObject } from "./repository.ts";
+import { type Condemnation, fullIndexBytes, isDamage, type Present, type Repository, type StoredObject } from "./repository.ts";
 import { readDirectory, readPoints, type Used, usedBy } from "./survey.ts";
 
 export interface CompactOptions {
@@ -47,7 +47,7 @@ export interface CompactReport {
 const clockSlackMs = 15 * 60_000;
 /** No export waits so long between its manifest and its last look. */
 const deadAfterMs = 24 * 3_600_000;
-/** More index objects than this are joined into one: each export leaves one, and whoever reads the repository reads all of them. */
+/** So many index objects more than are needed are joined. */
 const manyIndexes = 32;
 
 /**
@@ -264,18 +264,20 @@ async function condemn(repository: Repository, options: CompactOptions): Promise
   const condemned = [...packs, ...rewritten, ...segments];
   const condemnedBytes = condemned.reduce((sum, { bytes }) => sum + bytes, 0);
   const rewrittenBytes = await rewrite(repository, state, rewritten, options);
-  if (!options.dryRun && state.indexPaths.length > manyIndexes)
-    await replaceIndexes(
-      repository,
-      state.indexPaths,
-      [...index.packs].map(({ name, directory }) => ({ name, directory })),
-    );
+  if (!options.dryRun) await joinIndexes(repository, state);
   if (!options.dryRun && condemned.length > 0) {
     const names = (objects: readonly StoredObject[]): string[] => objects.map(({ name }) => name);
     const condemnation: Condemnation = { id: options.id, at: options.now, packs: names([...packs, ...rewritten]), segments: names(segments) };
     await repository.destination.put(`${condemnedFolder}/${options.id}.json`, `${JSON.stringify(condemnation, null, 2)}\n`, { exclusive: true });
   }
   return { condemnedBytes, rewrittenBytes, leftBytes, waitingBytes, exportSince: exportMs === undefined ? null : instantOf(exportMs) };
+}
+
+/** Many small index objects become few: each export leaves one, and whoever reads the repository reads all of them. */
+async function joinIndexes(repository: Repository, { index, indexPaths }: State): Promise<void> {
+  const packs: PackDirectory[] = [...index.packs].map(({ name, directory }) => ({ name, directory }));
+  const fewest = packs.reduce((sum, { directory }) => sum + directory.length, 0) / fullIndexBytes;
+  if (indexPaths.length > fewest + manyIndexes) await replaceIndexes(repository, indexPaths, packs);
 }
 
 /** Moves the chunks that are used into new packs, as they are stored, each checked on the way. @returns their bytes */

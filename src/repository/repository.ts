@@ -88,6 +88,9 @@ interface IndexObject {
   readonly directories: readonly PackDirectory[];
 }
 
+/** Directories that one index object takes. */
+export const fullIndexBytes: number = maxObjectBytes.index / 2;
+
 /** Objects that are read at once where all of a folder are; an index has 64 MiB at most, and nearly all have a few KiB. */
 const readsAtOnce = 8;
 
@@ -209,7 +212,7 @@ export class Repository {
   async saveIndex(packs: readonly PackDirectory[]): Promise<void> {
     for (let first = 0; first < packs.length; ) {
       let [end, bytes] = [first, 0];
-      while (end < packs.length && (end === first || bytes + (packs[end] as PackDirectory).directory.length < maxObjectBytes.index / 2))
+      while (end < packs.length && (end === first || bytes + (packs[end] as PackDirectory).directory.length < fullIndexBytes))
         bytes += (packs[end++] as PackDirectory).directory.length;
       const content = await this.sealing.seal("index", encodeIndex(packs.slice(first, end)));
       await this.destination.put(`${indexFolder}/${nameOf(content)}`, content, { exclusive: true });
