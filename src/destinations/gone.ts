@@ -30,6 +30,37 @@ export async function openNamed(destination: Destination, path: string): Promise
   }
 }
 
+/** Files that are read at once where all of a folder are; an index has 64 MiB at most, and nearly all have a few KiB. */
+const readsAtOnce = 8;
+
+/**
+ * Reads every file that a listing names, none of which ever changes. Where one goes between the two, what took its place was listed too late: then
+ * it is listed again, and what was read is not read again, so that this ends also beside somebody who replaces thousands of them.
+ * @returns what was read, in the order of the last listing
+ */
+export async function readListed<F extends { readonly path: string }, T>(list: () => Promise<readonly F[]>, read: (file: F) => Promise<T>): Promise<T[]> {
+  const done = new Map<string, Promise<T>>();
+  return againWhileGone(async () => {
+    const files = await list();
+    let gone: unknown;
+    // side by side: each export leaves an index, and reading one takes a few trips to the store
+    for (let at = 0; at < files.length; at += readsAtOnce) {
+      const some = files.slice(at, at + readsAtOnce).map(async (file) => {
+        const reading = done.get(file.path) ?? read(file);
+        done.set(file.path, reading);
+        await reading.catch((error: unknown) => {
+          done.delete(file.path);
+          if (!isGone(error)) throw error;
+          gone = error;
+        });
+      });
+      for (const each of await Promise.allSettled(some)) if (each.status === "rejected") throw each.reason;
+    }
+    if (gone) throw gone;
+    return Promise.all(files.map(({ path }) => done.get(path) as Promise<T>));
+  });
+}
+
 /** Lists and reads again, ten times at most, while something goes between the two: what took its place was listed too late. */
 export async function againWhileGone<T>(listAndRead: () => Promise<T>): Promise<T> {
   for (let again = 0; ; again++) {

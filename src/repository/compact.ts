@@ -109,6 +109,8 @@ async function clearUnfinished({ destination }: Repository, untilMs: number): Pr
 interface State {
   readonly index: ChunkIndex;
   readonly indexPaths: readonly string[];
+  /** All that they say. */
+  readonly indexed: readonly PackDirectory[];
   readonly present: Present;
   readonly used: Used;
 }
@@ -128,7 +130,8 @@ async function look(repository: Repository): Promise<State> {
 async function lookOnce(repository: Repository): Promise<State> {
   const indexes = await repository.readIndexes();
   const present = await repository.present();
-  const directories = indexes.flatMap((each) => each.directories).filter(({ name }) => present.packs.has(name));
+  const indexed = indexes.flatMap((each) => each.directories);
+  const directories = indexed.filter(({ name }) => present.packs.has(name));
   const index = new ChunkIndex(directories);
   for (const each of directories) if (present.isUsable(each.name)) index.add(each);
   for (const each of directories) index.add(each, false);
@@ -142,7 +145,7 @@ async function lookOnce(repository: Repository): Promise<State> {
   const used = await usedBy(repository, index, points, (point, error) => {
     if (!isPending(point.path)) throw error;
   });
-  return { index, indexPaths: indexes.map(({ path }) => path), present, used };
+  return { index, indexPaths: indexes.map(({ path }) => path), indexed, present, used };
 }
 
 /** What is still there of what was condemned. */
@@ -273,9 +276,12 @@ async function condemn(repository: Repository, options: CompactOptions): Promise
   return { condemnedBytes, rewrittenBytes, leftBytes, waitingBytes, exportSince: exportMs === undefined ? null : instantOf(exportMs) };
 }
 
-/** Many small index objects become few: each export leaves one, and whoever reads the repository reads all of them. */
-async function joinIndexes(repository: Repository, { index, indexPaths }: State): Promise<void> {
-  const packs: PackDirectory[] = [...index.packs].map(({ name, directory }) => ({ name, directory }));
+/**
+ * Many small index objects become few: each export leaves one, and whoever reads the repository reads all of them. Nothing is forgotten here, whatever a
+ * listing has just said of packs.
+ */
+async function joinIndexes(repository: Repository, { indexed, indexPaths }: State): Promise<void> {
+  const packs = [...new Map(indexed.map((pack) => [pack.name, pack])).values()];
   const fewest = packs.reduce((sum, { directory }) => sum + directory.length, 0) / fullIndexBytes;
   if (indexPaths.length > fewest + manyIndexes) await replaceIndexes(repository, indexPaths, packs);
 }

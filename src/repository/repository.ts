@@ -1,7 +1,7 @@
 import { promisify } from "node:util";
 import { constants, zstdCompressSync, zstdDecompress } from "node:zlib";
 import type { Destination, NamedFile } from "../destinations/destination.ts";
-import { againWhileGone, getOrNothing, isGone } from "../destinations/gone.ts";
+import { getOrNothing, isGone, readListed } from "../destinations/gone.ts";
 import { isAsWritten, withDigest } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
@@ -81,18 +81,13 @@ export interface Standing {
   isWhole(pack: PackDirectory): boolean;
 }
 
-/** An index object, and what it says of packs: nothing where it was asked to leave it out, or is damaged. */
-interface IndexObject {
-  readonly path: string;
-  readonly name: string;
+/** An index object, and what it says of packs: nothing where it is known, or damaged. */
+interface IndexObject extends StoredObject {
   readonly directories: readonly PackDirectory[];
 }
 
 /** Directories that one index object takes. */
 export const fullIndexBytes: number = maxObjectBytes.index / 2;
-
-/** Objects that are read at once where all of a folder are; an index has 64 MiB at most, and nearly all have a few KiB. */
-const readsAtOnce = 8;
 
 /** A chunk store at a destination: immutable objects that are named by what they hold. */
 export class Repository {
@@ -190,20 +185,24 @@ export class Repository {
   /**
    * Every index object with what it says. A compaction may replace them meanwhile: then they are listed again.
    * @param problem called for one that is damaged; without it, that throws
-   * @param known names of those that are not read again
+   * @param isKnown tells of those that need not be read again
    */
-  async readIndexes(problem?: NoteProblem, known: ReadonlySet<string> = new Set()): Promise<readonly IndexObject[]> {
-    const all = await this.#all(indexFolder, async (path, name) => {
-      if (known.has(name)) return { path, name, directories: [] };
-      const bytes = await this.destination.get(path, maxObjectBytes.index);
-      try {
-        if (nameOf(bytes) !== name) throw damaged(path, "its content is not what its name says");
-        return { path, name, directories: decodeIndex(path, await this.sealing.open("index", path, bytes), this.sealing.overheadBytes) };
-      } catch (error) {
-        if (!problem || !isDamage(error)) throw error;
-        return { path, name, directories: [], error };
-      }
-    });
+  async readIndexes(problem?: NoteProblem, isKnown: (object: StoredObject) => boolean = () => false): Promise<readonly IndexObject[]> {
+    const all = await readListed(
+      () => this.list(indexFolder),
+      async (object): Promise<IndexObject & { readonly error?: HypersdkError }> => {
+        const { path, name } = object;
+        if (isKnown(object)) return { ...object, directories: [] };
+        const bytes = await this.destination.get(path, maxObjectBytes.index);
+        try {
+          if (nameOf(bytes) !== name) throw damaged(path, "its content is not what its name says");
+          return { ...object, directories: decodeIndex(path, await this.sealing.open("index", path, bytes), this.sealing.overheadBytes) };
+        } catch (error) {
+          if (!problem || !isDamage(error)) throw error;
+          return { ...object, directories: [], error };
+        }
+      },
+    );
     for (const { path, error } of all) if (error) problem?.(path, error);
     return all;
   }
@@ -249,7 +248,8 @@ export class Repository {
   }
 
   async condemnations(unreadable: (path: string) => void = () => {}): Promise<Condemnation[]> {
-    const all = await this.#all(condemnedFolder, async (path) => {
+    const listed = async (): Promise<NamedFile[]> => objectsOf(condemnedFolder, await this.destination.names(condemnedFolder)).map(({ file }) => file);
+    const all = await readListed(listed, async ({ path }) => {
       const value = jsonOf(await this.destination.get(path, 64 * 2 ** 20)) as Partial<Condemnation> | undefined;
       const isList = (names: unknown): boolean => Array.isArray(names) && names.every((name) => typeof name === "string");
       const isWhole = typeof value?.at === "string" && typeof value.id === "string" && isList(value.packs) && isList(value.segments);
@@ -302,18 +302,6 @@ export class Repository {
 
   async #names(folder: string): Promise<Set<string>> {
     return new Set(objectsOf(folder, await this.destination.names(folder)).map(({ name }) => name));
-  }
-
-  async #all<T>(folder: string, read: (path: string, name: string) => Promise<T>): Promise<T[]> {
-    return againWhileGone(async () => {
-      const all: T[] = [];
-      const listed = objectsOf(folder, await this.destination.names(folder));
-      listed.sort((a, b) => (a.name < b.name ? -1 : 1));
-      // side by side: each export leaves an index, and reading one takes a few trips to the store
-      for (let at = 0; at < listed.length; at += readsAtOnce)
-        all.push(...(await Promise.all(listed.slice(at, at + readsAtOnce).map(({ file, name }) => read(file.path, name)))));
-      return all;
-    });
   }
 }
 

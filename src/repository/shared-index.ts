@@ -1,6 +1,7 @@
 import type { Destination } from "../destinations/destination.ts";
 import { ChunkIndex } from "./chunk-index.ts";
-import type { Repository, Standing } from "./repository.ts";
+import type { PackDirectory } from "./layout.ts";
+import type { Repository, Standing, StoredObject } from "./repository.ts";
 
 /** How long an index is kept for the next export, in milliseconds: of one that takes 0.5 GiB, nobody wants to have it for longer than a run. */
 const keptMs = 5000;
@@ -22,15 +23,24 @@ export interface IndexNow {
 class SharedIndex {
   #repository: string | undefined;
   #index = new ChunkIndex();
-  /** Names of the index objects that are in it. */
-  readonly #read = new Set<string>();
+  /** The index objects that are in it, by name, as they were listed. */
+  readonly #read = new Map<string, string>();
+  /** Packs that some export has been told not to build on. */
+  readonly #distrusted = new Set<string>();
   #drop: NodeJS.Timeout | undefined;
   #turn: Promise<unknown> = Promise.resolve();
 
   /** One after the other: each goes on from what the one before has read. */
   now(repository: Repository, distrusted: ReadonlySet<string>): Promise<IndexNow> {
-    const mine = this.#turn.then(() => this.#refreshed(repository, distrusted));
-    this.#turn = mine.catch(() => this.#forget());
+    const mine = this.#turn.then(() => {
+      // not in the middle of it
+      clearTimeout(this.#drop);
+      return this.#refreshed(repository, distrusted);
+    });
+    this.#turn = mine.then(
+      () => (this.#drop = setTimeout(() => this.#forget(), keptMs).unref()),
+      () => this.#forget(),
+    );
     return mine;
   }
 
@@ -38,25 +48,31 @@ class SharedIndex {
     const which = `${repository.config.id} ${repository.keyId}`;
     if (which !== this.#repository) this.#forget();
     this.#repository = which;
-    let objects = await repository.readIndexes(() => {}, this.#read);
-    const names = new Set(objects.map(({ name }) => name));
-    if (![...this.#read].every((name) => names.has(name))) {
-      // a compaction has written them anew: of what it forgot, nothing is kept
+    for (const name of distrusted) this.#distrusted.add(name);
+    let objects = await repository.readIndexes(
+      () => {},
+      (object) => this.#read.get(object.name) === stampOf(object),
+    );
+    const listed = new Map(objects.map((object) => [object.name, stampOf(object)]));
+    if (![...this.#read].every(([name, stamp]) => listed.get(name) === stamp)) {
+      // a compaction has written them anew, or something has changed what never does: what is no longer said is not kept
       this.#forget();
       objects = await repository.readIndexes(() => {});
     }
     const standing = await repository.standing();
-    const mayBuildOn = (pack: Parameters<Standing["isWhole"]>[0]): boolean =>
-      !distrusted.has(pack.name) && standing.isUsable(pack.name) && standing.isWhole(pack);
-    const directories = objects.flatMap((each) => each.directories);
-    if (this.#read.size === 0) this.#index = new ChunkIndex(directories);
-    // first: of a chunk that is there twice, the one that may be built on counts
-    for (const pack of this.#index.packs) pack.usable &&= mayBuildOn(pack);
-    for (const each of directories) this.#index.add(each, mayBuildOn(each));
+    const mayBuildOn = (pack: PackDirectory): boolean => !this.#distrusted.has(pack.name) && standing.isUsable(pack.name) && standing.isWhole(pack);
+    const known = [...this.#index.packs];
+    const added = objects.flatMap((each) => each.directories);
+    // of a chunk that is in two packs, the one that may be built on counts: it finds its place anew
+    if (known.length === 0 || known.some((pack) => pack.usable && !mayBuildOn(pack))) {
+      const all = [...known, ...added];
+      this.#index = new ChunkIndex(all);
+      for (const each of all) this.#index.add(each, mayBuildOn(each));
+      // those that have begun need not find out when they publish
+      for (const pack of known) pack.usable &&= mayBuildOn(pack);
+    } else for (const each of added) this.#index.add(each, mayBuildOn(each));
     // one that is damaged says nothing, and may be whole the next time
-    for (const { name, directories } of objects) if (directories.length > 0) this.#read.add(name);
-    clearTimeout(this.#drop);
-    this.#drop = setTimeout(() => this.#forget(), keptMs).unref();
+    for (const object of objects) if (object.directories.length > 0) this.#read.set(object.name, stampOf(object));
     return { index: this.#index, standing };
   }
 
@@ -64,6 +80,11 @@ class SharedIndex {
     this.#index = new ChunkIndex();
     this.#read.clear();
   }
+}
+
+/** What a listing tells of an object that is not what it was. */
+function stampOf({ bytes, modifiedMs }: StoredObject): string {
+  return `${bytes} ${modifiedMs}`;
 }
 
 /**

@@ -1,5 +1,5 @@
 import { readBytes } from "../converters/byte-file.ts";
-import { againWhileGone, openNamed } from "../destinations/gone.ts";
+import { openNamed, readListed } from "../destinations/gone.ts";
 import { isAsWritten } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
@@ -16,19 +16,19 @@ export interface PointDisks {
 
 /** Every point, and those on their way; listed again when one goes meanwhile. */
 export async function readPoints(repository: Repository, problem?: NoteProblem): Promise<PointDisks[]> {
-  const { destination } = repository;
-  return againWhileGone(async () => {
-    const points: PointDisks[] = [];
-    for (const { path } of await listPoints(destination, { withPending: true })) {
+  const points = await readListed(
+    () => listPoints(repository.destination, { withPending: true }),
+    async ({ path }): Promise<PointDisks | undefined> => {
       try {
-        points.push({ path, disks: disksOf(repository, path, await repository.getPoint(path)) });
+        return { path, disks: disksOf(repository, path, await repository.getPoint(path)) };
       } catch (error) {
         if (!problem || !isDamage(error)) throw error;
         problem(path, error);
+        return undefined;
       }
-    }
-    return points;
-  });
+    },
+  );
+  return points.filter((point) => point !== undefined);
 }
 
 function disksOf(repository: Repository, path: string, bytes: Buffer): ChunkList[] {

@@ -1,6 +1,9 @@
 import { randomUUID } from "node:crypto";
-import { describe, expect, it } from "vitest";
+import { setTimeout as sleep } from "node:timers/promises";
+import { describe, expect, it, vi } from "vitest";
 import type { Destination } from "../../src/destinations/destination.ts";
+import type { ChunkedDisk } from "../../src/exports/manifest.ts";
+import { readManifest } from "../../src/exports/restore.ts";
 import { HypersdkError } from "../../src/model/errors.ts";
 import { checkRepository } from "../../src/repository/check.ts";
 import { type CompactReport, compactRepository } from "../../src/repository/compact.ts";
@@ -14,6 +17,10 @@ const emptyStore = (files?: Map<string, Buffer>): Destination => memoryDestinati
 const opened = async (destination: Destination): Promise<Repository> => (await Repository.open(destination)) as Repository;
 const compactNow = async (destination: Destination, { graceMs = 0, dryRun = false } = {}): Promise<CompactReport> =>
   compactRepository(await opened(destination), { now: clock.now(), id: randomUUID(), graceMs, maxUnused: 0, dryRun });
+
+async function newBytesOf(destination: Destination, path: string): Promise<number> {
+  return ((await readManifest(destination, path)).disks[0] as ChunkedDisk).newBytes;
+}
 
 async function expectSound(destination: Destination, points: ReadonlyMap<string, Buffer>): Promise<void> {
   expect(await checkRepository(await opened(destination), { readData: 1 })).toMatchObject({ problems: [], points: points.size });
@@ -117,6 +124,63 @@ describe("the index that exports to one destination share", () => {
   });
 });
 
+describe("of a chunk that is in two packs", () => {
+  it.each([0, 1])("the one that is left is built on, once the other is condemned (%i)", async (condemned) => {
+    const files = new Map<string, Buffer>();
+    const store = emptyStore(files);
+    const disk = bytes(size, 1);
+    const larger = Buffer.concat([disk, bytes(size, 2)]);
+    // both begin before either has sent anything
+    const paths = await Promise.all([exportDisk(store, disk, "repository", { vm: "a" }), exportDisk(store, larger, "repository", { vm: "b" })]);
+    const packs = (await store.list("packs")).map(({ path, bytes }) => ({ name: path.slice("packs/".length), bytes }));
+    expect(packs).toHaveLength(2);
+    await exportDisk(store, disk, "repository", { vm: "c" });
+    const { name } = packs.sort((a, b) => a.bytes - b.bytes)[condemned] as { name: string };
+    const id = randomUUID();
+    files.set(`condemned/${id}.json`, Buffer.from(JSON.stringify({ id, at: clock.now(), packs: [name], segments: [] })));
+    const path = await exportDisk(store, disk, "repository", { vm: "d" });
+    expect(await newBytesOf(store, path)).toBe(0);
+    expect((await contentOf(store, path)).equals(disk)).toBe(true);
+    expect((await contentOf(store, paths[1])).equals(larger)).toBe(true);
+  });
+});
+
+describe("the time for which an index is kept", () => {
+  it("does not end while somebody reads what is new", async () => {
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    try {
+      const store = emptyStore();
+      let isLate = false;
+      const slow: Destination = {
+        ...store,
+        async list(prefix) {
+          if (isLate && prefix === "packs") vi.advanceTimersByTime(60_000);
+          return store.list(prefix);
+        },
+      };
+      await exportDisk(slow, bytes(size, 1), "repository", { vm: "a" });
+      await exportDisk(slow, bytes(size, 1), "repository", { vm: "b" });
+      isLate = true;
+      expect(await newBytesOf(store, await exportDisk(slow, bytes(size, 1), "repository", { vm: "c" }))).toBe(0);
+    } finally {
+      vi.useRealTimers();
+    }
+  });
+});
+
+describe("an index object that is cut between two exports", () => {
+  it("promises nothing any more", async () => {
+    const files = new Map<string, Buffer>();
+    const store = emptyStore(files);
+    const disk = bytes(size, 1);
+    await exportDisk(store, disk, "repository", { vm: "a" });
+    await exportDisk(store, disk, "repository", { vm: "b" });
+    for (const { path, bytes } of await store.list("index")) files.set(path, (files.get(path) as Buffer).subarray(0, bytes - 10));
+    const path = await exportDisk(store, disk, "repository", { vm: "c" });
+    expect((await contentOf(store, path)).equals(disk)).toBe(true);
+  });
+});
+
 describe("index objects that somebody deletes between two exports", () => {
   it("promise nothing any more, though their packs are there", async () => {
     const store = emptyStore();
@@ -146,4 +210,46 @@ describe("a compaction of a repository with many index objects", () => {
     expect((await store.list("packs")).length).toBe(40);
     await expectSound(store, points);
   });
+
+  it.each([
+    [10, 1, 2],
+    [5, 1, 5],
+  ])(
+    "keeps nobody from reading while it replaces them; a listing takes %i ms, an object %i, a removal %i",
+    { timeout: 60_000 },
+    async (listMs, getMs, removeMs) => {
+      const store = emptyStore();
+      const disk = bytes(size, 1);
+      const points = new Map<string, Buffer>();
+      for (let i = 0; i < 100; i++) {
+        const other = bytes(size, i);
+        points.set(await exportDisk(store, other, "repository", { vm: `vm${i}` }), other);
+      }
+      /** What was so is heard of late. */
+      const late = async <T>(ms: number, work: () => Promise<T>): Promise<T> => {
+        const seen = await work();
+        await sleep(ms);
+        return seen;
+      };
+      const slow = (): Destination => ({
+        ...store,
+        list: (prefix) => late(listMs, () => store.list(prefix)),
+        names: (prefix) => late(listMs, () => store.names(prefix)),
+        get: (path, maxBytes) => late(getMs, () => store.get(path, maxBytes)),
+        remove: (path) => late(removeMs, () => store.remove(path)),
+      });
+      let isOver = false;
+      const compacting = compactNow(slow()).finally(() => (isOver = true));
+      const [first] = points.keys();
+      let looks = 0;
+      for (; !isOver; looks++) {
+        expect((await contentOf(slow(), first as string)).equals(bytes(size, 0))).toBe(true);
+        points.set(await exportDisk(slow(), disk, "repository", { vm: `late${looks}` }), disk);
+        expect(await checkRepository(await opened(slow()))).toMatchObject({ problems: [] });
+      }
+      await compacting;
+      expect(looks).toBeGreaterThan(0);
+      await expectSound(store, points);
+    },
+  );
 });

@@ -83,7 +83,9 @@ export async function compact(options: CompactCommandOptions, io: Io): Promise<n
       if (report.exportSince !== null && report.waitingBytes > 0)
         io.out(`; ${formatBytes(report.waitingBytes)} wait for an export that began ${report.exportSince}: if it was killed, its lock counts for a day`);
       if (report.leftBytes > 0)
-        io.out(`; ${formatBytes(report.leftBytes)} unused stay in packs that are used for the most part: with a lower --max-unused those are rewritten`);
+        io.out(
+          `; ${formatBytes(report.leftBytes)} unused stay in packs of which no more than ${options.maxUnused ?? "20%"} is: a lower --max-unused rewrites those`,
+        );
       io.out("\n");
     },
     result: { dryRun },
