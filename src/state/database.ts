@@ -183,8 +183,10 @@ export function damageIn(db: Db): string | undefined {
     ...Object.entries(documents).flatMap(([table, columns]) => columns.map((column) => [table, column, `NOT json_valid(${column})`])),
     ["meta", "value", damagedMeta],
   ] as const;
+  // one that an earlier version wrote, and that is only looked at, has fewer columns
+  const isThere = db.prepare("SELECT 1 FROM pragma_table_info(?) WHERE name = ?");
   for (const [table, column, isDamaged] of places)
-    if (db.prepare(`SELECT 1 FROM ${table} WHERE ${column} IS NOT NULL AND ${isDamaged} LIMIT 1`).get() !== undefined)
+    if (isThere.get(table, column) && db.prepare(`SELECT 1 FROM ${table} WHERE ${column} IS NOT NULL AND ${isDamaged} LIMIT 1`).get() !== undefined)
       return `${column} of ${table} is not what was written`;
   return undefined;
 }

@@ -24,6 +24,23 @@ describe("the state file", () => {
     state.close();
   });
 
+  it("of an earlier version that is only looked at is not damaged for what it has not", () => {
+    const path = join(temporaryFolder(), "state.db");
+    State.openForWriting(path, random).close();
+    const db = new Database(path);
+    db.exec("ALTER TABLE protections DROP COLUMN last_disks; PRAGMA user_version = 1");
+    db.close();
+    const state = State.openForReading(path);
+    expect(() => state?.refuseDamaged()).not.toThrow();
+    state?.close();
+    const spoilt = new Database(path);
+    spoilt.exec("UPDATE meta SET key = 'applied_revision' WHERE key = 'serial'");
+    spoilt.close();
+    const again = State.openForReading(path);
+    expect(() => again?.refuseDamaged()).toThrow("value of meta is not what was written");
+    again?.close();
+  });
+
   it.each([
     ["a folder", (path: string) => mkdirSync(path)],
     ["no database", (path: string) => writeFileSync(path, "hello, this is no database at all, really not one")],
