@@ -50,11 +50,11 @@ try {
   const seen = Array.from({ length: nights }, night);
   const text = ({ wallS, cpuS, peakMiB }: Measured): string => `wall ${wallS.toFixed(2)} s, CPU ${cpuS.toFixed(2)} s, peak ${Math.round(peakMiB)} MiB`;
   // the first stores everything
-  const [, second, last] = [seen[0], seen[1] as Measured, seen.at(-1) as Measured];
-  const growth = ((last.wallS - second.wallS) / ((nights - 2) * machines)) * 1e6;
+  const [second, last] = [seen[1] as Measured, seen.at(-1) as Measured];
+  const growthUs = ((last.wallS - second.wallS) * 1e6) / machines / ((nights - 2) * machines);
   say(`${machines} VMs, the second night: ${text(second)}`);
   say(
-    `the same, night ${nights}, ${machines * nights} points: ${text(last)} = ${(last.wallS / second.wallS).toFixed(1)} times; ${(growth / machines).toFixed(1)} µs an export for each point that is there`,
+    `the same, night ${nights}, ${machines * nights} points: ${text(last)} = ${(last.wallS / second.wallS).toFixed(1)} times; ${growthUs.toFixed(1)} µs an export for each point that is there`,
   );
   execFileSync(process.execPath, [program, "compact", "--quiet"], { cwd: folder, stdio: "ignore" });
   say(`behind compact: ${text(night())}`);

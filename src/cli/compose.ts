@@ -35,7 +35,7 @@ export function engineContext(
   return { state, clock, random, toolVersion: toolVersion(), ...adapters, openDestination: eachOnce(adapters.openDestination), ...options };
 }
 
-/** Of what is read of a destination, its next export has some use. */
+/** Opens each destination once: exports to the same one share what one of them has read (`repository/shared-index.ts`). */
 function eachOnce(open: EngineContext["openDestination"]): EngineContext["openDestination"] {
   const opened = new Map<string, ReturnType<typeof open>>();
   return ({ name, url, encryption }) => {

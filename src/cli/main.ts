@@ -62,7 +62,10 @@ async function main(argv: string[]): Promise<number> {
     if (error instanceof HypersdkError) return failure(error, shown, args);
     const errno = errnoOf(error);
     if (errno && /^E[A-Z0-9]+$/.test(errno)) return failure(new HypersdkError("Failed", (error as Error).message, { cause: error }), shown, args);
-    const damage = (await import("../state/database.ts")).openedStateDamage();
+    const damage = await import("../state/database.ts").then(
+      ({ openedStateDamage }) => openedStateDamage(),
+      () => undefined,
+    );
     return damage ? failure(damage, shown, args) : bug(error, shown, args);
   }
 }

@@ -6,7 +6,7 @@ import type { Random } from "../model/ports.ts";
 import type { SnapshotDisk, TrackRequest } from "../providers/provider.ts";
 import type { ChunkSession } from "../repository/chunk-sink.ts";
 import { findLie, type Increment, incrementSince } from "../repository/increment.ts";
-import { folderOfPoints, pointsOf } from "../repository/points.ts";
+import { folderOfPoints, pathsOfPoints } from "../repository/points.ts";
 import { isDamage, type Repository } from "../repository/repository.ts";
 import { type ChunkedDisk, isChunked, type Manifest } from "./manifest.ts";
 import { readManifest } from "./restore.ts";
@@ -97,7 +97,7 @@ export async function pointBefore(
 ): Promise<Manifest | undefined> {
   const { destination } = repository;
   const folder = folderOfPoints(repository, { provider, identity });
-  const paths = await pointsOf(repository, { provider, identity });
+  const paths = await pathsOfPoints(destination, folder);
   const latest = compactInstant(latestBy(now));
   const isAhead = (path: string): boolean => path.slice(folder.length + 1, folder.length + 1 + latest.length) > latest;
   paths.sort((a, b) => Number(isAhead(a)) - Number(isAhead(b)) || (a < b ? 1 : -1));

@@ -33,9 +33,9 @@ export function isRepositoryPoint(manifestPath: string): boolean {
   return manifestPath.startsWith(`${pointsFolder}/`) && /^[0-9a-f]{32}\/[^/]+\.json$/.test(manifestPath.slice(pointsFolder.length + 1));
 }
 
-/** The paths of all manifests of one VM, in no order. */
-export async function pointsOf(repository: Repository, vm: Omit<PointName["source"], "instant">): Promise<string[]> {
-  const files = (await repository.destination.names(folderOfPoints(repository, vm))).filter(({ isPartial }) => !isPartial).map(refuseLink);
+/** The paths of all manifests of one VM, in no order. @param folder as {@link folderOfPoints} names it */
+export async function pathsOfPoints(destination: Destination, folder: string): Promise<string[]> {
+  const files = (await destination.names(folder)).filter(({ isPartial }) => !isPartial).map(refuseLink);
   return files.map(({ path }) => path).filter(isRepositoryPoint);
 }
 

@@ -240,7 +240,7 @@ export class Repository {
     };
   }
 
-  /** Which of some packs and segments may not be built on any more, in the same order: what is condemned, then what is there. */
+  /** Which of some packs and segments may not be built on any more. It looks as {@link present} does, in that order, and asks for names alone. */
   async goneOf(names: readonly string[]): Promise<string[]> {
     const condemned = namesOf(await this.condemnations());
     const there = new Set([...(await this.#names(packsFolder)), ...(await this.#names(segmentsFolder))]);

@@ -46,8 +46,8 @@ export function failingDestination(inner: Destination, failsAt: number, fault: F
       const now = await call(() => inner.list(prefix));
       return isStale ? before.filter(({ path }) => prefix === undefined || path.startsWith(`${prefix}/`)) : now;
     },
-    async names(prefix) {
-      return (await this.list(prefix)).map(({ path, isPartial }) => ({ path, isPartial }));
+    names(prefix) {
+      return this.list(prefix);
     },
     async remove(path) {
       await changing();
