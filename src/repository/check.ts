@@ -226,13 +226,16 @@ function unusedBytes(index: ChunkIndex, present: Present, used: Used): number {
 
 /** Bytes of the chunks of a pack that no point takes from it. */
 export function unusedOf(pack: PackInfo, index: ChunkIndex, used: Used): number {
+  const taken = new Set(takenFrom(pack, index, used));
   let bytes = 0;
-  for (let at = 0; at < pack.directory.length; at += entryBytes) if (!isTaken(pack, at, index, used)) bytes += entryAt(pack.directory, at).storedBytes;
+  for (let at = 0; at < pack.directory.length; at += entryBytes) if (!taken.has(at)) bytes += entryAt(pack.directory, at).storedBytes;
   return bytes;
 }
 
-/** Whether some point uses the chunk, and takes it from this pack and not from another that has it too. */
-export function isTaken(pack: PackInfo, at: number, index: ChunkIndex, used: Used): boolean {
-  const number = index.numberOf(pack.directory, at);
-  return number !== undefined && used.chunks[number] === 1 && index.packOf(number) === pack;
+/** Where in its directory the chunks are that some point uses, and takes from this pack and not from another that has them too. */
+export function takenFrom(pack: PackInfo, index: ChunkIndex, used: Used): number[] {
+  const taken: number[] = [];
+  for (const [i, number] of index.numbersOf(pack.directory, entryBytes).entries())
+    if (number >= 0 && used.chunks[number] === 1 && index.packOf(number) === pack) taken.push(i * entryBytes);
+  return taken;
 }

@@ -78,7 +78,7 @@ export class ChunkReader {
   }
 
   #placeOf(ids: Buffer, at: number): ChunkPlace {
-    const place = this.#index.find(ids, at);
+    const place = this.#index.find(ids.subarray(at, at + idBytes));
     if (!place) throw damaged(`chunk ${ids.toString("hex", at, at + idBytes)}`, "no pack holds it");
     return place;
   }

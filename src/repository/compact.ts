@@ -1,7 +1,7 @@
 import { againWhileGone, isGone } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { epochMsOf, type Instant, instantOf } from "../model/instant.ts";
-import { isTaken, unusedOf } from "./check.ts";
+import { takenFrom, unusedOf } from "./check.ts";
 import { ChunkIndex, type PackInfo } from "./chunk-index.ts";
 import { readPack } from "./chunk-reader.ts";
 import { condemnedFolder, entryBytes, idBytes, isOfRepository, type PackDirectory, packsFolder, pointsFolder } from "./layout.ts";
@@ -177,7 +177,7 @@ async function settle(
   const { packs, segments } = condemnedObjects(due, present);
   const goingPacks = packs.filter(({ name }) => {
     const pack = index.pack(name);
-    return pack !== undefined && takenChunks(pack, state).length === 0;
+    return pack !== undefined && takenFrom(pack, index, used).length === 0;
   });
   const goingSegments = segments.filter(({ name }) => !used.segments.has(name));
   const going = [...goingPacks, ...goingSegments];
@@ -205,9 +205,9 @@ async function proveCopies(repository: Repository, going: readonly StoredObject[
   const relied = new Map<PackInfo, Set<string>>();
   for (const { name } of going) {
     const directory = index.pack(name)?.directory ?? Buffer.alloc(0);
-    for (let at = 0; at < directory.length; at += entryBytes) {
-      const number = index.numberOf(directory, at);
-      if (number === undefined || used.chunks[number] !== 1) continue;
+    for (const [i, number] of index.numbersOf(directory, entryBytes).entries()) {
+      if (number < 0 || used.chunks[number] !== 1) continue;
+      const at = i * entryBytes;
       const pack = index.packOf(number);
       relied.set(pack, (relied.get(pack) ?? new Set()).add(directory.toString("latin1", at, at + idBytes)));
     }
@@ -231,12 +231,6 @@ export async function replaceIndexes(repository: Repository, old: readonly strin
   for (const path of old) await repository.destination.remove(path);
 }
 
-function takenChunks(pack: NonNullable<ReturnType<ChunkIndex["pack"]>>, { index, used }: State): number[] {
-  const taken: number[] = [];
-  for (let at = 0; at < pack.directory.length; at += entryBytes) if (isTaken(pack, at, index, used)) taken.push(at);
-  return taken;
-}
-
 type Condemned = Pick<CompactReport, "condemnedBytes" | "rewrittenBytes" | "leftBytes" | "waitingBytes" | "exportSince">;
 
 /** Condemns what no point uses; of packs that are used too little, what is used is moved into new ones first. */
@@ -258,7 +252,7 @@ async function condemn(repository: Repository, options: CompactOptions): Promise
     }
     const pack = index.pack(object.name);
     const unused = pack ? unusedOf(pack, index, used) : object.bytes;
-    const isWhollyUnused = !pack || takenChunks(pack, state).length === 0;
+    const isWhollyUnused = !pack || takenFrom(pack, index, used).length === 0;
     if (isWhollyUnused) packs.push(object);
     else if (unused > object.bytes * options.maxUnused) rewritten.push(object);
     else leftBytes += unused;
@@ -288,12 +282,12 @@ async function joinIndexes(repository: Repository, { indexed, indexPaths }: Stat
 
 /** Moves the chunks that are used into new packs, as they are stored, each checked on the way. @returns their bytes */
 async function rewrite(repository: Repository, state: State, packs: readonly StoredObject[], { dryRun, signal, onRewrite }: CompactOptions): Promise<number> {
-  const { index } = state;
+  const { index, used } = state;
   let bytes = 0;
   if (dryRun) {
     for (const { name } of packs) {
       const pack = index.pack(name);
-      if (pack) for (const at of takenChunks(pack, state)) bytes += pack.directory.readUInt32LE(at + 36);
+      if (pack) for (const at of takenFrom(pack, index, used)) bytes += pack.directory.readUInt32LE(at + 36);
     }
     return bytes;
   }
@@ -302,7 +296,7 @@ async function rewrite(repository: Repository, state: State, packs: readonly Sto
     for (const { name } of packs) {
       const pack = index.pack(name);
       if (!pack) continue;
-      const taken = new Set(takenChunks(pack, state).map((at) => pack.directory.toString("latin1", at, at + idBytes)));
+      const taken = new Set(takenFrom(pack, index, used).map((at) => pack.directory.toString("latin1", at, at + idBytes)));
       pack.usable = false;
       for await (const { entry, stored, problem } of readPack(repository, pack)) {
         signal?.throwIfAborted();

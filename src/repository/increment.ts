@@ -68,11 +68,13 @@ export async function incrementSince(session: ChunkSession, before: ChunkList, s
       for (let chunk = first; chunk < Math.min(chunks, first + segments.chunksEach); chunk++) isRead.set(chunk);
       continue;
     }
-    for (let at = 0; at < ids.length; at += idBytes) {
-      const chunk = first + at / idBytes;
-      if (isRead.has(chunk) || isZeroId(ids, at)) continue;
-      const number = isHole.has(chunk) ? undefined : index.numberOf(ids, at);
-      const pack = number === undefined ? undefined : index.packOf(number);
+    const numbers = index.numbersOf(ids);
+    for (let i = 0; i < numbers.length; i++) {
+      const chunk = first + i;
+      if (isRead.has(chunk)) continue;
+      const number = numbers[i] as number;
+      if (number < 0 && isZeroId(ids, i * idBytes)) continue;
+      const pack = number < 0 || isHole.has(chunk) ? undefined : index.packOf(number);
       if (pack?.usable) {
         packs.add(pack);
         lastKept = chunk;

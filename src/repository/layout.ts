@@ -23,6 +23,10 @@ export const idBytes = 32;
 export const entryBytes = 48;
 /** Where in an entry its fields are; the id comes first. */
 const fieldAt = { offset: 32, storedBytes: 36, rawBytes: 40, method: 44 } as const;
+/** The same in words of four bytes, for loops over thousands of them: {@link wordsOf}. */
+export const idWords: number = idBytes / 4;
+export const entryWords: number = entryBytes / 4;
+const wordAt = { offset: 8, storedBytes: 9, rawBytes: 10, method: 11 } as const;
 export const trailerBytes = 24;
 export const methods = { stored: 0, zstd: 1 } as const;
 
@@ -64,6 +68,17 @@ export interface ChunkEntry {
   readonly method: number;
 }
 
+const isLittleEndian = new Uint8Array(Uint32Array.of(1).buffer)[0] === 1;
+
+/**
+ * Bytes as words of four, the lowest first. They are seen in place where they begin on a multiple of four, as all that is read here does;
+ * others are copied. A program that has just begun walks over words ten times as fast as over `readUInt32LE`.
+ */
+export function wordsOf(bytes: Buffer): Uint32Array {
+  const aligned = isLittleEndian && bytes.byteOffset % 4 === 0 ? bytes : Buffer.from(bytes);
+  return new Uint32Array(isLittleEndian ? aligned.buffer : aligned.swap32().buffer, aligned.byteOffset, aligned.length >>> 2);
+}
+
 export function nameOf(...parts: readonly Uint8Array[]): string {
   const hash = createHash("sha256");
   for (const part of parts) hash.update(part);
@@ -82,9 +97,12 @@ export function encodeEntry({ id, offset, storedBytes, rawBytes, method }: Chunk
 
 /** How long the file of a pack with this directory is. @param overheadBytes by how much sealing makes the directory longer */
 export function packFileBytes(directory: Buffer, overheadBytes: number): number {
+  const words = wordsOf(directory);
   let end = 0;
-  for (let at = 0; at < directory.length; at += entryBytes)
-    end = Math.max(end, directory.readUInt32LE(at + fieldAt.offset) + directory.readUInt32LE(at + fieldAt.storedBytes));
+  for (let at = 0; at < words.length; at += entryWords) {
+    const chunkEnd = (words[at + wordAt.offset] as number) + (words[at + wordAt.storedBytes] as number);
+    if (chunkEnd > end) end = chunkEnd;
+  }
   return end + directory.length + overheadBytes + trailerBytes;
 }
 
@@ -120,16 +138,16 @@ export function decodeTrailer(path: string, trailer: Buffer, fileBytes: number, 
 /** Every field of every entry, so that whoever looks one up may trust it. @param overheadBytes by how much sealing makes a chunk longer */
 export function checkDirectory(path: string, directory: Buffer, overheadBytes: number): void {
   if (directory.length % entryBytes !== 0) throw damaged(path, `its directory has ${directory.length} bytes`);
-  for (let at = 0; at < directory.length; at += entryBytes) {
-    // read one by one: an object for each entry of a large index is what loading it would take
-    const offset = directory.readUInt32LE(at + fieldAt.offset);
-    const storedBytes = directory.readUInt32LE(at + fieldAt.storedBytes);
-    const rawBytes = directory.readUInt32LE(at + fieldAt.rawBytes);
-    const method = directory.readUInt8(at + fieldAt.method);
+  const words = wordsOf(directory);
+  for (let at = 0; at < words.length; at += entryWords) {
+    const offset = words[at + wordAt.offset] as number;
+    const storedBytes = words[at + wordAt.storedBytes] as number;
+    const rawBytes = words[at + wordAt.rawBytes] as number;
+    const method = (words[at + wordAt.method] as number) & 0xff;
     if (offset + storedBytes > maxPackBytes || rawBytes === 0 || rawBytes > maxChunkBytes || storedBytes > maxChunkBytes + overheadBytes)
-      throw damaged(path, `its entry ${at / entryBytes} says ${storedBytes} bytes at ${offset} for ${rawBytes}`);
+      throw damaged(path, `its entry ${at / entryWords} says ${storedBytes} bytes at ${offset} for ${rawBytes}`);
     if (method !== methods.zstd && !(method === methods.stored && storedBytes === rawBytes + overheadBytes))
-      throw damaged(path, `its entry ${at / entryBytes} has the method ${method}`);
+      throw damaged(path, `its entry ${at / entryWords} has the method ${method}`);
   }
 }
 
@@ -197,10 +215,9 @@ export function decodeSegment(path: string, bytes: Buffer, chunkBytes: number, c
 }
 
 export function isZeroId(ids: Buffer, at: number): boolean {
-  return ids[at] === 0 && zeroId.equals(ids.subarray(at, at + idBytes));
+  for (let i = at; i < at + idBytes; i++) if (ids[i] !== 0) return false;
+  return true;
 }
-
-const zeroId = Buffer.alloc(idBytes);
 
 export function damaged(path: string, why: string): HypersdkError {
   return new HypersdkError("ArtifactDamaged", `${path}: ${why}`);

@@ -156,10 +156,10 @@ async function walk(loading: Promise<Buffer>, index: ChunkIndex, chunks: Uint8Ar
     if (isDamage(error)) return { error, isSegment: true };
     throw error;
   }
-  for (let at = 0; at < ids.length; at += idBytes) {
-    if (isZeroId(ids, at)) continue;
-    const number = index.numberOf(ids, at);
-    if (number === undefined) problem ??= { error: damaged(`chunk ${ids.toString("hex", at, at + idBytes)}`, "no pack holds it"), isSegment: false };
+  for (const [i, number] of index.numbersOf(ids).entries()) {
+    const at = i * idBytes;
+    if (number < 0 && isZeroId(ids, at)) continue;
+    if (number < 0) problem ??= { error: damaged(`chunk ${ids.toString("hex", at, at + idBytes)}`, "no pack holds it"), isSegment: false };
     else chunks[number] = 1;
   }
   return problem;

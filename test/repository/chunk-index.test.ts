@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ChunkIndex } from "../../src/repository/chunk-index.ts";
-import { encodeEntry, idBytes } from "../../src/repository/layout.ts";
+import { encodeEntry, entryBytes, idBytes } from "../../src/repository/layout.ts";
 
 /** An id that shares its first bytes, which choose the slot, and mostly the next ones with others. */
 const id = fc
@@ -28,15 +28,22 @@ describe("the index of chunks", () => {
         expect(index.chunks).toBe(model.size);
         const numbers = new Set<number>();
         for (const [key, { name, offset }] of model) {
-          const bytes = Buffer.from(`ff${key}`, "hex");
-          expect(index.find(bytes, 1)).toMatchObject({ offset, pack: { name } });
-          const number = index.numberOf(bytes, 1) as number;
+          // where it begins on no multiple of four it is found as well
+          const bytes = Buffer.from(`ff${key}`, "hex").subarray(1);
+          expect(index.find(bytes)).toMatchObject({ offset, pack: { name } });
+          const number = index.numberOf(bytes) as number;
           expect(index.packOf(number).name).toBe(name);
           numbers.add(number);
         }
         expect(numbers.size).toBe(model.size);
         expect(Math.max(-1, ...numbers)).toBeLessThan(index.numbers);
-        expect(index.find(Buffer.alloc(idBytes, 0xee))).toBeUndefined();
+        const missing = Buffer.alloc(idBytes, 0xee);
+        expect(index.find(missing)).toBeUndefined();
+        for (const { ids, directory } of named) {
+          const expected = ids.map((each) => index.numberOf(each));
+          expect([...index.numbersOf(directory, entryBytes)]).toEqual(expected);
+          expect([...index.numbersOf(Buffer.concat([missing, ...ids]))]).toEqual([-1, ...expected]);
+        }
       }),
       { numRuns: 300 },
     );
