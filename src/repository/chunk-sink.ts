@@ -3,7 +3,7 @@ import type { DiskSink } from "../converters/disk-sink.ts";
 import { zeroPieceHash } from "../model/tree-hash.ts";
 import { compressChunk } from "./chunk-codec.ts";
 import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
-import { type Prepared, prepareChunks } from "./chunk-thread.ts";
+import { type Prepared, prepareChunks } from "./chunk-preparation.ts";
 import { type ChunkList, segmentsOf } from "./disk-source.ts";
 import type { Kept } from "./increment.ts";
 import { idBytes, isZeroId, methods, segmentBytes } from "./layout.ts";
@@ -94,7 +94,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   const { chunkBytes } = repository.config;
   const chunks = Math.ceil(sizeBytes / chunkBytes);
   const perSegment = segmentBytes / chunkBytes;
-  const preparation = { chunkBytes, compresses: session.compresses, known: index.filter };
+  const preparation = { chunkBytes, compresses: session.compresses, index };
   const chunksAtOnce = Math.max(fewestAtOnce, bytesAtOnce / chunkBytes);
   const placingAtOnce = Math.max(fewestAtOnce, hashedAtOnce / chunkBytes);
   const segments: (string | null)[] = [];
