@@ -10,6 +10,7 @@ import { contentPieceBytes, storedPieceBytes } from "../model/tree-hash.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import type { Provider, SnapshotDisk, VmSnapshot } from "../providers/provider.ts";
 import { ChunkSession, chunkSink } from "../repository/chunk-sink.ts";
+import { useChunkThreads } from "../repository/chunk-thread.ts";
 import { partsOf } from "../repository/increment.ts";
 import { manifestVersion } from "../repository/layout.ts";
 import { lockForExport } from "../repository/locks.ts";
@@ -283,7 +284,8 @@ async function storeChunks(
       const { increment, prior } = reading;
       const sink = chunkSink(session, source.sizeBytes, prior, increment?.kept);
       const from = increment ? partsOf(source, increment) : source;
-      const { readBytes } = await pour(from, sink, { signal, onRead: (bytes) => observer.read(index, bytes) });
+      const leaveThreads = useChunkThreads(from.dataBytes);
+      const { readBytes } = await pour(from, sink, { signal, onRead: (bytes) => observer.read(index, bytes) }).finally(leaveThreads);
       const { chunkBytes, segments, contentHash, dataBytes, newBytes } = sink.stored();
       stored.push({
         ...diskOf(disk, index, { readBytes, contentHash, writtenBytes: dataBytes }),

@@ -13,6 +13,25 @@ export interface PackInfo {
   usable: boolean;
 }
 
+/** What tells of most ids that a repository does not hold them. Other threads may look into it while it fills. */
+export interface IdFilter {
+  readonly slots: Uint32Array<SharedArrayBuffer>;
+  readonly numberBits: number;
+}
+
+/** Whether the id at `at` may be among them; false is certain of those that were there before the call. It is also taken as text, by a thread. */
+export function mayHold({ slots, numberBits }: IdFilter, ids: Uint8Array, at: number): boolean {
+  const word = (from: number): number =>
+    ((ids[from] as number) | ((ids[from + 1] as number) << 8) | ((ids[from + 2] as number) << 16) | ((ids[from + 3] as number) << 24)) >>> 0;
+  const mask = slots.length - 1;
+  const above = word(at + 4) >>> numberBits;
+  for (let slot = word(at) & mask; ; slot = (slot + 1) & mask) {
+    const value = slots[slot] as number;
+    if (value === 0) return false;
+    if (value >>> numberBits === above) return true;
+  }
+}
+
 /** Slots are doubled once more than this share of them is taken. */
 const mostTaken = 0.7;
 /** 64 entries in a row share one hint of the pack they are in. */
@@ -33,7 +52,7 @@ export class ChunkIndex {
   /** For every so many numbers, the place of the pack that has the first of them. */
   readonly #hints: number[] = [];
   /** Number + 1 of an entry, and above it bits of its id; 0 is free. */
-  #slots: Uint32Array;
+  #slots: Uint32Array<SharedArrayBuffer>;
   #numberBits: number;
   #entries = 0;
   #chunks = 0;
@@ -43,7 +62,7 @@ export class ChunkIndex {
     let entries = 0;
     for (const { directory } of directories) entries += directory.length / entryBytes;
     const slots = 2 ** Math.ceil(Math.log2(Math.max(2048, (entries + 1) / mostTaken)));
-    this.#slots = new Uint32Array(slots);
+    this.#slots = sharedSlots(slots);
     this.#numberBits = numberBitsOf(slots);
   }
 
@@ -59,6 +78,11 @@ export class ChunkIndex {
   /** One more than the highest number. */
   get numbers(): number {
     return this.#entries;
+  }
+
+  /** Of what is there now, and of what is added until there is no more room in it. */
+  get filter(): IdFilter {
+    return { slots: this.#slots, numberBits: this.#numberBits };
   }
 
   pack(name: string): PackInfo | undefined {
@@ -169,7 +193,7 @@ export class ChunkIndex {
 
   #grow(): void {
     const [old, oldMask] = [this.#slots, 2 ** this.#numberBits - 1];
-    this.#slots = new Uint32Array(old.length * 2);
+    this.#slots = sharedSlots(old.length * 2);
     this.#numberBits = numberBitsOf(this.#slots.length);
     const mask = this.#slots.length - 1;
     for (const value of old) {
@@ -188,6 +212,10 @@ export class ChunkIndex {
 function areSame(a: Uint32Array, at: number, b: Uint32Array, bAt: number): boolean {
   for (let i = 0; i < idWords; i++) if (a[at + i] !== b[bAt + i]) return false;
   return true;
+}
+
+function sharedSlots(count: number): Uint32Array<SharedArrayBuffer> {
+  return new Uint32Array(new SharedArrayBuffer(count * 4));
 }
 
 /** There are fewer entries than slots, so that a number and one more fits. */

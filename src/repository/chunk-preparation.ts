@@ -1,5 +1,7 @@
-import { compress, frameRoom } from "./chunk-codec.ts";
-import type { ChunkIndex } from "./chunk-index.ts";
+import { hash } from "node:crypto";
+import { type IdFilter, mayHold } from "./chunk-index.ts";
+import { hasChunkThreads, prepareOnThread } from "./chunk-thread.ts";
+import { FrameMemory } from "./frame-memory.ts";
 import { sha256 } from "./sha256.ts";
 
 /** Chunks that are looked at. */
@@ -12,56 +14,42 @@ export interface Run {
 /** A chunk that was looked at. */
 export interface Prepared {
   readonly id: Buffer;
-  /** Compressed; null where that is no shorter. Undefined where the repository has the chunk, and it was not compressed. */
+  /** Compressed; null where that is no shorter. Undefined where the repository may have the chunk, and it was not compressed. */
   readonly frame?: Buffer | null;
 }
 
-interface Preparation {
+export interface Preparation {
   readonly chunkBytes: number;
   readonly compresses: boolean;
-  /** What need not be compressed, as it is there. */
-  readonly index: ChunkIndex;
+  /** What need not be compressed, as it may be there. */
+  readonly known: IdFilter;
 }
-
-/** What a run has as a rule. */
-const runBytes = 2 ** 20;
-
-/** Memory for the frames of a run that is used again, by its length: fresh memory for each takes as long as copying them. */
-const spare = new Map<number, Buffer[]>();
 
 /**
- * Hashes the chunks of a run, and compresses those that are not known on the threads of the pool.
+ * Hashes the chunks of a run, and compresses those that are not known. Of much data a thread of ours does it as long as it has room, and this one
+ * what is left; otherwise the threads of the pool compress, which need not begin. Beside threads of ours the pool would only take their processors.
  * @param data chunks, all whole but the last; it stays as it is for as long as they are asked for
  */
-export function prepareChunks(data: Buffer, { chunkBytes, compresses, index }: Preparation): Run {
-  const count = Math.ceil(data.length / chunkBytes);
-  const roomBytes = frameRoom(chunkBytes);
-  const memoryBytes = Math.max(count, runBytes / chunkBytes) * roomBytes;
-  let memory: Buffer | undefined;
-  const prepare = async (i: number): Promise<Prepared> => {
-    const chunk = data.subarray(i * chunkBytes, (i + 1) * chunkBytes);
-    const id = await sha256(chunk);
-    const number = compresses ? index.numberOf(id) : undefined;
-    if (!compresses || (number !== undefined && index.packOf(number).usable)) return { id };
-    memory ??= spareOf(memoryBytes).pop() ?? Buffer.allocUnsafeSlow(memoryBytes);
-    const room = memory.subarray(i * roomBytes, (i + 1) * roomBytes);
-    const length = await compress(chunk, room);
-    return { id, frame: length < chunk.length ? room.subarray(0, length) : null };
-  };
-  const prepared = Array.from({ length: count }, (_, i) => prepare(i));
+export function prepareChunks(data: Buffer, preparation: Preparation): Run {
+  const { chunkBytes } = preparation;
+  const job = prepareOnThread(data, preparation);
+  const memory = job?.memory ?? new FrameMemory();
+  const release = (): void => memory.release();
+  const chunkOf = (i: number): Buffer => data.subarray(i * chunkBytes, (i + 1) * chunkBytes);
+  if (job) return { prepared: async (i) => (await job.prepared())?.[i] ?? prepareHere(chunkOf(i), preparation, memory), release };
+  const prepare = hasChunkThreads() ? prepareHere : prepareOnPool;
+  const prepared = Array.from({ length: Math.ceil(data.length / chunkBytes) }, (_, i) => prepare(chunkOf(i), preparation, memory));
   // whoever asks for them meets what has failed
-  for (const each of prepared) each.catch(() => {});
-  return {
-    prepared: (i) => prepared[i] as Promise<Prepared>,
-    release() {
-      if (memory) spareOf(memory.length).push(memory);
-      memory = undefined;
-    },
-  };
+  for (const each of prepared) Promise.resolve(each).catch(() => {});
+  return { prepared: async (i) => prepared[i] as Prepared | Promise<Prepared>, release };
 }
 
-function spareOf(bytes: number): Buffer[] {
-  let list = spare.get(bytes);
-  if (!list) spare.set(bytes, (list = []));
-  return list;
+function prepareHere(chunk: Buffer, { compresses, known }: Preparation, memory: FrameMemory): Prepared {
+  const id = hash("sha256", chunk, "buffer");
+  return compresses && !mayHold(known, id, 0) ? { id, frame: memory.compress(chunk) } : { id };
+}
+
+async function prepareOnPool(chunk: Buffer, { compresses, known }: Preparation, memory: FrameMemory): Promise<Prepared> {
+  const id = await sha256(chunk);
+  return compresses && !mayHold(known, id, 0) ? { id, frame: await memory.compressOnPool(chunk) } : { id };
 }

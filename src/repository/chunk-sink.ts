@@ -94,7 +94,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   const { chunkBytes } = repository.config;
   const chunks = Math.ceil(sizeBytes / chunkBytes);
   const perSegment = segmentBytes / chunkBytes;
-  const preparation = { chunkBytes, compresses: session.compresses, index };
+  const preparation = { chunkBytes, compresses: session.compresses, known: index.filter };
   const chunksAtOnce = Math.max(fewestAtOnce, bytesAtOnce / chunkBytes);
   const placingAtOnce = Math.max(fewestAtOnce, hashedAtOnce / chunkBytes);
   const segments: (string | null)[] = [];

@@ -7,7 +7,7 @@ import { encodeEntry, methods } from "../../src/repository/layout.ts";
 
 const MiB = 2 ** 20;
 const KiB = 1024;
-const nothing = new ChunkIndex();
+const nothing = new ChunkIndex().filter;
 const compresses = true;
 
 /** A run that is half noise, and half nothing. */
@@ -20,12 +20,12 @@ function piecesOf(data: Buffer, chunkBytes: number): Buffer[] {
   return Array.from({ length: Math.ceil(data.length / chunkBytes) }, (_, i) => data.subarray(i * chunkBytes, (i + 1) * chunkBytes));
 }
 
-describe("chunks that are prepared", () => {
+describe("chunks that are prepared on the pool", () => {
   it("are hashed and compressed, in runs of every length, several at once, with memory that is used again", { timeout: 60_000 }, async () => {
     const waiting: Promise<void>[] = [];
     for (let i = 0; i < 400; i++) {
       const [data, chunkBytes] = [runOf(i), (i % 2 === 0 ? 128 : 64) * KiB];
-      const { prepared, release } = prepareChunks(data, { chunkBytes, compresses, index: nothing });
+      const { prepared, release } = prepareChunks(data, { chunkBytes, compresses, known: nothing });
       const check = async (): Promise<void> => {
         for (const [at, chunk] of piecesOf(data, chunkBytes).entries()) {
           const { id, frame } = await prepared(at);
@@ -42,7 +42,7 @@ describe("chunks that are prepared", () => {
     await Promise.all(waiting);
   });
 
-  it("are not compressed where they are there and may be built on, nor where nothing is compressed", async () => {
+  it("are not compressed where they may be there, nor where nothing is compressed", async () => {
     const chunkBytes = 64 * KiB;
     for (let i = 0; i < 20; i++) {
       const data = randomFillSync(Buffer.alloc(MiB), 0, MiB - 100 * KiB);
@@ -50,10 +50,9 @@ describe("chunks that are prepared", () => {
       const index = new ChunkIndex();
       const entryOf = (chunk: Buffer): Buffer =>
         encodeEntry({ id: hash("sha256", chunk, "buffer"), offset: 0, storedBytes: 1, rawBytes: chunk.length, method: methods.zstd });
-      index.add({ name: "good", directory: Buffer.concat(pieces.filter((_, at) => at % 3 === 0).map(entryOf)) });
-      index.add({ name: "condemned", directory: Buffer.concat(pieces.filter((_, at) => at % 3 === 1).map(entryOf)) }, false);
-      const some = prepareChunks(data, { chunkBytes, compresses, index });
-      const none = prepareChunks(data, { chunkBytes, compresses: false, index: nothing });
+      index.add({ name: "pack", directory: Buffer.concat(pieces.filter((_, at) => at % 3 === 0).map(entryOf)) });
+      const some = prepareChunks(data, { chunkBytes, compresses, known: index.filter });
+      const none = prepareChunks(data, { chunkBytes, compresses: false, known: nothing });
       for (let at = 0; at < pieces.length; at++) {
         expect((await some.prepared(at)).frame === undefined).toBe(at % 3 === 0);
         expect(await none.prepared(at)).toEqual({ id: (await some.prepared(at)).id });

@@ -1,4 +1,4 @@
-import { randomUUID } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
 import type { DiskSink } from "../../src/converters/disk-sink.ts";
 import type { Destination } from "../../src/destinations/destination.ts";
 import { fileDestination } from "../../src/destinations/file/file-destination.ts";
@@ -82,4 +82,10 @@ export async function contentOf(destination: Destination, path: string, disk: nu
   } finally {
     await source.close();
   }
+}
+
+/** Bytes that do not shrink, always the same ones. */
+export function noiseOf(bytes: number, seed: number): Buffer {
+  const blocks = Array.from({ length: Math.ceil(bytes / 64) }, (_, i) => createHash("sha512").update(`${seed} ${i}`).digest());
+  return Buffer.concat(blocks).subarray(0, bytes);
 }
