@@ -28,13 +28,10 @@ process.stdout.on("error", (error) => {
 });
 void main(process.argv.slice(2)).then((exitCode) => {
   process.exitCode = outputError === undefined || exitCode !== exitCodes.done ? exitCode : exitCodes.failed;
-  const leave = (): void => {
-    if (process.stdout.writableLength === 0 && process.stderr.writableLength === 0) process.exit();
-  };
-  // taking the heap apart, which a process does that ends by itself, takes a plan's fifteenth; a write that failed is told before
-  setImmediate(leave);
   // a helper of a git that was ended holds a pipe for as long as its server says nothing: it is left behind
-  setTimeout(leave, 1000).unref();
+  setTimeout(() => {
+    if (process.stdout.writableLength === 0 && process.stderr.writableLength === 0) process.exit();
+  }, 1000).unref();
 });
 
 async function main(argv: string[]): Promise<number> {
