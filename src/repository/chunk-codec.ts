@@ -101,7 +101,7 @@ export function compressor({ createZstdCompress, zstdCompressSync }: Pick<typeof
       const [room = 0, rest] = stream._writeState;
       const length = into.length - room;
       const isWhole = rest === 0 && room > 0 && !stream.destroyed;
-      if (isWhole && (unseen === 0 || zstdCompressSync(chunk, options).equals(into.subarray(0, length)))) {
+      if (isWhole && (unseen === 0 || zstdCompressSync(chunk, { ...options, chunkSize: into.length }).equals(into.subarray(0, length)))) {
         unseen = Math.max(0, unseen - 1);
         return length;
       }

@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import type { DiskSink } from "../converters/disk-sink.ts";
+import { HypersdkError } from "../model/errors.ts";
 import { zeroPieceHash } from "../model/tree-hash.ts";
 import { compressChunk } from "./chunk-codec.ts";
 import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
@@ -44,6 +45,9 @@ export class ChunkSession {
   segmentBytes = 0;
   /** Segments on their way to the store. */
   readonly #putting = new Set<Promise<void>>();
+  /** Wait until sinks have nothing under way. */
+  readonly #sinks: (() => Promise<unknown>)[] = [];
+  #isAbandoned = false;
 
   private constructor(repository: Repository, { index, standing }: IndexNow, compresses: boolean) {
     this.repository = repository;
@@ -78,8 +82,21 @@ export class ChunkSession {
     for (const pack of this.writer.packs) this.used.add(pack);
   }
 
+  /** A sink that places chunks. @param idle waits until it does not, however that ends */
+  addSink(idle: () => Promise<unknown>): void {
+    this.#sinks.push(idle);
+  }
+
+  /** False once nothing more is to be placed. */
+  get isGoingOn(): boolean {
+    return !this.#isAbandoned;
+  }
+
   /** Waits for what is on its way, without caring how it ends. What can be found then need not be sent again. */
   async abandon(): Promise<void> {
+    this.#isAbandoned = true;
+    // a chunk that is placed now may fill a pack, which would be written after the export's lock is gone
+    for (const idle of this.#sinks) await idle();
     await Promise.allSettled([this.writer.abandon(), ...this.#putting]);
   }
 }
@@ -107,6 +124,10 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   let next = 0;
   let [dataBytes, newBytes] = [0, 0];
   for (const pack of kept?.packs ?? []) used.add(pack);
+  session.addSink(async () => {
+    await Promise.allSettled([placed]);
+    await Promise.allSettled(packing);
+  });
 
   /** All chunks before `chunk` that were not written are kept, or zeros; a segment that is full is stored. */
   async function passTo(chunk: number): Promise<void> {
@@ -168,6 +189,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
     }
   }
   async function place(chunk: number, data: Buffer, { id, frame }: Prepared): Promise<void> {
+    if (!session.isGoingOn) throw new HypersdkError("Failed", "the export was given up");
     await passTo(chunk);
     content.update(id);
     openSegment();

@@ -99,9 +99,10 @@ export function poolCompressor({ createZstdCompress, zstdCompressSync }: Pick<ty
   }
 
   return async (chunk, into) => {
+    // zstd cuts blocks otherwise where it has to give out what it has in parts
     const length = isUsable ? await onPool(chunk, into) : undefined;
     if (length !== undefined) {
-      if (unseen === 0 || zstdCompressSync(chunk, levelOne).equals(into.subarray(0, length))) {
+      if (unseen === 0 || zstdCompressSync(chunk, { ...levelOne, chunkSize: into.length }).equals(into.subarray(0, length))) {
         unseen = Math.max(0, unseen - 1);
         return length;
       }

@@ -5,6 +5,9 @@ import { minChunkBytes } from "./layout.ts";
 /** Room for the frames of a run of 1 MiB, however its chunks are cut. */
 const framesBytes = (2 ** 20 / minChunkBytes) * frameRoom(minChunkBytes);
 
+/** What an export has on its way; more would be kept for ever by a process that watches. */
+const sparesAtMost = 16;
+
 /** Memory for the frames of a run, taken with the first of them: fresh memory for each run costs as much as copying them. */
 export class FrameMemory {
   static readonly #spare: Buffer[] = [];
@@ -44,7 +47,7 @@ export class FrameMemory {
   }
 
   release(): void {
-    if (this.#memory?.length === framesBytes) FrameMemory.#spare.push(this.#memory);
+    if (this.#memory?.length === framesBytes && FrameMemory.#spare.length < sparesAtMost) FrameMemory.#spare.push(this.#memory);
     this.#memory = undefined;
   }
 }

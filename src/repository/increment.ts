@@ -71,9 +71,8 @@ export async function incrementSince(session: ChunkSession, before: ChunkList, s
     const numbers = index.numbersOf(ids);
     for (let i = 0; i < numbers.length; i++) {
       const chunk = first + i;
-      if (isRead.has(chunk)) continue;
+      if (isRead.has(chunk) || isZeroId(ids, i * idBytes)) continue;
       const number = numbers[i] as number;
-      if (number < 0 && isZeroId(ids, i * idBytes)) continue;
       const pack = number < 0 || isHole.has(chunk) ? undefined : index.packOf(number);
       if (pack?.usable) {
         packs.add(pack);

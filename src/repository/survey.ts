@@ -158,7 +158,7 @@ async function walk(loading: Promise<Buffer>, index: ChunkIndex, chunks: Uint8Ar
   }
   for (const [i, number] of index.numbersOf(ids).entries()) {
     const at = i * idBytes;
-    if (number < 0 && isZeroId(ids, at)) continue;
+    if (isZeroId(ids, at)) continue;
     if (number < 0) problem ??= { error: damaged(`chunk ${ids.toString("hex", at, at + idBytes)}`, "no pack holds it"), isSegment: false };
     else chunks[number] = 1;
   }

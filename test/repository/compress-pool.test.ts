@@ -1,3 +1,4 @@
+import { closeSync, openSync, readSync } from "node:fs";
 import * as zlib from "node:zlib";
 import { describe, expect, it, vi } from "vitest";
 import { frameRoom } from "../../src/repository/chunk-codec.ts";
@@ -30,6 +31,21 @@ describe("a chunk that is compressed on the pool", () => {
     expect(createZstdCompress).toHaveBeenCalledTimes(4);
     // the first are compared; where the inside of this Node is not what was seen, all would be made that way
     expect(vi.mocked(zstdCompressSync).mock.calls.length).toBeLessThan(8);
+  });
+
+  it("is made on the pool also where it has 4 MiB", async () => {
+    const zstdCompressSync = vi.fn(zlib.zstdCompressSync);
+    const compress = poolCompressor({ createZstdCompress: zlib.createZstdCompress, zstdCompressSync });
+    // code is cut into blocks otherwise where zstd has to give it out in parts
+    const program = openSync(process.execPath, "r");
+    for (let i = 1; i <= 4; i++) {
+      const chunk = Buffer.alloc(2 ** 22);
+      readSync(program, chunk, 0, chunk.length, i * 2 ** 23);
+      const into = Buffer.alloc(frameRoom(chunk.length));
+      expect(zlib.zstdDecompressSync(into.subarray(0, await compress(chunk, into))).equals(chunk)).toBe(true);
+    }
+    closeSync(program);
+    expect(zstdCompressSync.mock.calls.length).toBe(2);
   });
 
   const withInside = (write: (handle: { cb(): void }, state: Uint32Array) => void): object => {

@@ -1,4 +1,4 @@
-import { randomUUID } from "node:crypto";
+import { randomBytes, randomUUID } from "node:crypto";
 import { chmodSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, symlinkSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
@@ -9,6 +9,8 @@ import { HypersdkError } from "../../src/model/errors.ts";
 import { epochMsOf, instantOf } from "../../src/model/instant.ts";
 import { checkRepository } from "../../src/repository/check.ts";
 import { compactRepository } from "../../src/repository/compact.ts";
+import { methods } from "../../src/repository/layout.ts";
+import { PackWriter } from "../../src/repository/pack-writer.ts";
 import { listPoints } from "../../src/repository/points.ts";
 import { repairRepository } from "../../src/repository/repair.ts";
 import { Repository } from "../../src/repository/repository.ts";
@@ -130,6 +132,49 @@ describe("a pack that another compaction moves", () => {
     const { destination, path, content } = await halfUsed(opening);
     expect(await repairRepository(await opened(destination), { now: clock.now() })).toMatchObject({ brokenPoints: [] });
     expect((await contentOf(destination, path)).equals(content)).toBe(true);
+  });
+});
+
+describe("an export that fails in the middle", () => {
+  it("has put whatever it will put before its lock is gone", async () => {
+    // what does not shrink fills a pack of 16 MiB just then
+    const content = randomBytes(20 * 1024 * KiB);
+    const late: string[] = [];
+    for (let failsAt = 17 * 1024 * KiB; failsAt < 20 * 1024 * KiB; failsAt += 256 * KiB) {
+      const store = destinationAt(temporaryFolder());
+      let isUnlocked = false;
+      const destination: Destination = {
+        ...store,
+        remove(path) {
+          isUnlocked ||= path.startsWith("locks/");
+          return store.remove(path);
+        },
+        put(path, ...rest) {
+          if (isUnlocked) late.push(path);
+          return store.put(path, ...rest);
+        },
+      };
+      await expect(exportDisk(destination, content, "repository", { failsAt })).rejects.toThrow("the disk cannot be read");
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    expect(late).toEqual([]);
+  });
+});
+
+describe("a pack with a chunk whose id is all zeros, which no writer makes", () => {
+  it("is used by no hole: check counts it, compact frees it", async () => {
+    const destination = destinationAt(temporaryFolder());
+    const path = await exportDisk(destination, Buffer.concat([bytes(300 * KiB, 1), Buffer.alloc(700 * KiB)]), "repository");
+    const repository = await opened(destination);
+    const writer = new PackWriter(repository);
+    await writer.add({ id: Buffer.alloc(32), stored: Buffer.alloc(128 * KiB, 7), rawBytes: 128 * KiB, method: methods.stored });
+    await writer.finish();
+    expect((await checkRepository(repository)).unusedBytes).toBe(128 * KiB);
+    const compacted = [0, 10].map((days) => instantOf(epochMsOf(clock.now()) + days * 86_400_000));
+    const reports = [];
+    for (const now of compacted) reports.push(await compactRepository(repository, { now, id: randomUUID(), graceMs: 1000, maxUnused: 0.1 }));
+    expect(reports[1]?.freedBytes).toBeGreaterThan(128 * KiB);
+    expect((await contentOf(destination, path)).length).toBe(1000 * KiB);
   });
 });
 

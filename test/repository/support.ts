@@ -7,6 +7,7 @@ import { readManifest, restoreDisk, storedDisks } from "../../src/exports/restor
 import { type Instant, instantOf } from "../../src/model/instant.ts";
 import type { Clock } from "../../src/model/ports.ts";
 import type { VmPath } from "../../src/model/vm-path.ts";
+import type { Provider } from "../../src/providers/provider.ts";
 import { memoryProvider } from "../fakes/memory-provider.ts";
 
 export const clock: Clock = { now: () => instantOf(1_700_000_000_000), sleep: async () => {} };
@@ -29,12 +30,12 @@ export async function exportDisk(
   destination: Destination,
   content: Buffer,
   layout: "image" | "repository",
-  options: { readonly vm?: string; readonly runId?: string; readonly clock?: Clock } = {},
+  options: { readonly vm?: string; readonly runId?: string; readonly clock?: Clock; readonly failsAt?: number } = {},
 ): Promise<string> {
   const { vm = "web", runId = randomUUID(), clock: at = clock } = options;
   const fireTime: Instant = instantOf(0);
   const { manifestPath } = await exportVm(
-    memoryProvider(new Map([[vm, content]])),
+    failingAt(options.failsAt ?? content.length, memoryProvider(new Map([[vm, content]]))),
     destination,
     {
       pointId: randomUUID(),
@@ -60,6 +61,27 @@ export async function exportDisk(
     new AbortController().signal,
   );
   return manifestPath;
+}
+
+/** A provider whose disks cannot be read beyond an offset. */
+function failingAt(failsAt: number, provider: Provider): Provider {
+  return {
+    ...provider,
+    async snapshot(...args) {
+      const snapshot = await provider.snapshot(...args);
+      const disks = snapshot.disks.map((disk) => ({
+        ...disk,
+        source: {
+          ...disk.source,
+          async read(offset: number, into: Buffer) {
+            if (offset + into.length > failsAt) throw new Error("the disk cannot be read");
+            return disk.source.read(offset, into);
+          },
+        },
+      }));
+      return { ...snapshot, disks };
+    },
+  };
 }
 
 /** A disk of a point, byte for byte. @throws what a restore would */
