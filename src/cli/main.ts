@@ -28,7 +28,7 @@ process.stdout.on("error", (error) => {
 });
 void main(process.argv.slice(2)).then((exitCode) => {
   process.exitCode = outputError === undefined || exitCode !== exitCodes.done ? exitCode : exitCodes.failed;
-  // a helper of a git that was ended holds a pipe for as long as its server says nothing: it is left behind
+  // the process ends by itself (docs/decisions/014); but a helper of a git that was ended holds a pipe for as long as its server says nothing
   setTimeout(() => {
     if (process.stdout.writableLength === 0 && process.stderr.writableLength === 0) process.exit();
   }, 1000).unref();

@@ -109,8 +109,8 @@ export class ChunkIndex {
   }
 
   /**
-   * {@link numberOf} for each id of a list, -1 where no pack holds it; what a list means by an id of zeros is not asked here. A call for each of a disk's thousands takes twice as long in a program
-   * that has just begun.
+   * {@link numberOf} for each id of a list, -1 where no pack holds it; what a list means by an id of zeros is not asked here. A call for each
+   * of a disk's thousands takes twice as long in a program that has just begun.
    * @param ids a list of ids, or a directory with `eachBytes` of {@link entryBytes}
    */
   numbersOf(ids: Buffer, eachBytes: number = idBytes): Int32Array {
