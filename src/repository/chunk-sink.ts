@@ -87,9 +87,9 @@ export class ChunkSession {
     this.#sinks.push(idle);
   }
 
-  /** False once nothing more is to be placed. */
-  get isGoingOn(): boolean {
-    return !this.#isAbandoned;
+  /** Whether nothing more is to be placed. */
+  get isAbandoned(): boolean {
+    return this.#isAbandoned;
   }
 
   /** Waits for what is on its way, without caring how it ends. What can be found then need not be sent again. */
@@ -189,7 +189,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
     }
   }
   async function place(chunk: number, data: Buffer, { id, frame }: Prepared): Promise<void> {
-    if (!session.isGoingOn) throw new HypersdkError("Failed", "the export was given up");
+    if (session.isAbandoned) throw new HypersdkError("Failed", "the export was given up");
     await passTo(chunk);
     content.update(id);
     openSegment();

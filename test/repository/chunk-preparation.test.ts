@@ -4,21 +4,12 @@ import { describe, expect, it } from "vitest";
 import { ChunkIndex } from "../../src/repository/chunk-index.ts";
 import { prepareChunks } from "../../src/repository/chunk-preparation.ts";
 import { encodeEntry, methods } from "../../src/repository/layout.ts";
+import { piecesOf, runOf } from "./support.ts";
 
 const MiB = 2 ** 20;
 const KiB = 1024;
 const nothing = new ChunkIndex().filter;
 const compresses = true;
-
-/** A run that is half noise, and half nothing. */
-function runOf(i: number): Buffer {
-  const run = Buffer.alloc(i % 3 === 0 ? MiB : 1 + ((i * 7919) % MiB), i);
-  return randomFillSync(run, 0, run.length >> 1);
-}
-
-function piecesOf(data: Buffer, chunkBytes: number): Buffer[] {
-  return Array.from({ length: Math.ceil(data.length / chunkBytes) }, (_, i) => data.subarray(i * chunkBytes, (i + 1) * chunkBytes));
-}
 
 describe("chunks that are prepared on the pool", () => {
   it("are hashed and compressed, in runs of every length, several at once, with memory that is used again", { timeout: 60_000 }, async () => {

@@ -8,20 +8,11 @@ import { ChunkIndex } from "../../src/repository/chunk-index.ts";
 import { prepareChunks } from "../../src/repository/chunk-preparation.ts";
 import { useChunkThreads } from "../../src/repository/chunk-thread.ts";
 import { encodeEntry, methods } from "../../src/repository/layout.ts";
+import { piecesOf, runOf } from "./support.ts";
 
 const MiB = 2 ** 20;
 const KiB = 1024;
 const nothing = new ChunkIndex().filter;
-
-/** A run that is half noise, and half nothing. */
-function runOf(i: number): Buffer {
-  const run = Buffer.alloc(i % 3 === 0 ? MiB : 1 + ((i * 7919) % MiB), i);
-  return randomFillSync(run, 0, run.length >> 1);
-}
-
-function piecesOf(data: Buffer, chunkBytes: number): Buffer[] {
-  return Array.from({ length: Math.ceil(data.length / chunkBytes) }, (_, i) => data.subarray(i * chunkBytes, (i + 1) * chunkBytes));
-}
 
 /** Whatever was prepared of a run is what it should be. */
 async function check(data: Buffer, chunkBytes: number, { prepared, release }: ReturnType<typeof prepareChunks>): Promise<void> {

@@ -1,4 +1,4 @@
-import { createHash, randomUUID } from "node:crypto";
+import { createHash, randomFillSync, randomUUID } from "node:crypto";
 import type { DiskSink } from "../../src/converters/disk-sink.ts";
 import type { Destination } from "../../src/destinations/destination.ts";
 import { fileDestination } from "../../src/destinations/file/file-destination.ts";
@@ -110,4 +110,15 @@ export async function contentOf(destination: Destination, path: string, disk: nu
 export function noiseOf(bytes: number, seed: number): Buffer {
   const blocks = Array.from({ length: Math.ceil(bytes / 64) }, (_, i) => createHash("sha512").update(`${seed} ${i}`).digest());
   return Buffer.concat(blocks).subarray(0, bytes);
+}
+
+/** A run that is half noise, and half nothing. */
+export function runOf(i: number): Buffer {
+  const run = Buffer.alloc(i % 3 === 0 ? 2 ** 20 : 1 + ((i * 7919) % 2 ** 20), i);
+  return randomFillSync(run, 0, run.length >> 1);
+}
+
+/** The chunks of a run. */
+export function piecesOf(data: Buffer, chunkBytes: number): Buffer[] {
+  return Array.from({ length: Math.ceil(data.length / chunkBytes) }, (_, i) => data.subarray(i * chunkBytes, (i + 1) * chunkBytes));
 }
