@@ -7,6 +7,7 @@ import { join } from "node:path";
 import type { BlockSource } from "../converters/block-source.ts";
 import type { Destination } from "../destinations/destination.ts";
 import { HypersdkError } from "../model/errors.ts";
+import { monotonicMs } from "../model/monotonic.ts";
 import { nbdServer } from "../nbd/server.ts";
 import type { Manifest } from "./manifest.ts";
 import { storedDisks } from "./restore.ts";
@@ -101,7 +102,7 @@ async function saysIt(
     complaint = (complaint + text).slice(-2000);
   });
   guest.on("error", (error) => (failure = error));
-  const until = performance.now() + timeoutMs;
+  const until = monotonicMs() + timeoutMs;
   for (;;) {
     signal?.throwIfAborted();
     const said = await endOf(log);
@@ -114,7 +115,7 @@ async function saysIt(
     const hasEnded = guest.exitCode !== null || guest.signalCode !== null;
     if (hasEnded && (await endOf(log)).includes(marker)) return "said";
     if (mayCrash && guest.signalCode === "SIGABRT") return "crashed";
-    if (hasEnded || performance.now() > until) {
+    if (hasEnded || monotonicMs() > until) {
       const last = said.trim().split("\n").at(-1)?.trim().slice(-200) ?? "";
       throw new HypersdkError(
         "NotBooted",

@@ -1,6 +1,7 @@
 import { mkdirSync, readdirSync, rmSync, statfsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { errnoOf, HypersdkError } from "../model/errors.ts";
+import { monotonicMs } from "../model/monotonic.ts";
 import { gitError, gitIn } from "./git.ts";
 
 /** A branch, a tag or a commit of a repository elsewhere. */
@@ -52,12 +53,12 @@ async function fetchWithin(folder: string, env: NodeJS.ProcessEnv, url: string, 
     reason ??= why;
     stop.abort();
   };
-  let [bytes, heardMs] = [0, performance.now()];
+  let [bytes, heardMs] = [0, monotonicMs()];
   const looking = setInterval(() => {
     const now = bytesBelow(objects);
     if (now > maxObjectBytes) end(`it sends more than ${maxObjectBytes / 2 ** 20} MiB`, smallHint);
-    if (now !== bytes) [bytes, heardMs] = [now, performance.now()];
-    else if (performance.now() - heardMs > maxAskMs) end(`it said nothing for ${maxAskMs / 1000} s`);
+    if (now !== bytes) [bytes, heardMs] = [now, monotonicMs()];
+    else if (monotonicMs() - heardMs > maxAskMs) end(`it said nothing for ${maxAskMs / 1000} s`);
   }, 500);
   const timer = setTimeout(() => end(`it was not fetched within ${maxFetchMs / 60_000} minutes`, smallHint), maxFetchMs);
   try {

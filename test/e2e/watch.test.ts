@@ -29,6 +29,7 @@ interface Event {
 }
 
 interface Watcher {
+  readonly pid: number;
   readonly events: () => Event[];
   kill(signal: NodeJS.Signals): void;
   readonly done: ReturnType<typeof hypersdk>;
@@ -53,6 +54,7 @@ function watching(folder: string, args: readonly string[] = [], env: Record<stri
   let ended = false;
   child.done.then(() => (ended = true)).catch(() => {});
   return {
+    pid: child.pid,
     events,
     kill: child.kill,
     done: child.done,
@@ -70,6 +72,9 @@ function watching(folder: string, args: readonly string[] = [], env: Record<stri
 
 const artifacts = async (folder: string, ...more: string[]): Promise<{ vm: string }[]> =>
   result<{ items: { vm: string }[] }>((await hypersdk(folder, ["get", "artifacts", "--json", ...more])).stdout).items;
+
+/** How often a process has waited for something, and gone on. */
+const wakings = (pid: number): number => Number(/^voluntary_ctxt_switches:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]);
 
 describe("watch on a work tree", { timeout: 300_000 }, () => {
   it("applies each change, keeps the last good one beside an invalid one, sees new machines at SIGHUP, and ends at SIGTERM", async () => {
@@ -335,6 +340,17 @@ describe("watch on a work tree", { timeout: 300_000 }, () => {
     expect(metrics).toMatch(/^hypersdk_exports_total\{schedule="then",outcome="skipped"\} [1-9]/m);
     watcher.kill("SIGTERM");
     expect((await watcher.done).stderr).toMatch(/then {2}\/datacenter\/vm\/a {2}skipped: the dependency/);
+  });
+
+  it("sleeps while nothing is due", { skip: process.platform !== "linux" }, async () => {
+    const folder = workTree(yaml());
+    const watcher = watching(folder, ["--interval", "10m"]);
+    await watcher.came("config_applied");
+    await sleep(1000);
+    const before = wakings(watcher.pid);
+    await sleep(2000);
+    // a timer every ten milliseconds, as for a histogram of the event loop, would make it two hundred
+    expect(wakings(watcher.pid) - before).toBeLessThan(50);
   });
 
   it("tells its health and its metrics", async () => {

@@ -1,3 +1,4 @@
+import { monotonicMs } from "../../model/monotonic.ts";
 import { progressText } from "../../ui/progress.ts";
 import type { Io } from "../io.ts";
 
@@ -11,11 +12,11 @@ export interface ByteProgress {
 /** Progress of one thing that is counted in bytes: shown after a second, ten times a second on a terminal, else every 10 s. */
 export function byteProgress(io: Io, estimatedBytes: number): ByteProgress {
   const isTerminal = process.stderr.isTTY === true && !io.env["CI"];
-  const started = performance.now();
+  const started = monotonicMs();
   let [done, shown, totalBytes] = [0, false, estimatedBytes];
   if (io.quiet || io.json) return { add() {}, setTotal() {}, stop() {} };
   const draw = (): void => {
-    const seconds = (performance.now() - started) / 1000;
+    const seconds = (monotonicMs() - started) / 1000;
     if (seconds < 1) return;
     shown = true;
     const text = progressText(done, Math.max(totalBytes, done), done / seconds);

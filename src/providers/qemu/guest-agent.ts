@@ -1,3 +1,4 @@
+import { monotonicMs } from "../../model/monotonic.ts";
 import { JsonSocket } from "./json-socket.ts";
 
 const syncMs = 3_000;
@@ -17,7 +18,7 @@ export class GuestAgent {
     const socket = await JsonSocket.open(path, "the guest agent").catch(() => undefined);
     if (!socket) return undefined;
     const agent = new GuestAgent(socket);
-    const id = Math.floor(performance.now() * 1000) % 2 ** 31;
+    const id = Math.floor(monotonicMs() * 1000) % 2 ** 31;
     try {
       // answers to what another asked before may still be on their way
       socket.send({ execute: "guest-sync", arguments: { id } });

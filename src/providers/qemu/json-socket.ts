@@ -1,5 +1,6 @@
 import { connect, type Socket } from "node:net";
 import { errnoText, HypersdkError } from "../../model/errors.ts";
+import { monotonicMs } from "../../model/monotonic.ts";
 
 /** A message may not be longer: the answer about a hundred disks is a tenth of it. */
 const maxMessageBytes = 16 * 2 ** 20;
@@ -39,12 +40,12 @@ export class JsonSocket {
 
   /** The next message. @throws ProviderUnreachable when none comes in time, or the other side goes */
   async next(timeoutMs: number): Promise<Record<string, unknown>> {
-    const until = performance.now() + timeoutMs;
+    const until = monotonicMs() + timeoutMs;
     for (;;) {
       const message = this.#messages.shift();
       if (message) return message;
       if (this.#failure) throw this.#failure;
-      const left = until - performance.now();
+      const left = until - monotonicMs();
       if (left <= 0) throw new HypersdkError("ProviderUnreachable", `${this.#what} says nothing`);
       await new Promise<void>((resolve) => {
         const timer = setTimeout(resolve, left);

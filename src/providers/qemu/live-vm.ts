@@ -1,5 +1,6 @@
 import { basename } from "node:path";
 import { HypersdkError } from "../../model/errors.ts";
+import { monotonicMs } from "../../model/monotonic.ts";
 import type { VmHardware } from "../provider.ts";
 import { isOurs } from "./bitmaps.ts";
 import { objectIn } from "./json-socket.ts";
@@ -66,12 +67,12 @@ const settleMs = 5_000;
  * @throws ProviderUnreachable for one that stays: somebody else backs the machine up
  */
 export async function settledDevices(qmp: Qmp): Promise<Record<string, unknown>[]> {
-  const until = performance.now() + settleMs;
+  const until = monotonicMs() + settleMs;
   for (;;) {
     const devices = await qmp.list("query-block");
     const covered = devices.find(({ inserted }) => inserted !== undefined && filters.includes(objectIn(inserted)["drv"]));
     if (!covered) return devices;
-    if (performance.now() > until) throw new HypersdkError("ProviderUnreachable", `a backup job of another program goes on in QEMU at ${qmp.path}`);
+    if (monotonicMs() > until) throw new HypersdkError("ProviderUnreachable", `a backup job of another program goes on in QEMU at ${qmp.path}`);
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
 }

@@ -1,4 +1,5 @@
 import { HypersdkError } from "../../model/errors.ts";
+import { monotonicMs } from "../../model/monotonic.ts";
 import { JsonSocket, objectIn } from "./json-socket.ts";
 
 const greetingMs = 3_000;
@@ -61,10 +62,10 @@ export class Qmp {
 
   /** Waits for an event; those that came since the connection was made count. */
   async event(matches: (event: QmpEvent) => boolean, timeoutMs: number): Promise<void> {
-    const until = performance.now() + timeoutMs;
+    const until = monotonicMs() + timeoutMs;
     while (!this.#events.some(matches)) {
       // an answer to any command brings the events that came before it
-      if (performance.now() > until) throw new HypersdkError("ProviderUnreachable", `QEMU at ${this.path} does not come to an end`);
+      if (monotonicMs() > until) throw new HypersdkError("ProviderUnreachable", `QEMU at ${this.path} does not come to an end`);
       await new Promise((resolve) => setTimeout(resolve, 20));
       await this.execute("query-status");
     }
@@ -81,9 +82,9 @@ export class Qmp {
   async #execute(command: string, args: object | undefined): Promise<unknown> {
     const id = `hypersdk-${++this.#id}`;
     this.#socket.send({ execute: command, ...(args ? { arguments: args } : {}), id });
-    const until = performance.now() + answerMs;
+    const until = monotonicMs() + answerMs;
     for (;;) {
-      const message = await this.#socket.next(until - performance.now());
+      const message = await this.#socket.next(until - monotonicMs());
       if (typeof message["event"] === "string") {
         this.#events.push({ event: message["event"], data: (message["data"] ?? {}) as Record<string, unknown> });
         if (this.#events.length > 1000) this.#events.shift();
