@@ -22,7 +22,6 @@ import type { SourceOptions } from "../load.ts";
 import { askForYes } from "../prompt.ts";
 import { inSession, progressOn } from "../session.ts";
 import { toolVersion } from "../tool-version.ts";
-import { growSooner } from "../v8-flags.ts";
 import { timezonesOf } from "../view.ts";
 import { checkTargets, nothingOfTargets, refuseUnknownAddresses, tellGitHub } from "./plan.ts";
 import { readPlanFile } from "./show.ts";
@@ -38,7 +37,6 @@ export interface ApplyOptions extends SourceOptions {
 }
 
 export async function apply(planFile: string | undefined, options: ApplyOptions, io: Io): Promise<number> {
-  growSooner();
   checkTargets([...(options.target ?? []), ...(options.exclude ?? [])]);
   const lockTimeoutMs = durationOption("--lock-timeout", options.lockTimeout);
   const saved = planFile === undefined ? undefined : readSaved(planFile);

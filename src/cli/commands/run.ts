@@ -18,7 +18,6 @@ import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import type { SourceOptions } from "../load.ts";
 import { inSession, progressOn } from "../session.ts";
-import { growSooner } from "../v8-flags.ts";
 import { tellUnseen } from "./apply.ts";
 
 export interface RunOptions extends SourceOptions {
@@ -30,7 +29,6 @@ export interface RunOptions extends SourceOptions {
 
 /** Exports a schedule's VMs now, whatever its fire time, windows or suspension say; handles no fire time. */
 export async function run(name: string, options: RunOptions, io: Io): Promise<number> {
-  growSooner();
   const { desired, revision, statePath } = await loadDesired(options, io);
   const schedule = scheduleNamed(name, desired);
   const patterns = (options.vm ?? []).map((text) => {
