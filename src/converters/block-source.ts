@@ -86,7 +86,7 @@ async function* first(reading: { piece: Piece; done: Promise<void> }[]): AsyncGe
   yield next.piece;
 }
 
-const zeros = Buffer.alloc(pieceBytes);
+const zeros = Buffer.alloc(1 << 16);
 
 /** True when the bytes from `from` to `to` are all zero. */
 export function isZero(data: Uint8Array, from: number = 0, to: number = data.length): boolean {

@@ -17,7 +17,7 @@ export class LocalFileSink implements ByteSink {
   readonly #file: FileHandle;
   readonly #path: string;
   readonly #hash: StoredHash | undefined;
-  #staging: Buffer = Buffer.allocUnsafeSlow(stagingBytes);
+  #staging: Buffer | undefined;
   #staged = 0;
   #stagedAt = 0;
   readonly #writing = new Set<Promise<void>>();
@@ -64,6 +64,7 @@ export class LocalFileSink implements ByteSink {
       this.#stagedAt = this.position + data.length;
     } else {
       if (this.#staged + data.length > stagingBytes) await this.#flush();
+      this.#staging ??= Buffer.allocUnsafeSlow(stagingBytes);
       this.#staging.set(data, this.#staged);
       this.#staged += data.length;
     }
@@ -103,10 +104,11 @@ export class LocalFileSink implements ByteSink {
   }
 
   async #flush(): Promise<void> {
-    if (this.#staged === 0) return;
+    if (!this.#staging) return;
     const full = this.#staging.subarray(0, this.#staged);
     const at = this.#stagedAt;
-    this.#staging = Buffer.allocUnsafeSlow(stagingBytes);
+    // it is being written: what comes next is gathered elsewhere
+    this.#staging = undefined;
     this.#staged = 0;
     this.#stagedAt = at + full.length;
     await this.#write(full, at);

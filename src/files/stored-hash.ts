@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { storedPieceBytes, TreeHash } from "../model/tree-hash.ts";
 
-const zeros = Buffer.alloc(1 << 20);
+const zeros = Buffer.alloc(1 << 16);
 
 /**
  * The tree hash of a file with gaps that are filled later: of a piece with a gap, what follows the gap is kept until then (8 MiB);
