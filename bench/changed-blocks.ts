@@ -42,6 +42,8 @@ interface Seen {
   readonly theirs: Measured[];
   readonly oursAdded: number[];
   readonly theirsAdded: number[];
+  /** Seconds of CPU that the changed chunks take by themselves. */
+  readonly dataAlone: number[];
 }
 
 try {
@@ -50,12 +52,16 @@ try {
   for (const gib of sizes) {
     const steps = new Map<string, Seen>();
     for (let round = 0; round < rounds; round++) await oneRound(join(source, "disk0.img"), gib, round, steps);
-    for (const [step, { ours, theirs, oursAdded, theirsAdded }] of steps) {
+    for (const [step, { ours, theirs, oursAdded, theirsAdded, dataAlone }] of steps) {
       const of = (measured: readonly Measured[], key: keyof Measured): number => median(measured.map((each) => each[key]));
       const ratio = (key: keyof Measured): string => (theirs.length > 0 ? ` = ${(of(ours, key) / of(theirs, key)).toFixed(2)}` : "");
       const share = median(theirsAdded) > 0 ? ` = ${(median(oursAdded) / median(theirsAdded)).toFixed(2)}` : "";
+      const alone =
+        dataAlone.length > 0
+          ? `; reading, hashing and compressing its chunks alone: CPU ${median(dataAlone).toFixed(2)} s${theirs.length > 0 ? ` = ${(median(dataAlone) / of(theirs, "cpuS")).toFixed(2)}` : ""}`
+          : "";
       say(
-        `${gib} GiB, ${step}${isAlone ? "" : ", of restic's"}: wall ${of(ours, "wallS").toFixed(2)} s${ratio("wallS")}, CPU ${of(ours, "cpuS").toFixed(2)} s${ratio("cpuS")}; added ${(median(oursAdded) / 2 ** 20).toFixed(1)} MiB${share}; peak ${Math.round(of(ours, "peakMiB"))} MiB`,
+        `${gib} GiB, ${step}${isAlone ? "" : ", of restic's"}: wall ${of(ours, "wallS").toFixed(2)} s${ratio("wallS")}, CPU ${of(ours, "cpuS").toFixed(2)} s${ratio("cpuS")}; added ${(median(oursAdded) / 2 ** 20).toFixed(1)} MiB${share}; peak ${Math.round(of(ours, "peakMiB"))} MiB${alone}`,
       );
     }
   }
@@ -79,8 +85,9 @@ async function oneRound(image: string, gib: number, round: number, steps: Map<st
   prepare(folder);
   const guest = await startMachine(folder, disk);
   try {
-    const step = (name: string): void => {
-      const seen: Seen = steps.get(name) ?? { ours: [], theirs: [], oursAdded: [], theirsAdded: [] };
+    const step = (name: string, alone?: number): void => {
+      const seen: Seen = steps.get(name) ?? { ours: [], theirs: [], oursAdded: [], theirsAdded: [], dataAlone: [] };
+      if (alone !== undefined) seen.dataAlone.push(alone);
       steps.set(name, seen);
       const [ours, theirs] = [sizeOf(join(folder, "backups")), sizeOf(join(folder, "restic"))];
       // what the guest wrote is on the disk: who syncs first would pay for it
@@ -93,14 +100,16 @@ async function oneRound(image: string, gib: number, round: number, steps: Map<st
       seen.theirsAdded.push(sizeOf(join(folder, "restic")) - theirs);
     };
     step("full");
+    step("increment of nothing");
     for (const pattern of patterns) {
       execFileSync(workload, ["mutate", join(folder, "changing"), pattern], { stdio: "ignore" });
       const changed = join(folder, "changing", `changed-${pattern}.json`);
       const { extents: ranges } = JSON.parse(readFileSync(changed, "utf8")) as { extents: [offset: number, length: number][] };
-      rmSync(changed);
       copyRanges(changing, copy, ranges);
       await writeThrough(join(folder, "run/write.sock"), copy, ranges);
-      step(`increment, ${pattern}, changed blocks`);
+      const alone = Number(execFileSync(process.execPath, [join(import.meta.dirname, "data-alone.ts"), copy, changed], { encoding: "utf8" }));
+      rmSync(changed);
+      step(`increment, ${pattern}, changed blocks`, alone);
     }
     execFileSync(process.execPath, [program, "restore", "--vm", "/datacenter/vm/vm", "--to", "ours.raw", "--quiet"], { cwd: folder });
     execFileSync("cmp", [copy, join(folder, "ours.raw")]);
