@@ -19,6 +19,8 @@ export interface DueContext {
   /** Runs by protection key. */
   readonly runs: ReadonlyMap<string, readonly RecordedRun[]>;
   readonly isSuspended: (schedule: string) => boolean;
+  /** Whether restore points of a protection are known, as also of one that ended, or of a state that was rebuilt. */
+  readonly hasPoints: (key: string) => boolean;
   /** How many protections of a schedule begin now with an export that is no run yet. */
   readonly firstExportsOf: (schedule: string) => number;
 }
@@ -91,7 +93,7 @@ export function decide(key: string, member: Member, begins: boolean, context: Du
     if (nowMs - couldStartMs > Math.min(missedAfterMs, (nextMs - couldStartMs) / 2))
       return { kind: "skipped", export: { ...base, reason: `it was missed by ${formatDuration(nowMs - couldStartMs)} and catchUp is skip` } };
   }
-  const mode = modeOf(schedule, protection, member.vm.disks, nowMs);
+  const mode = modeOf(schedule, protection, context.hasPoints(key), member.vm.disks, nowMs);
   return {
     kind: "due",
     export: {
@@ -239,13 +241,15 @@ function caughtUpAt(
 function modeOf(
   schedule: ScheduleSpec,
   protection: RecordedProtection | undefined,
+  hasPoints: boolean,
   disks: readonly ObservedDisk[],
   nowMs: number,
 ): Pick<DueExport, "mode" | "modeReason" | "isIncremental" | "diskModes"> {
   const { incremental } = schedule;
   if (!incremental) return { isIncremental: false, mode: "full", modeReason: "the schedule is not incremental", diskModes: [] };
-  if (protection?.lastSuccessAt === undefined) return { isIncremental: true, mode: "full", modeReason: "the first export of this VM", diskModes: [] };
-  const { lastDisks } = protection;
+  if (protection?.lastSuccessAt === undefined && !hasPoints)
+    return { isIncremental: true, mode: "full", modeReason: "the first export of this VM", diskModes: [] };
+  const lastDisks = protection?.lastDisks;
   const diskModes = disks.map((disk): DiskMode => {
     const last = lastDisks?.find(({ name }) => name === disk.name);
     if (lastDisks && !last) return { name: disk.name, mode: "full", reason: "the first export of this disk" };
@@ -260,7 +264,7 @@ function diskModeOf(disk: ObservedDisk, last: RecordedDisk | undefined, fullRead
     return last?.mark === undefined
       ? { mode: "incremental", reason: "its changes are not tracked: all is read, what is new is stored" }
       : { mode: "full", reason: `its bitmap ${last.mark} is gone` };
-  if (last?.mark === undefined || last.wholeReadAt === undefined) return { mode: "full", reason: "nothing was marked before" };
+  if (last?.mark === undefined || last.wholeReadAt === undefined) return { mode: "full", reason: "no mark of an earlier export is recorded" };
   const mark = disk.marks.find(({ name }) => name === last.mark);
   if (!mark) return { mode: "full", reason: `its bitmap ${last.mark} is gone` };
   if (last.virtualBytes !== disk.virtualBytes) return { mode: "full", reason: `its size was ${last.virtualBytes} bytes` };

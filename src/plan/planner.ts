@@ -217,6 +217,7 @@ function dueContext(
     else runs.set(key, [run]);
   }
   const suspended = new Set(recorded.suspended);
+  const withPoints = new Set(recorded.points.map((point) => protectionKey(point.schedule, point.provider, point.identity)));
   const isSuspended = (schedule: string): boolean => suspended.has(schedule) || (schedules.get(schedule)?.suspend ?? false);
   const firstExports = new Map<string, number>();
   for (const [key, member] of joined.members) {
@@ -230,6 +231,7 @@ function dueContext(
     runs,
     protectionsOf: (schedule) => bySchedule.get(schedule) ?? [],
     isSuspended,
+    hasPoints: (key) => withPoints.has(key),
     firstExportsOf: (schedule) => firstExports.get(schedule) ?? 0,
   };
 }

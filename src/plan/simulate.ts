@@ -138,6 +138,8 @@ export function simulate(simulation: Simulation): Timeline {
     protectionsOf: (schedule) => protectionsOf.get(schedule) ?? [],
     runs: { get: (key: string) => subjects.get(key)?.runs } as unknown as DueContext["runs"],
     isSuspended: (schedule) => suspended.has(schedule) || (schedules.get(schedule)?.suspend ?? false),
+    // what a simulation tells is when, not how much
+    hasPoints: () => false,
     firstExportsOf: (schedule) => firstExports.get(schedule) ?? 0,
   };
 

@@ -245,6 +245,10 @@ it.each(["repository", "image"] as const)(
     expect(after.find(({ id }) => id === free)?.heldReason).toBe(null);
     await ok(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"]);
     expect(readFileSync(join(folder, "web.raw")).equals(readFileSync(join(folder, "web-0.raw")))).toBe(true);
+    // what begins again is no first export: the store has what it had
+    const begins = await ok(folder, ["plan"]);
+    if (layout === "repository") expect(begins).toContain("its changes are not tracked: all is read, what is new is stored");
+    expect(begins).not.toContain("the first export");
     writeFileSync(join(folder, "infrastructure.yaml"), readFileSync(join(folder, "infrastructure.yaml"), "utf8").replace("initialExport: immediate, ", ""));
     await ok(folder, ["apply", "--auto-approve"]);
     expect(await ok(folder, ["plan"])).toContain("0 to add, 0 to change, 0 to remove");
