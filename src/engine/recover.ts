@@ -17,14 +17,15 @@ import { fail, isOfThePoint, proveAndComplete, recordPoint } from "./run-export.
  * Finds runs that a process left behind when it died. One whose manifest was published is proved and finished; of any other the leftovers
  * are removed and the run goes back into the queue. Runs of living processes are left alone, and what cannot be reached is left for the
  * next time.
+ * @param isAsked of which runs; all otherwise
  * @returns the runs that have failed now
  */
-export async function recover(desired: DesiredState, context: EngineContext): Promise<RunRow[]> {
+export async function recover(desired: DesiredState, context: EngineContext, isAsked: (run: RunRow) => boolean = () => true): Promise<RunRow[]> {
   const { state, clock, random, emit } = context;
   const swept = new Set<string>();
   const failed: RunRow[] = [];
   for (const listed of state.runs.open()) {
-    if (listed.state === "queued" && listed.kind === "scheduled") continue;
+    if ((listed.state === "queued" && listed.kind === "scheduled") || !isAsked(listed)) continue;
     let lease: Lease;
     try {
       lease = await state.take(listed.state === "queued" ? manualScope(listed) : exportScope(listed), `recovery of ${listed.vmPath}`, 0, clock, random);

@@ -59,6 +59,27 @@ describe("a run that is killed", () => {
     expect(await states()).not.toContain("queued");
     expect(await states()).toContain("cancelled");
   });
+
+  it("is cleared by the next run of that VM, and left alone by those of others", async () => {
+    const folder = fleet();
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    const run = start(folder, ["run", "nightly", "--vm", "/datacenter/vm/a", "--events", "events.jsonl"]);
+    await waitForEvent(folder, "export_progress");
+    run.kill("SIGKILL");
+    await run.done;
+    const states = async (): Promise<string[]> =>
+      result<{ items: { state: string; kind: string; vm: string }[] }>((await hypersdk(folder, ["get", "runs", "--json"])).stdout)
+        .items.filter(({ kind, vm }) => kind === "manual" && vm.endsWith("/a"))
+        .map(({ state }) => state)
+        .sort();
+    const [cut] = await states();
+    expect(cut).toMatch(/^(running|storing)$/);
+    expect(await hypersdk(folder, ["run", "nightly", "--vm", "/datacenter/vm/b"])).toMatchObject({ code: 0 });
+    expect(await states()).toEqual([cut]);
+    expect(await hypersdk(folder, ["run", "nightly", "--vm", "/datacenter/vm/a"])).toMatchObject({ code: 0 });
+    expect(await states()).toEqual(["completed", "failed"]);
+    expect(files(folder).filter((file) => file.endsWith(".partial"))).toEqual([]);
+  });
 });
 
 describe("two processes on one state", () => {

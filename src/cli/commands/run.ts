@@ -1,6 +1,7 @@
 import { observe } from "../../engine/observe.ts";
 import { runQueue } from "../../engine/queue.ts";
 import { refuseForeign } from "../../engine/reconcile.ts";
+import { recover } from "../../engine/recover.ts";
 import { type RunWork, runExport } from "../../engine/run-export.ts";
 import { unseenOf } from "../../engine/unseen.ts";
 import type { DestinationSpec, ProviderSpec, ScheduleSpec } from "../../model/desired.ts";
@@ -45,8 +46,10 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     const unknown = observed.unknownProviders[0];
     if (unknown && observed.vms.length === 0) throw new HypersdkError("ProviderUnreachable", `provider ${unknown.name}: ${unknown.reason}`);
     refuseForeign(observed.destinations, state.lineage, options.adopt ?? false);
-    const at = clock.now();
     const isAsked = (path: string): boolean => patterns.length === 0 || patterns.some((pattern) => pattern.matches(path));
+    // who makes all exports by hand would see what was killed run for ever
+    await recover(desired, context, ({ schedule, vmPath }) => schedule === name && isAsked(vmPath));
+    const at = clock.now();
     const members = [...membership(desired, withRenames(desired, observed.vms, state.configuration.protections()), []).members.values()].filter(
       (member) => member.schedule.name === name && member.vm && isAsked(member.vmPath),
     );
