@@ -7,7 +7,8 @@ export function unsafeReasons(plan: Plan): string[] {
   const reasons: string[] = [];
   for (const change of plan.changes) {
     if (change.kind === "delete") reasons.push(`removes ${change.address}`);
-    if (change.consequences.expirable > 0) reasons.push(`${change.address} makes ${change.consequences.expirable} restore points expirable`);
+    if (change.consequences.expirable > 0)
+      reasons.push(`${change.address} makes ${change.consequences.expirable} restore ${change.consequences.expirable === 1 ? "point" : "points"} expirable`);
     if (change.kind === "update") reasons.push(...weakenings(change));
   }
   for (const protection of plan.protections) if (protection.kind === "end") reasons.push(`${protection.schedule} no longer protects ${protection.vmPath}`);

@@ -4,7 +4,7 @@ import { readPack } from "./chunk-reader.ts";
 import { listSlots } from "./keys.ts";
 import { entryAt, entryBytes, keysFolder, packFileBytes, packsFolder } from "./layout.ts";
 import { isDamage, type Present, type Repository, type StoredObject } from "./repository.ts";
-import { type PointDisks, readDirectory, readPoints, type Used, usedBy } from "./survey.ts";
+import { ForeignPoint, type PointDisks, readDirectory, readPoints, type Used, usedBy } from "./survey.ts";
 
 export interface CheckOptions {
   /** How much of the packs is read, from 0 to 1; 0 looks at their structure only. */
@@ -101,7 +101,7 @@ async function examineOnce(repository: Repository, options: CheckOptions): Promi
   const brokenPoints = new Set<string>();
   // before the indexes: what a point takes was in one before the point was there
   const points = await readPoints(repository, (path, error) => {
-    brokenPoints.add(path);
+    if (!(error instanceof ForeignPoint)) brokenPoints.add(path);
     problems.push({ path, message: error.message });
   });
   const damagedIndexes: string[] = [];

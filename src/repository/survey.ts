@@ -31,6 +31,9 @@ export async function readPoints(repository: Repository, problem?: NoteProblem):
   return points.filter((point) => point !== undefined);
 }
 
+/** A manifest beside the config of another repository: with its own it may be restored whole. */
+export class ForeignPoint extends HypersdkError {}
+
 function disksOf(repository: Repository, path: string, bytes: Buffer): ChunkList[] {
   let value: { disks?: unknown; formatVersion?: unknown } | null;
   try {
@@ -46,7 +49,8 @@ function disksOf(repository: Repository, path: string, bytes: Buffer): ChunkList
   if (!isPointName(value)) throw damagedPoint(path, "it is no manifest of a restore point");
   const name = pointPath(repository, value);
   const owner = (value as { repository?: { id?: unknown } }).repository?.id;
-  if (owner !== repository.config.id) throw damaged(path, `it belongs to repository ${String(owner)}, the config here is that of ${repository.config.id}`);
+  if (owner !== repository.config.id)
+    throw new ForeignPoint("ArtifactDamaged", `${path}: it belongs to repository ${String(owner)}, the config here is that of ${repository.config.id}`);
   if (name !== path && pendingPath(name) !== path) throw damaged(path, `it holds the manifest of another point, ${name}`);
   if (!Array.isArray(value.disks) || value.disks.length === 0) throw damaged(path, "it names no disks");
   return value.disks.map((disk: Partial<ChunkList> | null): ChunkList => {

@@ -146,7 +146,10 @@ it("what is damaged in a repository is found, named and mended as far as the sou
   expect(await hypersdk(folder, ["check"])).toMatchObject({ code: 0 });
   expect(await hypersdk(folder, ["check", "--read-data"])).toMatchObject({ code: 11, stdout: expect.stringContaining("cannot be restored whole") as string });
   const refused = await hypersdk(folder, ["restore", "--vm", "/datacenter/vm/web", "--to", "web.raw"]);
-  expect(refused).toMatchObject({ code: 1, stderr: expect.stringMatching(/its newest, [0-9a-f]{8}, is damaged: a restore by its id/) as string });
+  expect(refused).toMatchObject({
+    code: 1,
+    stderr: expect.stringMatching(/its newest, [0-9a-f]{8}, is recorded as damaged: hypersdk verify looks at it again; a restore by its id/) as string,
+  });
   const restored = await hypersdk(folder, ["restore", /newest, ([0-9a-f]{8})/.exec(refused.stderr)?.[1] ?? "", "--to", "web.raw"]);
   expect(restored).toMatchObject({ code: 11, stderr: expect.stringContaining("packs/") as string });
   expect(readdirSync(folder).filter((name) => name.includes("web.raw"))).toEqual([]);
@@ -276,6 +279,14 @@ it("a repository whose marker is gone is found again, and one with the config of
     expect((await hypersdk(folder, ["verify"])).code).toBe(11);
     expect(await states()).toEqual(before);
   }
+  // what belongs to another config is told, and nobody's point is damaged by it; what cannot be mended is no success
+  writeFileSync(join(folder, "backups/config"), readFileSync(join(other, "backups/config")));
+  expect(await hypersdk(folder, ["check"])).toMatchObject({ code: 11, stdout: expect.stringContaining("it belongs to repository") as string });
+  expect(await hypersdk(folder, ["repair", "--auto-approve"])).toMatchObject({
+    code: 11,
+    stdout: expect.stringMatching(/it belongs to repository[\s\S]*2 problems \(2 of them still there\)/) as string,
+  });
+  expect(await states()).toEqual(before);
   writeFileSync(join(folder, "backups/config"), config);
   expect(await ok(folder, ["verify"])).toContain("0 damaged");
 

@@ -331,6 +331,11 @@ describe("apply", () => {
   it("says when the first export comes", async () => {
     const folder = tree(yaml.replace("    initialExport: immediate\n", ""));
     expect((await hypersdk(folder, ["apply", "--auto-approve"])).stdout).toMatch(/The first export comes .* 02:00 UTC; `hypersdk run nightly` exports now/);
+    // of several the earliest, whatever they are called
+    const two = tree(
+      'version: v2\nschedules:\n  - {name: a, cron: "0 0 1 1 *", vms: ["/datacenter/vm/*"], destination: "file:./a"}\n  - {name: b, cron: "0 * * * *", vms: ["/datacenter/vm/*"], destination: "file:./b"}\n',
+    );
+    expect((await hypersdk(two, ["apply", "--auto-approve"])).stdout).toMatch(/The first export comes .*; `hypersdk run b` exports now/);
   });
 
   it("refuses a target that names nothing", async () => {
@@ -615,6 +620,29 @@ describe("a saved plan whose machine is gone since", () => {
     await hypersdk(folder, ["plan", "--out", "p.json"]);
     expect((await hypersdk(folder, ["watch", "--once"])).code).toBe(0);
     for (let i = 0; i < 2; i++) expect(await hypersdk(folder, ["apply", "p.json"])).toMatchObject({ code: 0, stderr: "" });
+  });
+});
+
+describe("a protected machine that is gone", () => {
+  it("is named by run and by status", async () => {
+    const folder = tree();
+    mkdirSync(join(folder, "machines", "db"));
+    writeRaw(join(folder, "machines", "db", "disk.raw"), { sizeBytes: MiB, islands: [{ offset: 0, length: 4096 }] });
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    renameSync(join(folder, "machines", "db"), join(folder, "gone"));
+    expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({
+      code: 0,
+      stderr: expect.stringContaining("warning: /datacenter/vm/db is protected and missing: provider local does not show it") as string,
+    });
+    expect(await hypersdk(folder, ["run", "nightly", "--vm", "/datacenter/vm/db"])).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining("/datacenter/vm/db is protected and missing") as string,
+    });
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    expect((await hypersdk(folder, ["status"])).stdout).toContain("1 missing: /datacenter/vm/db");
+    // one that cannot be looked at is unknown, and nobody calls it missing
+    renameSync(join(folder, "machines"), join(folder, "away"));
+    expect((await hypersdk(folder, ["run", "nightly"])).stderr).not.toContain("and missing");
   });
 });
 

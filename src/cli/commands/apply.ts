@@ -197,7 +197,9 @@ function report(result: Reconciled, { state, isNarrowed, exports, interruptedWit
   for (const { run } of failed) io.out(`  ${style.red("✗")} ${run.schedule}  ${run.vmPath}: ${wayOn(run, state)}\n`);
   const nothingRan = completed + failed.length === 0 && interruptedWith === undefined;
   const [waiting] = plan.deferred;
-  const first = plan.changes.find((change) => change.kind === "create" && change.resource === "schedule");
+  const [first] = plan.changes
+    .filter((change) => change.kind === "create" && change.resource === "schedule" && change.consequences.nextRunAfter)
+    .sort((a, b) => ((a.consequences.nextRunAfter as string) < (b.consequences.nextRunAfter as string) ? -1 : 1));
   if (!exports && plan.exports.length > 0)
     io.out(
       `${plural(plan.exports.length, "export")} ${plan.exports.length === 1 ? "is" : "are"} due: the next apply without --no-exports, or watch, starts ${plan.exports.length === 1 ? "it" : "them"}\n`,

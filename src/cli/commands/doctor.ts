@@ -118,6 +118,7 @@ async function lookAtDestination(spec: DestinationSpec, recorded: RecordedThere 
     if (!marker) return [what, true, `${spec.url}: nothing is written there yet`];
     if (marker.layout === "image") return [what, true, `${spec.url}: images`];
     const { config } = await openRepository(destination);
+    if (destination.encryption && !config.encryption) return [what, false, `the files want ${spec.name} encrypted, and the repository there is not`];
     return [what, true, `${spec.url}: repository ${config.id.slice(0, 8)}, ${config.encryption ? "encrypted, and the key opens it" : "not encrypted"}`];
   } catch (error) {
     if (!(error instanceof HypersdkError)) throw error;

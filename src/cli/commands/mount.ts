@@ -91,7 +91,7 @@ async function isListenedTo(path: string): Promise<boolean> {
 function tcpPlace(text: string): Place {
   const [, host = "", port = ""] = /^(127\.0\.0\.1|localhost|\[::1\]):(\d{1,5})$/.exec(text) ?? [];
   if (host === "" || Number(port) < 1 || Number(port) > 65_535)
-    throw new HypersdkError("Usage", `--listen ${JSON.stringify(text)} is no address of this machine`, {
+    throw new HypersdkError("Usage", `--listen ${JSON.stringify(text)} is no address that only this machine can reach`, {
       hint: "such as 127.0.0.1:10809; whoever can connect can read the disk",
     });
   return { listen: { host: host.replace(/[[\]]/g, ""), port: Number(port) }, uri: (name) => `nbd://${host}:${port}/${name}` };

@@ -38,7 +38,7 @@ export async function findPoint(id: string | undefined, options: PointSelection,
   if (id !== undefined && existsSync(resolve(io.cwd, id))) return pointAt(resolve(io.cwd, id), options, io);
   const { points, addressOf, isCopy, pathOf } = await recordedPoints(options, io);
   const point = choose(points, id, options, isCopy, pathOf);
-  if (id === undefined && !io.json && !io.quiet) io.err(`${chosenText(point, points)}\n`);
+  if (id === undefined && !io.json && !io.quiet) io.err(`${chosenText(point, points.filter(isMeant(options)))}\n`);
   for (const [flag, wanted, is] of [
     ["--vm", options.vm, point.vmPath],
     ["--schedule", options.schedule, point.schedule],
@@ -132,6 +132,11 @@ function chosenText(point: RestorePoint, points: readonly RestorePoint[]): strin
   );
 }
 
+function isMeant({ at, schedule }: { readonly at?: string | undefined; readonly schedule?: string | undefined }): (point: RestorePoint) => boolean {
+  const before = timeOption("--at", at);
+  return (point) => (schedule === undefined || point.schedule === schedule) && (!before || point.instant <= before);
+}
+
 /** @param isCopy whether a point is one that was stored again, where its schedule does not write */
 function choose(
   points: readonly RestorePoint[],
@@ -151,9 +156,7 @@ function choose(
   }
   if (vm === undefined) throw new HypersdkError("Usage", "which restore point?", { hint: "give its id, the folder that holds its manifest, or --vm PATH" });
   const before = timeOption("--at", at);
-  const asked = points.filter(
-    (point) => point.state !== "bad" && (schedule === undefined || point.schedule === schedule) && (!before || point.instant <= before),
-  );
+  const asked = points.filter((point) => point.state !== "bad").filter(isMeant({ at, schedule }));
   const itsOwn = asked.filter((point) => pathOf(point) === vm);
   const underIt = asked.filter(({ vmPath }) => vmPath === vm);
   // what was stored under this path and is of a VM that has another one now is not what is meant
@@ -172,7 +175,7 @@ function choose(
       points.length === 0
         ? "none is known here at all: where the state was lost, hypersdk state rebuild --from DESTINATION finds them again"
         : bad
-          ? `its newest, ${bad.id.slice(0, 8)}, is damaged: a restore by its id says what is wrong, and takes a disk of it that is sound`
+          ? `its newest, ${bad.id.slice(0, 8)}, is recorded as damaged: hypersdk verify looks at it again; a restore by its id says what is wrong, and takes a disk of it that is sound`
           : underIt[0]
             ? `what was stored under this path is of ${pathOf(underIt[0])} now: name that, or a restore point's id`
             : near && near !== vm

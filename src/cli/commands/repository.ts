@@ -6,7 +6,7 @@ import { formatBytes } from "../../model/bytes.ts";
 import type { DestinationAddress } from "../../model/desired.ts";
 import { parseDuration } from "../../model/duration.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import { checkRepository } from "../../repository/check.ts";
+import { type CheckReport, checkRepository } from "../../repository/check.ts";
 import { compactRepository } from "../../repository/compact.ts";
 import { repairRepository } from "../../repository/repair.ts";
 import { Repository } from "../../repository/repository.ts";
@@ -106,18 +106,23 @@ export async function repair(options: RepairCommandOptions, io: Io): Promise<num
     await askForYes("Read everything, and remove what is damaged?", "nothing was removed");
   }
   let isWhole = true;
+  let left: CheckReport["problems"] = [];
   return eachRepository("repair", options, io, {
     async work(repository, { signal, progress }) {
       const report = await repairRepository(repository, { now: clock.now(), signal, onRead: progress.add, onTotal: progress.setTotal });
-      isWhole &&= report.brokenPoints.length === 0;
+      // what it found and could not mend is no success
+      left = report.problems.length === 0 || report.brokenPoints.length > 0 ? [] : (await checkRepository(repository, { signal })).problems;
+      isWhole &&= report.brokenPoints.length === 0 && left.length === 0;
       await tellState(report.brokenPoints, "repair", repository.destination, options, io);
       return report;
     },
     show(name, report) {
       for (const path of report.dropped) io.out(`${io.style.red("-")} ${path} removed\n`);
       for (const path of report.brokenPoints) io.out(`${io.style.red("✗")} ${path} has lost data\n`);
+      for (const { message } of left) io.out(`${io.style.red("✗")} ${message}\n`);
+      const still = left.length === 0 ? "" : ` (${left.length} of them still there)`;
       io.out(
-        `${name}: ${plural(report.problems.length, "problem")}, ${plural(report.dropped.length, "object")} removed, ${plural(report.salvagedChunks, "chunk")} saved from them, ` +
+        `${name}: ${plural(report.problems.length, "problem")}${still}, ${plural(report.dropped.length, "object")} removed, ${plural(report.salvagedChunks, "chunk")} saved from them, ` +
           `${plural(report.brokenPoints.length, "restore point")} with lost data${report.brokenPoints.length > 0 ? "; `hypersdk run` of its schedule sends again what the source still has" : ""}\n`,
       );
     },

@@ -13,6 +13,7 @@ import { membership } from "../../plan/membership.ts";
 import { withRenames } from "../../plan/shown.ts";
 import { manualScope } from "../../state/leases.ts";
 import { plural } from "../../ui/plan-view.ts";
+import { printable } from "../../ui/style.ts";
 import { clock, random } from "../compose.ts";
 import { loadDesired, scheduleNamed } from "../desired.ts";
 import { exitCodes } from "../exit-codes.ts";
@@ -50,16 +51,24 @@ export async function run(name: string, options: RunOptions, io: Io): Promise<nu
     // who makes all exports by hand would see what was killed run for ever
     await recover(desired, context, ({ schedule, vmPath }) => schedule === name && isAsked(vmPath));
     const at = clock.now();
-    const members = [...membership(desired, withRenames(desired, observed.vms, state.configuration.protections()), []).members.values()].filter(
-      (member) => member.schedule.name === name && member.vm && isAsked(member.vmPath),
-    );
+    const vms = withRenames(desired, observed.vms, state.configuration.protections());
+    const members = [...membership(desired, vms, []).members.values()].filter((member) => member.schedule.name === name && member.vm && isAsked(member.vmPath));
     const unseen = unseenOf(unknownsOf(observed), (other) => other === name, state).filter(({ vmPath }) => isAsked(vmPath));
+    const missing = state.configuration
+      .protections()
+      .filter((each) => each.schedule === name && isAsked(each.vmPath))
+      .filter(({ provider, identity }) => !vms.some((vm) => vm.provider === provider && vm.identity === identity))
+      .filter(({ provider, vmPath }) => !observed.unknownProviders.some((each) => each.name === provider) && !unseen.some((each) => each.vmPath === vmPath))
+      .map(({ provider, vmPath }) => `${printable(vmPath)} is protected and missing: provider ${provider} does not show it`);
     if (!io.json) {
       tellUnseen(unseen, io);
+      for (const what of members.length > 0 ? missing : []) io.err(`${io.errStyle.yellow("warning")}: ${what}, and nothing is exported of it\n`);
       if (schedule.suspend || state.configuration.suspensions().includes(name))
         io.err(`${io.errStyle.yellow("warning")}: schedule "${name}" is suspended; this run was asked for, and goes on\n`);
     }
     if (members.length === 0 && unseen[0]) throw new HypersdkError("SourceUnavailable", `no VM of schedule "${name}" can be looked at: ${unseen[0].reason}`);
+    if (members.length === 0 && missing[0])
+      throw new HypersdkError("NotFound", missing[0], { hint: "is the folder of its images mounted? hypersdk get vms lists what the providers show" });
     if (members.length === 0)
       throw new HypersdkError("NotFound", `schedule "${name}" has no VM${patterns.length > 0 ? " that matches --vm" : ""}`, {
         hint: "hypersdk get vms lists what the providers show",

@@ -111,6 +111,8 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
       return 0;
     }
     const { style } = io;
+    const gone = [...new Set(recorded.protections.filter((each) => each.state === "missing").map(({ vmPath }) => printable(vmPath)))];
+    const goneText = `${gone.length} missing: ${gone.slice(0, 5).join(", ")}${gone.length > 5 ? ", …" : ""}`;
     io.out(
       `${style.bold("revision")}  ${applied?.commit ? `${applied.branch ?? "detached"}@${applied.commit.slice(0, 7)}${applied.dirty ? " with changes" : ""}` : applied ? "files without a commit" : "nothing applied yet"}  serial ${recorded.serial}${applied ? `  applied ${formatTime(instantOf(Date.parse(applied.at)), "UTC", now)}` : ""}\n`,
     );
@@ -123,7 +125,7 @@ export async function status(options: SourceOptions, io: Io): Promise<number> {
         `${style.yellow("pending")}   ${plural(pending, "change")} of the files ${pending === 1 ? "is" : "are"} not applied: hypersdk plan shows ${pending === 1 ? "it" : "them"}\n`,
       );
     io.out(
-      `${style.bold("protects")}  ${plural(new Set(recorded.protections.map(({ provider, identity }) => `${provider}\n${identity}`)).size, "VM")}${missing > 0 ? `, ${style.red(`${missing} missing`)}` : ""}${suspended.size > 0 ? `; suspended: ${[...suspended].join(", ")}` : ""}\n`,
+      `${style.bold("protects")}  ${plural(new Set(recorded.protections.map(({ provider, identity }) => `${provider}\n${identity}`)).size, "VM")}${gone.length > 0 ? `, ${style.red(goneText)}` : ""}${suspended.size > 0 ? `; suspended: ${[...suspended].join(", ")}` : ""}\n`,
     );
     io.out(
       `${style.bold("stored")}    ${plural(recorded.points.length, "restore point")}, ${formatBytes(storedBytes)}${damaged.length > 0 ? `, ${style.red(`${damaged.length} damaged`)}` : ""}\n`,
@@ -201,7 +203,7 @@ function progressOf(
   run: { readonly state: string; readonly startedAt: Instant; readonly readBytes: number | null; readonly totalBytes: number | null },
   now: Instant,
 ): string {
-  if (run.state === "cut off") return "its process is gone: the next apply or watch finishes or repeats it";
+  if (run.state === "cut off") return "its process is gone: the next apply, watch, or run of it clears it, and finishes or repeats what was scheduled";
   const sinceMs = epochMsOf(now) - epochMsOf(run.startedAt);
   if (run.readBytes === null || run.totalBytes === null) return `begun ${formatDuration(sinceMs)} ago`;
   if (run.state === "verifying") return `${formatBytes(run.readBytes)} read, verifying`;
