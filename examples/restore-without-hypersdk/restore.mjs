@@ -7,7 +7,7 @@
 import { createDecipheriv, createHash, createHmac, scryptSync } from "node:crypto";
 import { closeSync, existsSync, ftruncateSync, openSync, readdirSync, readFileSync, readSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import { zstdDecompressSync } from "node:zlib";
+import * as zlib from "node:zlib";
 
 const [repository, point, disk, out] = process.argv.slice(2);
 const sha256 = (...parts) => parts.reduce((hash, part) => hash.update(part), createHash("sha256"));
@@ -24,6 +24,7 @@ const fail = (why) => {
 };
 process.on("uncaughtException", ({ message }) => fail(message));
 
+if (!zlib.zstdDecompressSync) fail(`this is Node ${process.versions.node}, which knows no zstd: 22.15 or newer does`);
 if (!repository || repository.startsWith("-") || (point && !out)) fail("node restore.mjs REPOSITORY [POINT DISK OUT.raw]");
 for (const path of ["config", ...(point ? [point] : [])]) if (!existsSync(join(repository, path))) fail(`there is no ${join(repository, path)}`);
 const config = json("config");
@@ -107,7 +108,7 @@ function chunkAt({ pack, offset, stored, method }, id, length) {
   readSync(open.get(pack), bytes, 0, stored, offset);
   try {
     const packed = opened("chunk", bytes);
-    const data = packed && method === 1 ? zstdDecompressSync(packed, { maxOutputLength: length }) : packed;
+    const data = packed && method === 1 ? zlib.zstdDecompressSync(packed, { maxOutputLength: length }) : packed;
     return data?.length === length && sha256(data).digest("hex") === id ? data : undefined;
   } catch {
     return undefined;
@@ -121,7 +122,7 @@ function idOf(chunk) {
   if (segment.name !== name) {
     const packed = readFileSync(join(repository, "segments", name));
     if (sha256(packed).digest("hex") !== name) fail(`segments/${name} is damaged`);
-    segment.bytes = zstdDecompressSync(opened("segment", packed) ?? fail(`segments/${name} does not open`));
+    segment.bytes = zlib.zstdDecompressSync(opened("segment", packed) ?? fail(`segments/${name} does not open`));
     segment.name = name;
   }
   const at = 24 + (chunk % inSegment) * 32;
