@@ -6,6 +6,8 @@ export interface BlockSource {
   readonly sizeBytes: number;
   /** Bytes that extents of kind `data` hold, as far as is known without reading: what progress is measured against. */
   readonly dataBytes: number;
+  /** An open file that is the disk, each byte at its own offset: others may read it there, for as long as the source is open. */
+  readonly descriptor?: number;
   /** The whole range without gaps, in order; found without reading data. The whole disk by default. */
   extents(range?: ByteRange): AsyncIterable<Extent>;
   /** Fills `into` with the content at `offset`, zeros where there is no data. The range lies inside the disk. */
@@ -16,6 +18,15 @@ export interface BlockSource {
    */
   pieces?(signal?: AbortSignal): AsyncIterable<Piece>;
   close(): Promise<void>;
+}
+
+/** A source that is a file, and nothing more than that. */
+export interface FileSource extends BlockSource {
+  readonly descriptor: number;
+}
+
+export function isFile(source: BlockSource): source is FileSource {
+  return source.descriptor !== undefined;
 }
 
 export interface ByteRange {
@@ -35,7 +46,8 @@ export interface Piece {
   readonly turn?: number;
 }
 
-const pieceBytes = 1 << 20;
+/** Pieces keep to this grid, so that clusters and hash pieces are never cut. */
+export const pieceBytes: number = 1 << 20;
 const readAhead = 3;
 /** How many pieces may be asked for before the buffer of the first is used again: what is written behind lives on them. */
 export const piecesKept: number = 4;
@@ -57,7 +69,6 @@ export async function* piecesOf(source: BlockSource, signal?: AbortSignal): Asyn
       const end = extent.offset + extent.length;
       for (let offset = extent.offset; offset < end; ) {
         signal?.throwIfAborted();
-        // pieces keep to the grid of 1 MiB, so that clusters and hash pieces are never cut
         const length = Math.min(end - offset, pieceBytes - (offset % pieceBytes));
         if (filled + length > pieceBytes) {
           turn++;

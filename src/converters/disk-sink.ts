@@ -1,3 +1,5 @@
+import type { ByteRange, FileSource } from "./block-source.ts";
+
 /** Receives a disk in one format. Offsets ascend; what is never written reads as zeros. */
 export interface DiskSink {
   /** The allocation unit: a block of zeros that is aligned to it need not be written. */
@@ -11,6 +13,12 @@ export interface DiskSink {
   settled(): Promise<void>;
   /** Writes what is known last. The bytes are not safe before the file under it is finished. */
   finish(): Promise<void>;
+}
+
+/** One that has a file read as it likes, such as on other threads. */
+export interface ReadingSink extends DiskSink {
+  /** As `write`, of a range that nobody has read yet; zeros may be in it. The source stays open until the sink has ended. */
+  writeFrom(source: FileSource, range: ByteRange): Promise<void>;
 }
 
 /**

@@ -1,6 +1,6 @@
 import { TreeHash } from "../model/tree-hash.ts";
-import { type BlockSource, isZero, type Piece, piecesKept, piecesOf } from "./block-source.ts";
-import type { DiskSink } from "./disk-sink.ts";
+import { type BlockSource, type FileSource, isFile, isZero, type Piece, pieceBytes, piecesKept, piecesOf } from "./block-source.ts";
+import type { DiskSink, ReadingSink } from "./disk-sink.ts";
 
 export interface PourOptions {
   readonly signal?: AbortSignal;
@@ -13,14 +13,13 @@ export interface PourOptions {
 export interface Poured {
   /** Bytes of data that came from the source. */
   readonly readBytes: number;
-  /** Bytes of those that were not zero, by whole blocks of the sink. */
-  readonly writtenBytes: number;
   /** Empty when it was not asked for. */
   readonly contentHash: string;
 }
 
 /** Pours a disk into a sink: data in order, cut to the sink's blocks, zero blocks left out. */
-export async function pour(source: BlockSource, sink: DiskSink, options: PourOptions = {}): Promise<Poured> {
+export async function pour(source: BlockSource, sink: DiskSink | ReadingSink, options: PourOptions = {}): Promise<Poured> {
+  if (isFile(source) && "writeFrom" in sink && options.hashPieceBytes === undefined) return pourUnread(source, sink, options);
   const hash = options.hashPieceBytes === undefined ? undefined : new TreeHash(options.hashPieceBytes);
   const blocks = new BlockAssembler(sink, source.sizeBytes);
   const behind: Promise<void>[] = [];
@@ -48,7 +47,34 @@ export async function pour(source: BlockSource, sink: DiskSink, options: PourOpt
   hash?.updateZeros(source.sizeBytes - end);
   await blocks.flush();
   await sink.finish();
-  return { readBytes, writtenBytes: blocks.writtenBytes, contentHash: hash?.digest() ?? "" };
+  return { readBytes, contentHash: hash?.digest() ?? "" };
+}
+
+/** The same for a sink that has a file read as it likes: it is told what, in whole blocks and on the grid of pieces. */
+async function pourUnread(source: FileSource, sink: ReadingSink, { signal, onRead }: PourOptions): Promise<Poured> {
+  const { blockBytes } = sink;
+  const gridBytes = Math.max(pieceBytes, blockBytes);
+  let readBytes = 0;
+  let done = 0;
+  for await (const extent of source.extents()) {
+    if (extent.kind !== "data") continue;
+    const end = extent.offset + extent.length;
+    const last = Math.min(Math.ceil(end / blockBytes) * blockBytes, source.sizeBytes);
+    let counted = extent.offset;
+    // the block in which an extent begins may have been taken with the one before
+    for (let offset = Math.max(done, Math.floor(extent.offset / blockBytes) * blockBytes); offset < last; offset = done) {
+      signal?.throwIfAborted();
+      done = Math.min(last, offset - (offset % gridBytes) + gridBytes);
+      await sink.writeFrom(source, { offset, length: done - offset });
+      const upTo = Math.min(done, end);
+      onRead?.(upTo - counted);
+      counted = upTo;
+    }
+    if (counted < end) onRead?.(end - counted);
+    readBytes += extent.length;
+  }
+  await sink.finish();
+  return { readBytes, contentHash: "" };
 }
 
 /** Gathers pieces that do not begin or end on a block of the sink; whole blocks pass through without a copy. */
@@ -58,7 +84,6 @@ class BlockAssembler {
   readonly #blockBytes: number;
   #open: Buffer;
   #openAt = -1;
-  writtenBytes = 0;
 
   constructor(sink: DiskSink, sizeBytes: number) {
     this.#sink = sink;
@@ -107,15 +132,10 @@ class BlockAssembler {
     for (let at = 0; at < data.length; at += this.#blockBytes) {
       const isHole = isZero(data, at, Math.min(data.length, at + this.#blockBytes));
       if (isHole && start >= 0) {
-        await this.#write(offset + start, data.subarray(start, at));
+        await this.#sink.write(offset + start, data.subarray(start, at));
         start = -1;
       } else if (!isHole && start < 0) start = at;
     }
-    if (start >= 0) await this.#write(offset + start, data.subarray(start));
-  }
-
-  async #write(offset: number, data: Buffer): Promise<void> {
-    this.writtenBytes += data.length;
-    await this.#sink.write(offset, data);
+    if (start >= 0) await this.#sink.write(offset + start, data.subarray(start));
   }
 }

@@ -288,7 +288,7 @@ async function storeChunks(
       const { readBytes } = await pour(from, sink, { signal, onRead: (bytes) => observer.read(index, bytes) }).finally(leaveThreads);
       const { chunkBytes, segments, contentHash, dataBytes, newBytes } = sink.stored();
       stored.push({
-        ...diskOf(disk, index, { readBytes, contentHash, writtenBytes: dataBytes }),
+        ...diskOf(disk, index, { readBytes, contentHash }),
         contentHash: { algorithm: "sha256-tree", pieceBytes: chunkBytes, value: contentHash },
         chunkBytes,
         segments,

@@ -1,20 +1,22 @@
 import { createHash } from "node:crypto";
-import type { DiskSink } from "../converters/disk-sink.ts";
+import type { ReadingSink } from "../converters/disk-sink.ts";
 import { HypersdkError } from "../model/errors.ts";
 import { zeroPieceHash } from "../model/tree-hash.ts";
 import { compressChunk } from "./chunk-codec.ts";
 import type { ChunkIndex, PackInfo } from "./chunk-index.ts";
-import { type Prepared, prepareChunks } from "./chunk-preparation.ts";
+import { type Prepared, prepareChunks, prepareUnread, type Run } from "./chunk-preparation.ts";
 import { type ChunkList, segmentsOf } from "./disk-source.ts";
 import type { Kept } from "./increment.ts";
 import { idBytes, isZeroId, methods, segmentBytes } from "./layout.ts";
-import { PackWriter } from "./pack-writer.ts";
+import { type PackedChunk, PackWriter } from "./pack-writer.ts";
 import { isDamage, type Repository, type Standing } from "./repository.ts";
 import { type IndexNow, indexForExport } from "./shared-index.ts";
 
 /** What is sealed at once on the threads of the pool, no fewer chunks than the pool has threads; and what is hashed and not yet placed. */
 const bytesAtOnce = 1.5 * 2 ** 20;
 const hashedAtOnce = 4 * 2 ** 20;
+/** Runs that this thread reads at once: while one is hashed the next one comes. */
+const readAtOnce = 2;
 const fewestAtOnce = 4;
 /** Segments on their way to the store at once, of 256 KiB where chunks have 128. */
 const segmentsAtOnce = 4;
@@ -106,7 +108,7 @@ export class ChunkSession {
  * @param before the same disk in an earlier point: the lists of what did not change are taken from there
  * @param kept chunks that are as they were then; they are not written
  */
-export function chunkSink(session: ChunkSession, sizeBytes: number, before?: ChunkList, kept?: Kept): DiskSink & { stored(): StoredDisk } {
+export function chunkSink(session: ChunkSession, sizeBytes: number, before?: ChunkList, kept?: Kept): ReadingSink & { stored(): StoredDisk } {
   const { repository, index, writer, used, pending } = session;
   const { chunkBytes } = repository.config;
   const chunks = Math.ceil(sizeBytes / chunkBytes);
@@ -118,6 +120,9 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   const content = createHash("sha256");
   const placing: Promise<void>[] = [];
   const packing: Promise<void>[] = [];
+  const reading: Promise<void>[] = [];
+  /** Runs of which something may still be read or used. */
+  const runs = new Set<Run>();
   /** Chunks are hashed side by side and placed one after the other, in the order of the disk. */
   let placed: Promise<void> = Promise.resolve();
   let ids = Buffer.alloc(0);
@@ -125,7 +130,7 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
   let [dataBytes, newBytes] = [0, 0];
   for (const pack of kept?.packs ?? []) used.add(pack);
   session.addSink(async () => {
-    await Promise.allSettled([placed]);
+    await Promise.allSettled([placed, ...[...runs].map((run) => run.ended())]);
     await Promise.allSettled(packing);
   });
 
@@ -188,45 +193,65 @@ export function chunkSink(session: ChunkSession, sizeBytes: number, before?: Chu
       throw error;
     }
   }
-  async function place(chunk: number, data: Buffer, { id, frame }: Prepared): Promise<void> {
+  async function place(chunk: number, length: number, run: Run, i: number): Promise<void> {
+    const prepared = await run.prepared(i);
     if (session.isAbandoned) throw new HypersdkError("Failed", "the export was given up");
+    // zeros are passed over, as what was not written
+    if (!prepared) return;
+    const { id } = prepared;
     await passTo(chunk);
     content.update(id);
     openSegment();
     id.copy(ids, (chunk % perSegment) * idBytes);
-    dataBytes += data.length;
+    dataBytes += length;
     next = chunk + 1;
     const there = index.find(id);
     if (there?.pack.usable) used.add(there.pack);
     else if (!pending.has(id.toString("latin1"))) {
       pending.add(id.toString("latin1"));
-      newBytes += data.length;
-      const packed = pack(id, data, frame === undefined && session.compresses ? compressChunk(data) : frame);
+      newBytes += length;
+      const packed = pack({ id, rawBytes: length, ...(await storedForm(run, i, prepared)) });
       packed.catch(() => {});
       packing.push(packed);
       if (packing.length > chunksAtOnce) await packing.shift();
     }
     if (next === (segments.length + 1) * perSegment || next === chunks) await endSegment();
   }
-  /** @param frame the chunk compressed; without one it is stored as it is */
-  async function pack(id: Buffer, data: Buffer, frame?: Buffer | null): Promise<void> {
-    const stored = await repository.sealing.seal("chunk", frame ?? data);
-    await writer.add({ id, stored, rawBytes: data.length, method: frame ? methods.zstd : methods.stored });
+  /** What of a chunk is stored. Where it seemed to be there, and is not, it is compressed now. */
+  async function storedForm(run: Run, i: number, { frame }: Prepared): Promise<Pick<PackedChunk, "stored" | "method">> {
+    if (frame) return { stored: frame, method: methods.zstd };
+    const bytes = await run.bytesOf(i);
+    const late = frame === undefined && session.compresses ? compressChunk(bytes) : null;
+    return late ? { stored: late, method: methods.zstd } : { stored: bytes, method: methods.stored };
+  }
+  async function pack(chunk: PackedChunk): Promise<void> {
+    await writer.add({ ...chunk, stored: await repository.sealing.seal("chunk", chunk.stored) });
+  }
+  /** Places the chunks of a run after all that were there before, and waits while there are many. */
+  async function take(offset: number, length: number, run: Run): Promise<void> {
+    runs.add(run);
+    for (let at = 0; at < length; at += chunkBytes) {
+      const [chunk, i, bytes] = [(offset + at) / chunkBytes, at / chunkBytes, Math.min(chunkBytes, length - at)];
+      placed = placed.then(() => place(chunk, bytes, run, i));
+      placed.catch(() => {});
+      placing.push(placed);
+      if (placing.length > placingAtOnce) await placing.shift();
+    }
+    // once it is placed, its frames are in a pack or among those that are sealed just then
+    const release = (): void => {
+      runs.delete(run);
+      run.release();
+    };
+    placed.then(() => Promise.all(packing)).then(release, () => {});
   }
 
   return {
     blockBytes: chunkBytes,
-    async write(offset, data) {
-      const run = prepareChunks(data, preparation);
-      for (let i = 0; i * chunkBytes < data.length; i++) {
-        const chunk = data.subarray(i * chunkBytes, (i + 1) * chunkBytes);
-        placed = placed.then(async () => place(offset / chunkBytes + i, chunk, await run.prepared(i)));
-        placed.catch(() => {});
-        placing.push(placed);
-        if (placing.length > placingAtOnce) await placing.shift();
-      }
-      // once it is placed, its frames are in a pack or among those that are sealed just then
-      placed.then(() => Promise.all(packing)).then(run.release, () => {});
+    write: (offset, data) => take(offset, data.length, prepareChunks(data, preparation)),
+    async writeFrom(source, range) {
+      const run = prepareUnread(source, range, preparation);
+      if (run.reading && reading.push(run.reading) >= readAtOnce) await reading.shift();
+      await take(range.offset, range.length, run);
     },
     async settled() {
       await placed;

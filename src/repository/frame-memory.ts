@@ -22,9 +22,7 @@ export class FrameMemory {
 
   /** The same on a thread of the pool, where several may be at it at once: each has all the room that it may need. */
   async compressOnPool(chunk: Buffer): Promise<Buffer | null> {
-    const bytes = frameRoom(chunk.length);
-    this.#from(bytes);
-    const room = this.#take(bytes);
+    const room = this.room(frameRoom(chunk.length));
     const length = await compressOnPool(chunk, room);
     return length < chunk.length ? room.subarray(0, length) : null;
   }
@@ -32,6 +30,11 @@ export class FrameMemory {
   copy(frame: Uint8Array): Buffer {
     this.#from(frame.length).set(frame);
     return this.#take(frame.length);
+  }
+
+  room(bytes: number): Buffer {
+    this.#from(bytes);
+    return this.#take(bytes);
   }
 
   #from(bytes: number): Buffer {

@@ -98,3 +98,34 @@ it.each([1, 2, 3, 4, 5, 6, 7, 8])("the parts of a disk are what a question for e
     expect(Buffer.from(map).equals(Buffer.from(naive))).toBe(true);
   }
 });
+
+it.each([64 * KiB, 128 * KiB, 4 * MiB])("a sink that reads for itself is told of all data once, in whole blocks of %i", async (blockBytes) => {
+  for (let seed = 1; seed <= 20; seed++) {
+    const next = random(seed);
+    const sizeBytes = 48 * MiB + Math.floor(next() * 8) * 512;
+    const source = { ...diskWith(Buffer.alloc(sizeBytes), rangesOf(next, sizeBytes, seed % 2 === 0 ? 4 * KiB : 60 * KiB)), descriptor: 0 };
+    const [wanted, told] = [new Uint8Array(sizeBytes / 512), new Uint8Array(sizeBytes / 512)];
+    for await (const { offset, length, kind } of source.extents()) if (kind === "data") wanted.fill(1, offset / 512, (offset + length) / 512);
+    let [end, progress] = [0, 0];
+    const { readBytes } = await pour(
+      source,
+      {
+        blockBytes,
+        write: () => Promise.reject(new Error("it was read")),
+        async writeFrom(from, { offset, length }) {
+          expect(from.descriptor).toBe(0);
+          expect([offset >= end, offset % blockBytes, length > 0 && length <= Math.max(MiB, blockBytes)]).toEqual([true, 0, true]);
+          end = offset + length;
+          expect(end === sizeBytes || end % blockBytes === 0).toBe(true);
+          for (let block = offset; block < end; block += blockBytes) expect(wanted.subarray(block / 512, (block + blockBytes) / 512).includes(1)).toBe(true);
+          told.fill(1, offset / 512, end / 512);
+        },
+        async settled() {},
+        async finish() {},
+      },
+      { onRead: (bytes) => void (progress += bytes) },
+    );
+    expect(wanted.every((data, i) => data <= (told[i] as number))).toBe(true);
+    expect([readBytes, progress]).toEqual([source.dataBytes, source.dataBytes]);
+  }
+});

@@ -1,4 +1,8 @@
-import { createHash, randomFillSync, randomUUID } from "node:crypto";
+import { createHash, hash, randomFillSync, randomUUID } from "node:crypto";
+import { closeSync, openSync, writeSync } from "node:fs";
+import { zstdDecompressSync } from "node:zlib";
+import { expect } from "vitest";
+import type { FileSource } from "../../src/converters/block-source.ts";
 import type { DiskSink } from "../../src/converters/disk-sink.ts";
 import type { Destination } from "../../src/destinations/destination.ts";
 import { fileDestination } from "../../src/destinations/file/file-destination.ts";
@@ -8,6 +12,7 @@ import { type Instant, instantOf } from "../../src/model/instant.ts";
 import type { Clock } from "../../src/model/ports.ts";
 import type { VmPath } from "../../src/model/vm-path.ts";
 import type { Provider } from "../../src/providers/provider.ts";
+import type { Run } from "../../src/repository/chunk-preparation.ts";
 import { memoryProvider } from "../fakes/memory-provider.ts";
 
 export const clock: Clock = { now: () => instantOf(1_700_000_000_000), sleep: async () => {} };
@@ -118,7 +123,48 @@ export function runOf(i: number): Buffer {
   return randomFillSync(run, 0, run.length >> 1);
 }
 
+/** A disk that is a file. @param read what a read that is not the thread's gives, where that is another content */
+export function fileSource(path: string, content: Buffer, read: Buffer = content): FileSource & { readonly reads: number[] } {
+  const descriptor = openSync(path, "w+");
+  writeSync(descriptor, content);
+  const reads: number[] = [];
+  return {
+    reads,
+    descriptor,
+    sizeBytes: content.length,
+    dataBytes: content.length,
+    async *extents() {
+      yield { offset: 0, length: content.length, kind: "data" };
+    },
+    async read(offset, into) {
+      reads.push(offset);
+      if (offset + into.length > read.length) throw new Error("the disk ends before");
+      read.copy(into, 0, offset, offset + into.length);
+    },
+    close: async () => closeSync(descriptor),
+  };
+}
+
 /** The chunks of a run. */
 export function piecesOf(data: Buffer, chunkBytes: number): Buffer[] {
   return Array.from({ length: Math.ceil(data.length / chunkBytes) }, (_, i) => data.subarray(i * chunkBytes, (i + 1) * chunkBytes));
+}
+
+export function isZeros(chunk: Buffer): boolean {
+  return chunk.every((byte) => byte === 0);
+}
+
+/** Whatever was prepared of a run is what it should be. */
+export async function checkRun(data: Buffer, chunkBytes: number, { prepared, release }: Run): Promise<void> {
+  for (const [i, chunk] of piecesOf(data, chunkBytes).entries()) {
+    const found = await prepared(i);
+    expect(found === null).toBe(isZeros(chunk));
+    if (!found) continue;
+    const { id, frame } = found;
+    expect(id.equals(hash("sha256", chunk, "buffer"))).toBe(true);
+    expect(frame).not.toBe(undefined);
+    if (frame) expect(zstdDecompressSync(frame).equals(chunk)).toBe(true);
+    expect((frame ?? chunk).length).toBeLessThanOrEqual(chunk.length);
+  }
+  release();
 }

@@ -9,6 +9,7 @@ export async function openRaw(file: ByteFile): Promise<BlockSource> {
   const finder = isSparse ? await loadHoleFinder() : undefined;
   return {
     sizeBytes,
+    ...(descriptor === undefined ? {} : { descriptor }),
     dataBytes: Math.min(sizeBytes, isSparse && allocatedBytes > 0 ? allocatedBytes : sizeBytes),
     async *extents(range) {
       // no blocks are no proof that there is no data: some file systems count none
