@@ -317,6 +317,7 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran, wo
     .option("--vm <path>", "of a destination: only this VM's")
     .option("--schedule <name>", "of a destination: only this schedule's")
     .option("--adopt", "begin anew where what was copied there is gone, or take over what belongs to another state")
+    .option("--unencrypted", "store in the open what is encrypted where it is")
     .addOption(new Option("--layout <layout>", "where nothing was ever stored: image or repository (default)").choices(["image", "repository"]))
     .addOption(new Option("--format <format>", "of images; as they were otherwise").choices(exportFormats));
   source(

@@ -42,7 +42,9 @@ export function warningsOf(desired: DesiredState, observed: Observed, joined: Me
         `${name} holds the layout ${layout}, and the files say ${spec.layout}: exports there will fail; say layout: ${layout}, or name another destination`,
         "HSW021",
       );
-    if (isSealed === true && !encryption) warn(`the repository at ${name} is encrypted, and no schedule of it names the key: exports will fail`);
+    // copies alone go to one that no schedule writes to, with the key of what is copied
+    const isWritten = desired.schedules.some(({ destination }) => destination === name);
+    if (isSealed === true && !encryption && isWritten) warn(`the repository at ${name} is encrypted, and no schedule of it names the key: exports will fail`);
     if (isSealed === false && encryption) warn(`the files want ${name} encrypted, and the repository there is not: exports will fail; name a new destination`);
     if (keyProblem !== undefined) warn(`the key of ${name} cannot be had here: ${keyProblem}`);
   }

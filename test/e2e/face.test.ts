@@ -137,6 +137,19 @@ describe("completion", () => {
     expect(await complete("restore", "--vm", "/data")).toEqual(["/datacenter/vm/web"]);
     expect(await complete("apply", "--auto")).toEqual(["--auto-approve"]);
     expect(await complete("state", "ba")).toEqual(["backup"]);
+    await hypersdk(folder, ["apply", "--auto-approve"]);
+    await hypersdk(folder, ["run", "nightly"]);
+    const { stdout } = await hypersdk(folder, ["get", "artifacts", "--json"]);
+    const id = /"id":\s*"([0-9a-f]{8})/.exec(stdout)?.[1] as string;
+    for (const command of ["restore", "mount", "verify", "hold", "copy"]) expect(await complete(command, id.slice(0, 3))).toEqual([id]);
+    expect(await complete("unhold", "")).toEqual([""]);
+    await hypersdk(folder, ["hold", id, "--reason", "a test"]);
+    expect(await complete("unhold", "")).toEqual([id]);
+    const [destination, ...more] = await complete("check", "--destination", "");
+    expect([destination, more]).toEqual([expect.stringMatching(/./), []]);
+    expect(await complete("copy", id, "")).toEqual([destination]);
+    expect(await complete("state", "rebuild", "--from", "")).toEqual([destination]);
+    expect(await complete("convert", "--from", "qc")).toEqual(["qcow2"]);
     for (const shell of ["bash", "zsh", "fish"]) expect((await hypersdk(folder, ["completion", shell])).stdout).toContain("__complete");
   });
 

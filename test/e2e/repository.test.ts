@@ -442,7 +442,7 @@ schedules:
   });
 });
 
-it("a copy that lies open is told of, and a longer time of grace is for what is marked, too", { timeout: 300_000 }, async () => {
+it("a copy lies open where that is asked for, and a longer time of grace is for what is marked, too", { timeout: 300_000 }, async () => {
   const { folder } = fleet();
   const files = (grace: string): void =>
     writeFileSync(
@@ -477,8 +477,11 @@ schedules:
     code: 0,
     stderr: expect.stringMatching(/^\/datacenter\/vm\/web as of \S+Z: point [0-9a-f]{8} of schedule nightly\n/) as string,
   });
-  const open = await hypersdk(folder, ["copy", "sealed", `file://${folder}/open`]);
-  expect(open).toMatchObject({ code: 0, stderr: expect.stringContaining("encrypted where it is, and lies open at") as string });
+  const refused = await hypersdk(folder, ["copy", "sealed", `file://${folder}/open`, "--layout", "image"]);
+  expect(refused).toMatchObject({ code: 64, stderr: expect.stringMatching(/is encrypted where it is, and would lie open at[\s\S]*--unencrypted/) as string });
+  expect(existsSync(join(folder, "open"))).toBe(false);
+  await ok(folder, ["copy", "sealed", `file://${folder}/open`, "--unencrypted"]);
+  expect(await hypersdk(folder, ["copy", "sealed", `file://${folder}/open`])).toMatchObject({ code: 64 });
   // named later, without a word of its layout, it is still the repository that it is
   writeFileSync(
     join(folder, "infrastructure.yaml"),
@@ -486,6 +489,36 @@ schedules:
   );
   expect(await ok(folder, ["plan"])).toContain("open holds the layout repository, and the files say image");
   expect(await ok(folder, ["check"])).toMatch(/^open: 2 restore points[\s\S]*^sealed: 2 restore points/m);
+});
+
+it("a copy of what is encrypted is encrypted with the same key, and every command finds it", { timeout: 300_000 }, async () => {
+  const { folder, disk } = fleet();
+  writeFileSync(join(folder, "key"), "a passphrase that nobody guesses");
+  writeFileSync(
+    join(folder, "infrastructure.yaml"),
+    `version: v2
+destinations:
+  - {name: sealed, url: "file:./sealed", layout: repository}
+  - {name: cellar, url: "file:./cellar", layout: repository}
+schedules:
+  - {name: nightly, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/web"], destination: sealed, incremental: true, encryption: {key: "\${file:key}"}}
+`,
+  );
+  await ok(folder, ["apply", "--auto-approve"]);
+  expect(await ok(folder, ["copy", "sealed", "cellar"])).toContain("1 restore point copied");
+  const config = JSON.parse(readFileSync(join(folder, "cellar/config"), "utf8")) as { encryption?: object };
+  expect(config.encryption).toBeDefined();
+  await ok(folder, ["run", "nightly"]);
+  expect(await ok(folder, ["copy", "sealed", "cellar"])).toContain("1 restore point copied to cellar, 1 there already");
+  expect(await ok(folder, ["plan"])).not.toContain("exports will fail");
+  for (const command of ["check", "compact"]) expect(await ok(folder, [command])).toContain("cellar: ");
+  expect(await ok(folder, ["doctor"])).toMatch(/✓ destination\.cellar .* encrypted, and the key opens it/);
+  expect(await ok(folder, ["verify"])).toContain("4 restore points verified");
+  const { items } = result<{ items: { id: string; destination: string; instant: string }[] }>(await ok(folder, ["get", "artifacts", "--json"]));
+  const copies = items.filter(({ destination }) => destination === "cellar").sort((a, b) => (a.instant < b.instant ? 1 : -1));
+  rmSync(join(folder, "sealed"), { recursive: true });
+  await ok(folder, ["restore", copies[0]?.id as string, "--to", "web.raw"]);
+  expect(readFileSync(join(folder, "web.raw")).equals(readFileSync(disk("web")))).toBe(true);
 });
 
 it("encryption without a key, of images, or in two ways at one destination is refused where it stands", async () => {

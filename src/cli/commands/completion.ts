@@ -1,10 +1,12 @@
 import type { Command } from "commander";
 import { observe } from "../../engine/observe.ts";
 import { HypersdkError } from "../../model/errors.ts";
+import type { RestorePoint } from "../../model/recorded.ts";
 import { adapters } from "../compose.ts";
 import type { Io } from "../io.ts";
 import { load } from "../load.ts";
 import { kinds } from "./get.ts";
+import { recordedPoints } from "./points.ts";
 
 /** A script that asks the program itself for the words that fit, so that schedules and VM paths complete too. */
 export function completionScript(shell: string): string {
@@ -42,8 +44,7 @@ export async function complete(words: readonly string[], program: Command, io: I
   const before = words.slice(0, -1);
   let command = program;
   for (const word of before) command = command.commands.find((each) => each.name() === word) ?? command;
-  const previous = before.at(-1) ?? "";
-  const found = await candidates(command, previous, current, io).catch(() => []);
+  const found = await candidates(command, before, current, io).catch(() => []);
   io.out(
     found
       .filter((word) => word.startsWith(current))
@@ -53,16 +54,21 @@ export async function complete(words: readonly string[], program: Command, io: I
   return 0;
 }
 
-async function candidates(command: Command, previous: string, current: string, io: Io): Promise<string[]> {
+async function candidates(command: Command, before: readonly string[], current: string, io: Io): Promise<string[]> {
+  const previous = before.at(-1) ?? "";
   if (["--vm", "--target", "--exclude"].includes(previous)) return vmPaths(io);
   if (previous === "--schedule") return schedules(io);
+  const path = command.parent?.parent ? `${command.parent.name()} ${command.name()}` : command.name();
+  if (previous === "--destination" || (path === "state rebuild" && previous === "--from")) return destinations(io);
   const option = command.options.find((each) => each.long === previous);
   if (option?.argChoices) return option.argChoices;
   if (option?.required) return [];
   if (current.startsWith("-")) return command.options.flatMap(({ long }) => long ?? []);
   if (command.commands.length > 0) return command.commands.filter((each) => !each.name().startsWith("__")).map((each) => each.name());
-  const path = command.parent?.parent ? `${command.parent.name()} ${command.name()}` : command.name();
   if (["run", "suspend", "resume", "schedule preview"].includes(path)) return schedules(io);
+  if (["restore", "mount", "verify", "hold"].includes(path)) return points(io);
+  if (path === "unhold") return points(io, ({ held }) => held);
+  if (path === "copy") return previous === "copy" ? [...(await destinations(io)), ...(await points(io))] : destinations(io);
   if (path === "get") return [...kinds];
   if (path === "state forget") return vmPaths(io);
   if (path === "completion") return ["bash", "zsh", "fish"];
@@ -71,6 +77,15 @@ async function candidates(command: Command, previous: string, current: string, i
 
 async function schedules(io: Io): Promise<string[]> {
   return ((await load({}, io.env, io.cwd)).desired?.schedules ?? []).map(({ name }) => name);
+}
+
+async function destinations(io: Io): Promise<string[]> {
+  return ((await load({}, io.env, io.cwd)).desired?.destinations ?? []).map(({ name }) => name);
+}
+
+/** Restore points by the beginning of their ids. */
+async function points(io: Io, isMeant: (point: RestorePoint) => boolean = () => true): Promise<string[]> {
+  return (await recordedPoints({}, io)).points.filter(isMeant).map(({ id }) => id.slice(0, 8));
 }
 
 async function vmPaths(io: Io): Promise<string[]> {

@@ -33,19 +33,19 @@ export interface CopyOptions extends SourceOptions, KeyOptions {
   readonly format?: ExportFormat;
   readonly layout?: DestinationSpec["layout"];
   readonly adopt?: boolean;
+  readonly unencrypted?: boolean;
 }
 
 /** Stores restore points at another destination too: one, or all good ones of a destination that are not there yet, oldest first. */
 export async function copy(from: string, to: string, options: CopyOptions, io: Io): Promise<number> {
   const { statePath, desired, revision } = await load(options, io.env, io.cwd);
   const address = destinationNamed(to, desired, {}, io.cwd);
-  const target = await adapters.openDestination(address);
+  let target = await adapters.openDestination(address);
   const points = await pointsOf(from, desired, options, io);
   const interrupts = listenForInterrupts(io.err);
   const state = State.openForWriting(statePath, random);
   const copied: object[] = [];
   let isThere = 0;
-  let isOpenTold = false;
   let distrusted: ReadonlySet<string> | undefined;
   try {
     const layout = await layoutOf(target, desired, options);
@@ -54,13 +54,10 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
       const { source, repository, disks } = point.manifest;
       if (point.destination.spec.url === address.url)
         throw new HypersdkError("Usage", `${source.vm} as of ${source.instant} is at ${address.name} already`, { hint: "name another destination" });
+      if (repository && (await Repository.isSealed(point.destination))) target = await sealedAs(point, target, layout, options.unencrypted ?? false);
       if (await hasSound(target, state, point)) {
         isThere++;
         continue;
-      }
-      if (!isOpenTold && repository && (await Repository.isSealed(point.destination)) && !(await sealsWhatItGets(target, layout))) {
-        isOpenTold = true;
-        io.err(`${io.errStyle.yellow("warning")}: what is copied is encrypted where it is, and lies open at ${printable(address.name)}\n`);
       }
       await claim(target, state.lineage, clock.now(), { adopt: options.adopt ?? false, layout, hasPoints: state.artifacts.hasAt(address.url) });
       const [first] = disks;
@@ -130,8 +127,17 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
   return 0;
 }
 
-async function sealsWhatItGets(target: Destination, layout: DestinationSpec["layout"]): Promise<boolean> {
-  return layout === "repository" && ((await Repository.isSealed(target)) ?? target.encryption !== undefined);
+/** What is encrypted stays so: where the target has no key of its own, it has the one of what it gets. @throws Usage where it would lie open, and may not */
+async function sealedAs(point: StoredPoint, target: Destination, layout: DestinationSpec["layout"], mayLieOpen: boolean): Promise<Destination> {
+  const { encryption } = point.destination;
+  if (target.encryption || !encryption) return target;
+  const isSealed = layout === "repository" ? await Repository.isSealed(target) : false;
+  if (mayLieOpen && !isSealed) return target;
+  if (isSealed === false)
+    throw new HypersdkError("Usage", `${point.manifest.source.vm} is encrypted where it is, and would lie open at ${printable(target.spec.name)}`, {
+      hint: "copy it to an encrypted repository or a new one, or say --unencrypted",
+    });
+  return { ...target, encryption };
 }
 
 /** Whether a copy of a point is there that is not known to be bad. */

@@ -15,6 +15,19 @@ export function withKey<T extends DestinationAddress>(address: T, { keyFile }: K
   return { ...address, encryption: { recipients: address.encryption?.recipients ?? [], key: { kind: "file", path: resolve(cwd, keyFile) } } };
 }
 
+/**
+ * A destination that no schedule writes to holds copies, and those are sealed with the key of what was copied: where the files know one key alone,
+ * it is that. For those who open what is there; whoever makes a repository does not take a key that nobody named.
+ */
+export function withKeyOfCopies<T extends DestinationAddress>(address: T, desired: DesiredState | undefined): T {
+  if (address.encryption || !desired) return address;
+  const written = new Set(desired.schedules.map(({ destination }) => destination));
+  if (desired.destinations.some(({ name, url }) => url === address.url && written.has(name))) return address;
+  const keys = new Map(desired.destinations.flatMap(({ encryption }) => (encryption ? [[JSON.stringify(encryption), encryption] as const] : [])));
+  const [encryption] = keys.values();
+  return encryption && keys.size === 1 ? { ...address, encryption } : address;
+}
+
 /** A destination that a person named: by its name in the files, or by its URL, which needs no files. */
 export function destinationNamed(text: string, desired: DesiredState | undefined, options: KeyOptions, cwd: string): DestinationAddress {
   return withKey(addressOf(text, desired, cwd), options, cwd);

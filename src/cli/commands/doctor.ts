@@ -4,7 +4,7 @@ import { dirname } from "node:path";
 import { loadHoleFinder } from "../../converters/raw/hole-finder.ts";
 import { emptied, readMarker } from "../../exports/lineage.ts";
 import { openRepository } from "../../exports/restore.ts";
-import type { DestinationSpec, ProviderSpec } from "../../model/desired.ts";
+import type { DesiredState, DestinationSpec, ProviderSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
@@ -14,6 +14,7 @@ import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import { type Loaded, load, type SourceOptions } from "../load.ts";
 import { toolVersion } from "../tool-version.ts";
+import { withKeyOfCopies } from "./destinations.ts";
 
 interface Finding {
   readonly what: string;
@@ -44,7 +45,8 @@ export async function doctor(options: SourceOptions, io: Io): Promise<number> {
   }
   const recorded = loaded && checkState(loaded.statePath, add);
   for (const spec of loaded?.desired?.providers ?? []) add(...(await lookAtProvider(spec)));
-  for (const spec of loaded?.desired?.destinations ?? []) add(...(await lookAtDestination(spec, recorded)));
+  const { desired } = loaded ?? {};
+  for (const spec of desired?.destinations ?? []) add(...(await lookAtDestination(spec, desired, recorded)));
   const isWell = findings.every(({ ok }) => ok);
   if (io.json) io.result("doctor", { ok: isWell, findings });
   else for (const { what, ok, text } of findings) io.out(`${ok ? io.style.green("✓") : io.style.red("✗")} ${what.padEnd(24)} ${printable(text)}\n`);
@@ -102,23 +104,23 @@ async function lookAtProvider(spec: ProviderSpec): Promise<Found> {
 }
 
 /** Whether exports can go there: it can be written, is this state's own, holds what it should, and opens. */
-async function lookAtDestination(spec: DestinationSpec, recorded: RecordedThere | undefined): Promise<Found> {
+async function lookAtDestination(spec: DestinationSpec, desired: DesiredState | undefined, recorded: RecordedThere | undefined): Promise<Found> {
   const what = `destination.${spec.name}`;
   try {
-    const destination = await adapters.openDestination(spec);
+    const destination = await adapters.openDestination(withKeyOfCopies(spec, desired));
     const marker = await readMarker(destination);
     if (!marker && recorded?.urls.has(spec.url)) throw emptied(destination);
     if (marker && marker.lineage !== recorded?.lineage)
       return [what, false, `it belongs to state ${marker.lineage.slice(0, 8)}, not to this one: hypersdk state rebuild --from ${spec.name}, or apply --adopt`];
     // what it will be sealed with is wanted at the first export, and nobody asks for it before
-    destination.encryption?.key();
+    if (spec.encryption) destination.encryption?.key();
     const folder = spec.url.startsWith("file://") ? spec.url.slice("file://".length) : undefined;
     if (folder !== undefined) requireWritable(folder);
     if (marker && marker.layout !== spec.layout) return [what, false, `it holds the layout ${marker.layout}, and the files say ${spec.layout}`];
     if (!marker) return [what, true, `${spec.url}: nothing is written there yet`];
     if (marker.layout === "image") return [what, true, `${spec.url}: images`];
     const { config } = await openRepository(destination);
-    if (destination.encryption && !config.encryption) return [what, false, `the files want ${spec.name} encrypted, and the repository there is not`];
+    if (spec.encryption && !config.encryption) return [what, false, `the files want ${spec.name} encrypted, and the repository there is not`];
     return [what, true, `${spec.url}: repository ${config.id.slice(0, 8)}, ${config.encryption ? "encrypted, and the key opens it" : "not encrypted"}`];
   } catch (error) {
     if (!(error instanceof HypersdkError)) throw error;

@@ -104,7 +104,11 @@ export async function recordedPoints(
   const { statePath, desired } = await load(options, io.env, io.cwd);
   const addressOf = (point: RestorePoint): DestinationAddress => {
     const named = desired?.destinations.find(({ name }) => name === point.destination);
-    return withKey(named ?? { name: point.destination, url: point.destinationUrl }, options, io.cwd);
+    const address: DestinationAddress = named ?? { name: point.destination, url: point.destinationUrl };
+    // a copy has the key of what it was copied from, unless the files know another one
+    const schedule = desired?.schedules.find(({ name }) => name === point.schedule);
+    const encryption = address.encryption ?? desired?.destinations.find(({ name }) => name === schedule?.destination)?.encryption;
+    return withKey({ ...address, ...(encryption ? { encryption } : {}) }, options, io.cwd);
   };
   const isCopy = (point: RestorePoint): boolean => {
     const schedule = desired?.schedules.find(({ name }) => name === point.schedule);
