@@ -29,6 +29,13 @@ export function encryptionsOf(schedules: readonly ScheduleSpec[], folders: Reado
   return encryptions;
 }
 
+/** The key that copies have, where all who encrypt have the same one: a copy of what is encrypted is sealed with its key. */
+export function keyOfCopies(encryptions: Iterable<EncryptionRef | undefined>): EncryptionRef | undefined {
+  const keys = new Map([...encryptions].flatMap((each) => (each ? [[JSON.stringify(each), each] as const] : [])));
+  const [key] = keys.values();
+  return keys.size === 1 ? key : undefined;
+}
+
 function refOf({ key, recipients }: NonNullable<ScheduleSpec["encryption"]>, folder: string): EncryptionRef {
   const ref = key === undefined ? undefined : secretRefOf(key, folder);
   return { recipients: [...recipients].sort(), ...(ref ? { key: ref } : {}) };

@@ -15,7 +15,7 @@ export async function openDestination(spec: DestinationAddress, random: Random, 
   const open = kinds[scheme];
   if (!open) throw new HypersdkError("NotAvailableYet", `a destination at ${scheme}:// is not available yet`);
   const destination = await open(spec, random);
-  const { encryption } = spec;
+  const encryption = spec.encryption ?? spec.keyOfCopies;
   if (!encryption) return destination;
   const { key, recipients } = encryption;
   const refuse = (): never => {

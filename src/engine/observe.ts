@@ -99,7 +99,7 @@ async function sealOf(destination: Destination, hasPoints: boolean): Promise<Pic
   const isSealed = await Repository.isSealed(destination);
   if (isSealed === undefined && hasPoints) throw withoutConfig(destination, "points");
   try {
-    destination.encryption?.key();
+    if (isSealed !== false) destination.encryption?.key();
     return isSealed === undefined ? {} : { isSealed };
   } catch (error) {
     return { ...(isSealed === undefined ? {} : { isSealed }), keyProblem: reasonOf(error) };

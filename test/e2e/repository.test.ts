@@ -515,6 +515,17 @@ schedules:
   expect(await ok(folder, ["doctor"])).toMatch(/✓ destination\.cellar .* encrypted, and the key opens it/);
   expect(await ok(folder, ["verify"])).toContain("4 restore points verified");
   const { items } = result<{ items: { id: string; destination: string; instant: string }[] }>(await ok(folder, ["get", "artifacts", "--json"]));
+  // retention counts them there, and looks whether what stays is whole before something goes
+  const yaml = join(folder, "infrastructure.yaml");
+  writeFileSync(
+    yaml,
+    readFileSync(yaml, "utf8")
+      .replaceAll("layout: repository}", "layout: repository, expiryGrace: 0s}")
+      .replace("incremental: true", "incremental: true, retention: {keepLast: 1}"),
+  );
+  await ok(folder, ["apply", "--auto-approve"]);
+  await ok(folder, ["apply", "--auto-approve"]);
+  expect(await ok(folder, ["check"])).toMatch(/^cellar: 1 restore point,[\s\S]*^sealed: 1 restore point,/m);
   const copies = items.filter(({ destination }) => destination === "cellar").sort((a, b) => (a.instant < b.instant ? 1 : -1));
   rmSync(join(folder, "sealed"), { recursive: true });
   await ok(folder, ["restore", copies[0]?.id as string, "--to", "web.raw"]);

@@ -39,8 +39,10 @@ export interface CopyOptions extends SourceOptions, KeyOptions {
 /** Stores restore points at another destination too: one, or all good ones of a destination that are not there yet, oldest first. */
 export async function copy(from: string, to: string, options: CopyOptions, io: Io): Promise<number> {
   const { statePath, desired, revision } = await load(options, io.env, io.cwd);
-  const address = destinationNamed(to, desired, {}, io.cwd);
+  const { keyOfCopies, ...address } = destinationNamed(to, desired, {}, io.cwd);
   let target = await adapters.openDestination(address);
+  // it opens what is there, and seals nothing
+  if (keyOfCopies && (await Repository.isSealed(target))) target = await adapters.openDestination({ ...address, keyOfCopies });
   const points = await pointsOf(from, desired, options, io);
   const interrupts = listenForInterrupts(io.err);
   const state = State.openForWriting(statePath, random);

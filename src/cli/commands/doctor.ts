@@ -4,7 +4,7 @@ import { dirname } from "node:path";
 import { loadHoleFinder } from "../../converters/raw/hole-finder.ts";
 import { emptied, readMarker } from "../../exports/lineage.ts";
 import { openRepository } from "../../exports/restore.ts";
-import type { DesiredState, DestinationSpec, ProviderSpec } from "../../model/desired.ts";
+import type { DestinationSpec, ProviderSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
@@ -14,7 +14,6 @@ import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import { type Loaded, load, type SourceOptions } from "../load.ts";
 import { toolVersion } from "../tool-version.ts";
-import { withKeyOfCopies } from "./destinations.ts";
 
 interface Finding {
   readonly what: string;
@@ -45,8 +44,7 @@ export async function doctor(options: SourceOptions, io: Io): Promise<number> {
   }
   const recorded = loaded && checkState(loaded.statePath, add);
   for (const spec of loaded?.desired?.providers ?? []) add(...(await lookAtProvider(spec)));
-  const { desired } = loaded ?? {};
-  for (const spec of desired?.destinations ?? []) add(...(await lookAtDestination(spec, desired, recorded)));
+  for (const spec of loaded?.desired?.destinations ?? []) add(...(await lookAtDestination(spec, recorded)));
   const isWell = findings.every(({ ok }) => ok);
   if (io.json) io.result("doctor", { ok: isWell, findings });
   else for (const { what, ok, text } of findings) io.out(`${ok ? io.style.green("✓") : io.style.red("✗")} ${what.padEnd(24)} ${printable(text)}\n`);
@@ -104,10 +102,10 @@ async function lookAtProvider(spec: ProviderSpec): Promise<Found> {
 }
 
 /** Whether exports can go there: it can be written, is this state's own, holds what it should, and opens. */
-async function lookAtDestination(spec: DestinationSpec, desired: DesiredState | undefined, recorded: RecordedThere | undefined): Promise<Found> {
+async function lookAtDestination(spec: DestinationSpec, recorded: RecordedThere | undefined): Promise<Found> {
   const what = `destination.${spec.name}`;
   try {
-    const destination = await adapters.openDestination(withKeyOfCopies(spec, desired));
+    const destination = await adapters.openDestination(spec);
     const marker = await readMarker(destination);
     if (!marker && recorded?.urls.has(spec.url)) throw emptied(destination);
     if (marker && marker.lineage !== recorded?.lineage)

@@ -105,10 +105,9 @@ export async function recordedPoints(
   const addressOf = (point: RestorePoint): DestinationAddress => {
     const named = desired?.destinations.find(({ name }) => name === point.destination);
     const address: DestinationAddress = named ?? { name: point.destination, url: point.destinationUrl };
-    // a copy has the key of what it was copied from, unless the files know another one
     const schedule = desired?.schedules.find(({ name }) => name === point.schedule);
-    const encryption = address.encryption ?? desired?.destinations.find(({ name }) => name === schedule?.destination)?.encryption;
-    return withKey({ ...address, ...(encryption ? { encryption } : {}) }, options, io.cwd);
+    const key = desired?.destinations.find(({ name }) => name === schedule?.destination)?.encryption ?? address.keyOfCopies;
+    return withKey({ ...address, ...(key ? { keyOfCopies: key } : {}) }, options, io.cwd);
   };
   const isCopy = (point: RestorePoint): boolean => {
     const schedule = desired?.schedules.find(({ name }) => name === point.schedule);

@@ -13,7 +13,7 @@ import { adapters, clock, random } from "../compose.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
-import { destinationNamed, type KeyOptions, withKeyOfCopies } from "./destinations.ts";
+import { destinationNamed, type KeyOptions } from "./destinations.ts";
 
 interface RebuildOptions extends SourceOptions, KeyOptions {
   readonly from: string;
@@ -22,7 +22,7 @@ interface RebuildOptions extends SourceOptions, KeyOptions {
 /** Finds every restore point at a destination again: for a machine whose state file is gone. Restore points that are known already stay as they are. */
 export async function rebuild(options: RebuildOptions, io: Io): Promise<number> {
   const { statePath, desired, revision } = await load(options, io.env, io.cwd);
-  const address = withKeyOfCopies(destinationNamed(options.from, desired, options, io.cwd), desired);
+  const address = destinationNamed(options.from, desired, options, io.cwd);
   const destination = await adapters.openDestination(address);
   const { layout, lineage: marked } = await whatIsAt(destination, io);
   const { manifests, damaged, foreign, lineage } = await manifestsAt(destination, layout, marked);

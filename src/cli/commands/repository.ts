@@ -20,7 +20,7 @@ import type { Io } from "../io.ts";
 import { load, type SourceOptions, statePathFor } from "../load.ts";
 import { askForYes } from "../prompt.ts";
 import { type ByteProgress, byteProgress } from "./byte-progress.ts";
-import { destinationNamed, type KeyOptions, withKey, withKeyOfCopies } from "./destinations.ts";
+import { destinationNamed, type KeyOptions, withKey } from "./destinations.ts";
 
 export interface RepositoryOptions extends SourceOptions, KeyOptions {
   /** A destination's name, or its URL. */
@@ -245,10 +245,9 @@ export async function repositoryAddresses(options: RepositoryOptions, io: Io): P
     if (isUrl && error instanceof HypersdkError) return { desired: undefined };
     throw error;
   });
-  if (options.destination !== undefined) return [withKeyOfCopies(destinationNamed(options.destination, desired, options, io.cwd), desired)];
+  if (options.destination !== undefined) return [destinationNamed(options.destination, desired, options, io.cwd)];
   const found: DestinationAddress[] = [];
-  for (const each of desired?.destinations ?? [])
-    if (each.layout === "repository" || (await holdsRepository(each))) found.push(withKeyOfCopies(withKey(each, options, io.cwd), desired));
+  for (const each of desired?.destinations ?? []) if (each.layout === "repository" || (await holdsRepository(each))) found.push(withKey(each, options, io.cwd));
   return found;
 }
 
