@@ -4,10 +4,11 @@ import type { WatchStatus } from "../engine/watch.ts";
 import { epochMsOf, type Instant } from "../model/instant.ts";
 
 /** What a scrape is told of a protection. */
-export interface ProtectionSuccess {
+interface Protected {
   readonly schedule: string;
   readonly vmPath: string;
-  readonly lastSuccessAt: Instant;
+  readonly state: "active" | "missing";
+  readonly lastSuccessAt?: Instant;
 }
 
 /** No label gets more values than this: what is beyond is told as `other`. */
@@ -25,7 +26,9 @@ export class WatchMetrics {
   readonly #lastPass: Gauge;
   readonly #unknown: Gauge;
   readonly #nextRun: Gauge<"schedule">;
+  readonly #missing: Gauge;
   readonly #lastSuccess: Gauge<"schedule" | "vm">;
+  readonly #protections: () => readonly Protected[];
   readonly #waiting: Gauge;
   readonly #running: Gauge;
   readonly #exports: Counter<"schedule" | "outcome">;
@@ -35,8 +38,8 @@ export class WatchMetrics {
   readonly #duration: Histogram;
   #made: { readonly atMs: number; readonly text: Promise<string> } | undefined;
 
-  /** @param successes asked at each scrape */
-  constructor(version: string, successes: () => readonly ProtectionSuccess[]) {
+  /** @param protections asked at each scrape */
+  constructor(version: string, protections: () => readonly Protected[]) {
     const registers = [this.registry];
     const gauge = <T extends string>(name: string, help: string, labelNames: readonly T[] = []): Gauge<T> =>
       new Gauge({ name: `hypersdk_${name}`, help, labelNames, registers });
@@ -62,25 +65,34 @@ export class WatchMetrics {
       buckets: [1, 10, 60, 300, 900, 3600, 14_400, 43_200],
       registers,
     });
-    const lastSuccess = gauge("last_success_timestamp_seconds", "The instant of the newest good restore point of a VM.", ["schedule", "vm"]);
-    this.#lastSuccess = lastSuccess;
-    this.#lastSuccess.reset();
-    (lastSuccess as Gauge & { collect: () => void }).collect = () => {
-      lastSuccess.reset();
-      const oldestFirst = [...successes()].sort((a, b) => (a.lastSuccessAt < b.lastSuccessAt ? -1 : 1));
-      // the oldest are those that somebody has to look at
-      for (const { schedule, vmPath, lastSuccessAt } of oldestFirst.slice(0, maxLabelValues)) lastSuccess.set({ schedule, vm: vmPath }, seconds(lastSuccessAt));
-      const next = oldestFirst[maxLabelValues];
-      if (next) lastSuccess.set({ schedule: "other", vm: "other" }, seconds(next.lastSuccessAt));
-    };
+    this.#missing = gauge("missing_vms", "VMs that are protected, and that their provider no longer shows.");
+    this.#lastSuccess = gauge("last_success_timestamp_seconds", "The instant of the newest good restore point of a VM.", ["schedule", "vm"]);
+    this.#protections = protections;
     // its usual measure of the event loop wakes the process a hundred times a second, a hundredth of a processor for as long as it waits
     collectDefaultMetrics({ register: this.registry, eventLoopMonitoringPrecision: 1000 });
   }
 
   /** What a scrape gets; made once a second at most, however many ask. */
   text(nowMs: number): Promise<string> {
-    if (!this.#made || nowMs < this.#made.atMs || nowMs - this.#made.atMs >= 1000) this.#made = { atMs: nowMs, text: this.registry.metrics() };
+    if (!this.#made || nowMs < this.#made.atMs || nowMs - this.#made.atMs >= 1000) {
+      this.#look();
+      this.#made = { atMs: nowMs, text: this.registry.metrics() };
+    }
     return this.#made.text;
+  }
+
+  #look(): void {
+    const all = this.#protections();
+    this.#missing.set(new Set(all.filter(({ state }) => state === "missing").map(({ vmPath }) => vmPath)).size);
+    this.#lastSuccess.reset();
+    const oldestFirst = all
+      .flatMap(({ schedule, vmPath, lastSuccessAt }) => (lastSuccessAt === undefined ? [] : [{ schedule, vmPath, lastSuccessAt }]))
+      .sort((a, b) => (a.lastSuccessAt < b.lastSuccessAt ? -1 : 1));
+    // the oldest are those that somebody has to look at
+    for (const { schedule, vmPath, lastSuccessAt } of oldestFirst.slice(0, maxLabelValues))
+      this.#lastSuccess.set({ schedule, vm: vmPath }, seconds(lastSuccessAt));
+    const next = oldestFirst[maxLabelValues];
+    if (next) this.#lastSuccess.set({ schedule: "other", vm: "other" }, seconds(next.lastSuccessAt));
   }
 
   handle(event: EngineEvent): void {

@@ -370,6 +370,12 @@ describe("watch on a work tree", { timeout: 300_000 }, () => {
     expect(body).toMatch(/hypersdk_last_success_timestamp_seconds\{schedule="nightly",vm="\/datacenter\/vm\/a"\} \d{10}/);
     expect(body).toMatch(/hypersdk_next_run_timestamp_seconds\{schedule="nightly"\} \d{10}/);
     expect(body).toContain("hypersdk_queue_depth 0");
+    expect(body).toContain("hypersdk_missing_vms 0");
+    rmSync(join(folder, "machines/a"), { recursive: true });
+    watcher.kill("SIGHUP");
+    await watcher.came("drifted");
+    await sleep(1200);
+    expect((await fetched(port, "/metrics")).body).toContain("hypersdk_missing_vms 1");
     expect(await fetched(port, "/other")).toMatchObject({ code: 404 });
     expect(await hypersdk(folder, ["watch", "--listen", "nowhere:x"])).toMatchObject({ code: 64 });
   });

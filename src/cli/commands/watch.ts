@@ -80,11 +80,7 @@ async function forever(options: WatchOptions, intervalMs: number, lockTimeoutMs:
     onHangUp: () => refresh(),
   };
   const code = await inSession(io, session, async ({ state, context, listen }) => {
-    const metrics = new WatchMetrics(toolVersion(), () =>
-      state.configuration
-        .protections()
-        .flatMap(({ schedule, vmPath, lastSuccessAt }) => (lastSuccessAt === undefined ? [] : [{ schedule, vmPath, lastSuccessAt }])),
-    );
+    const metrics = new WatchMetrics(toolVersion(), () => state.configuration.protections());
     listen((event) => metrics.handle(event));
     listen((event) => view.handle(event));
     let status: WatchStatus | undefined;
