@@ -63,17 +63,19 @@ export function prepareUnread(source: FileSource, range: ByteRange, preparation:
   const job = prepareOnThread({ ...range, descriptor: source.descriptor }, preparation);
   if (!job) return prepareAfterReading(source, range, preparation);
   let here: Run | undefined;
-  // where the thread is gone, or could not read: who reads here meets the error
-  const again = (): Run => (here ??= prepareAfterReading(source, range, preparation));
+  // decided once: two readings of a disk that changes are not the same. Where the thread is gone, or could not read, who reads here meets the error
+  let answer: Promise<readonly (JobChunk | null)[] | Run> | undefined;
+  const answered = (): Promise<readonly (JobChunk | null)[] | Run> =>
+    (answer ??= job.prepared().then((chunks) => chunks ?? (here = prepareAfterReading(source, range, preparation))));
   return {
     async prepared(i) {
-      const chunks = await job.prepared();
-      return chunks ? (chunks[i] as Prepared | null) : again().prepared(i);
+      const by = await answered();
+      return "prepared" in by ? by.prepared(i) : (by[i] as JobChunk | null);
     },
     async bytesOf(i) {
-      const chunks = await job.prepared();
-      if (!chunks) return again().bytesOf(i);
-      const { id, bytes } = chunks[i] as JobChunk;
+      const by = await answered();
+      if ("prepared" in by) return by.bytesOf(i);
+      const { id, bytes } = by[i] as JobChunk;
       return bytes ?? readAgain(source, range.offset + i * chunkBytes, Math.min(chunkBytes, range.length - i * chunkBytes), id);
     },
     async ended() {
@@ -90,7 +92,7 @@ export function prepareUnread(source: FileSource, range: ByteRange, preparation:
 function prepareAfterReading(source: FileSource, { offset, length }: ByteRange, preparation: Preparation): Run {
   const memory = new FrameMemory();
   const data = memory.room(length);
-  const run = source.read(offset, data).then(() => prepareWithoutThreads(data, preparation));
+  const run = source.read(offset, data).then(() => prepareWithoutThreads(data, preparation, memory));
   // whoever asks for a chunk meets what has failed
   const reading = run.then(
     () => {},
@@ -101,10 +103,7 @@ function prepareAfterReading(source: FileSource, { offset, length }: ByteRange, 
     bytesOf: async (i) => (await run).bytesOf(i),
     ended: () => reading,
     reading,
-    release() {
-      memory.release();
-      run.then(({ release }) => release()).catch(() => {});
-    },
+    release: () => memory.release(),
   };
 }
 
@@ -112,13 +111,13 @@ function prepareAfterReading(source: FileSource, { offset, length }: ByteRange, 
 async function readAgain(source: FileSource, offset: number, length: number, id: Buffer): Promise<Buffer> {
   const data = Buffer.allocUnsafeSlow(length);
   await source.read(offset, data);
-  if (!hash("sha256", data, "buffer").equals(id)) throw new HypersdkError("SourceChanged", `the disk changed at ${offset} while it was read`);
+  if (!hash("sha256", data, "buffer").equals(id))
+    throw new HypersdkError("SourceChanged", `the disk changed at ${offset} while it was read`, { hint: "export it while nothing writes to it" });
   return data;
 }
 
-function prepareWithoutThreads(data: Buffer, preparation: Preparation): Run {
+function prepareWithoutThreads(data: Buffer, preparation: Preparation, memory: FrameMemory = new FrameMemory()): Run {
   const { chunkBytes } = preparation;
-  const memory = new FrameMemory();
   const prepare = hasChunkThreads() ? prepareHere : prepareOnPool;
   const prepared = Array.from({ length: Math.ceil(data.length / chunkBytes) }, (_, i) => prepare(chunkOf(data, i, chunkBytes), preparation, memory));
   // whoever asks for them meets what has failed

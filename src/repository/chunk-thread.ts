@@ -108,11 +108,13 @@ class Job {
 
   /** @returns chunk by chunk, null for one of zeros; undefined where the thread is gone, or could not read */
   async prepared(): Promise<readonly (JobChunk | null)[] | undefined> {
-    if (this.harvest()) return this.#prepared;
-    this.#hold(true);
-    await Atomics.waitAsync(this.#room.control, 0, states.asked).value;
-    this.#hold(false);
-    this.harvest();
+    const { control } = this.#room;
+    // whoever waits may be woken by word of the job before in the same room
+    while (!this.harvest() && Atomics.load(control, 0) !== states.lost) {
+      this.#hold(true);
+      await Atomics.waitAsync(control, 0, states.asked).value;
+      this.#hold(false);
+    }
     return this.#prepared;
   }
 }

@@ -3,15 +3,16 @@ import { compressOnPool } from "./compress-pool.ts";
 import { minChunkBytes } from "./layout.ts";
 
 /** Room for the frames of a run of 1 MiB, however its chunks are cut. */
-const framesBytes = (2 ** 20 / minChunkBytes) * frameRoom(minChunkBytes);
+const blockBytes = (2 ** 20 / minChunkBytes) * frameRoom(minChunkBytes);
 
 /** What an export has on its way; more would be kept for ever by a process that watches. */
 const sparesAtMost = 16;
 
-/** Memory for the frames of a run, taken with the first of them: fresh memory for each run costs as much as copying them. */
+/** Memory for what a run needs: its frames, and its bytes where it was read for them. Fresh memory for each run costs as much as copying them. */
 export class FrameMemory {
   static readonly #spare: Buffer[] = [];
-  #memory: Buffer | undefined;
+  readonly #blocks: Buffer[] = [];
+  /** Of the last block. */
   #end = 0;
 
   /** Compresses a chunk to the end of what is there. @returns null where it does not get shorter */
@@ -27,9 +28,9 @@ export class FrameMemory {
     return length < chunk.length ? room.subarray(0, length) : null;
   }
 
-  copy(frame: Uint8Array): Buffer {
-    this.#from(frame.length).set(frame);
-    return this.#take(frame.length);
+  copy(bytes: Uint8Array): Buffer {
+    this.#from(bytes.length).set(bytes);
+    return this.#take(bytes.length);
   }
 
   room(bytes: number): Buffer {
@@ -38,19 +39,20 @@ export class FrameMemory {
   }
 
   #from(bytes: number): Buffer {
-    if (!this.#memory || this.#end + bytes > this.#memory.length) {
-      this.#memory = (bytes <= framesBytes ? FrameMemory.#spare.pop() : undefined) ?? Buffer.allocUnsafeSlow(Math.max(bytes, framesBytes));
-      this.#end = 0;
-    }
-    return this.#memory.subarray(this.#end);
+    const last = this.#blocks.at(-1);
+    if (last && this.#end + bytes <= last.length) return last.subarray(this.#end);
+    const block = (bytes <= blockBytes ? FrameMemory.#spare.pop() : undefined) ?? Buffer.allocUnsafeSlow(Math.max(bytes, blockBytes));
+    this.#blocks.push(block);
+    this.#end = 0;
+    return block;
   }
 
   #take(length: number): Buffer {
-    return (this.#memory as Buffer).subarray(this.#end, (this.#end += length));
+    return (this.#blocks.at(-1) as Buffer).subarray(this.#end, (this.#end += length));
   }
 
   release(): void {
-    if (this.#memory?.length === framesBytes && FrameMemory.#spare.length < sparesAtMost) FrameMemory.#spare.push(this.#memory);
-    this.#memory = undefined;
+    for (const block of this.#blocks.splice(0)) if (block.length === blockBytes && FrameMemory.#spare.length < sparesAtMost) FrameMemory.#spare.push(block);
+    this.#end = 0;
   }
 }

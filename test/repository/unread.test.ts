@@ -4,7 +4,7 @@ import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { zstdDecompressSync } from "node:zlib";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { FileSource } from "../../src/converters/block-source.ts";
 import { ChunkIndex } from "../../src/repository/chunk-index.ts";
 import { type Preparation, prepareUnread, type Run } from "../../src/repository/chunk-preparation.ts";
@@ -75,6 +75,22 @@ describe.each([
       });
     // this thread helps out, and no more
     expect(source.reads.length < 5 * 41).toBe(hasThreads);
+    await source.close();
+  });
+
+  it.skipIf(!hasThreads)("is not read by two, where word of the job before wakes whoever waits", { timeout: 60_000 }, async () => {
+    const source = fileSource(path, disk);
+    const early = vi.spyOn(Atomics, "waitAsync").mockImplementation(() => ({ async: true, value: new Promise((wake) => setImmediate(() => wake("ok"))) }));
+    for (let offset = 0; offset < disk.length; offset += MiB) {
+      const run = prepareUnread(source, { offset, length: Math.min(MiB, disk.length - offset) }, { chunkBytes, compresses: true, known: nothing });
+      const first = offset / chunkBytes;
+      for (const [i, chunk] of chunks.slice(first, first + MiB / chunkBytes).entries())
+        expect((await run.prepared(i))?.id.equals(hash("sha256", chunk, "buffer")) ?? isZeros(chunk)).toBe(true);
+      run.release();
+    }
+    expect(early).toHaveBeenCalled();
+    early.mockRestore();
+    expect(source.reads).toEqual([]);
     await source.close();
   });
 
