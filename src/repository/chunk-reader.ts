@@ -1,7 +1,7 @@
 import { crc32 } from "node:zlib";
 import type { ByteFile } from "../converters/byte-file.ts";
 import { isGone, openNamed } from "../destinations/gone.ts";
-import type { HypersdkError } from "../model/errors.ts";
+import { HypersdkError } from "../model/errors.ts";
 import { decompressChunk } from "./chunk-codec.ts";
 import type { ChunkIndex, ChunkPlace, PackInfo } from "./chunk-index.ts";
 import { type ChunkEntry, damaged, entryAt, entryBytes, idBytes, maxPackBytes, methods, packsFolder, trailerBytes } from "./layout.ts";
@@ -20,6 +20,7 @@ export class ChunkReader {
   readonly #index: ChunkIndex;
   /** Most recently used last. */
   readonly #files = new Map<string, OpenPack>();
+  #isOutdated = false;
 
   constructor(repository: Repository, index: ChunkIndex) {
     this.#repository = repository;
@@ -58,6 +59,11 @@ export class ChunkReader {
     });
   }
 
+  /** Whether a pack has gone since the index was read that was there then: what it held is in another one. */
+  get isOutdated(): boolean {
+    return this.#isOutdated;
+  }
+
   async close(): Promise<void> {
     const files = [...this.#files.values()];
     this.#files.clear();
@@ -85,7 +91,7 @@ export class ChunkReader {
 
   #readRange({ pack, offset }: ChunkPlace, length: number): Promise<Buffer> {
     const path = `${packsFolder}/${pack.name}`;
-    const open = this.#open(path);
+    const open = this.#open(path, pack.usable);
     const reading = open.file.then(async (file) => {
       if (offset + length > file.sizeBytes) throw damaged(path, `it has ${file.sizeBytes} bytes, its chunks go to ${offset + length}`);
       const bytes = Buffer.allocUnsafeSlow(length);
@@ -97,12 +103,13 @@ export class ChunkReader {
     return reading;
   }
 
-  #open(path: string): OpenPack {
+  #open(path: string, wasThere: boolean): OpenPack {
     const known = this.#files.get(path);
     const open: OpenPack = known ?? {
       reads: new Set(),
       file: openNamed(this.#repository.destination, path).catch((error: unknown) => {
         this.#files.delete(path);
+        if (wasThere && error instanceof HypersdkError && isGone(error.cause)) this.#isOutdated = true;
         throw error;
       }),
     };

@@ -22,6 +22,9 @@ const bytesAtOnce = 4 * 2 ** 20;
 const bytesKept = 16 * 2 ** 20;
 export const segmentsKept = 4;
 
+/** How often chunks are read that go from where the index says they are: no compaction comes so often in a row. */
+const mostTries = 10;
+
 /** Tells of a chunk that somebody has already, and need not read: its offset, its length and its id. */
 export type IsPresent = (offset: number, length: number, id: Buffer) => Promise<boolean>;
 
@@ -35,6 +38,7 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
   const chunks = Math.ceil(virtualBytes / chunkBytes);
   let reader = new ChunkReader(repository, index);
   const outdated: ChunkReader[] = [];
+  let refreshing: Promise<void> | undefined;
   const keptIds = new Recent<number, Promise<Buffer>>(segmentsKept);
   const keptChunks = new Recent<number, Promise<Buffer>>(bytesKept / chunkBytes);
   const chunksAtOnce = bytesAtOnce / chunkBytes;
@@ -57,20 +61,23 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
     }
     return all;
   }
-  /** A compaction may have moved a chunk since the index was read: then it is read anew, once. */
+  /** A compaction may have moved a chunk since the index was read: then it is read anew, and again where another one was as fast. */
   async function readAgain(ids: Buffer, places: readonly number[]): Promise<Buffer[]> {
-    const used = reader;
-    try {
-      return await used.read(ids, places);
-    } catch (error) {
-      if (!isDamage(error)) throw error;
-      if (reader === used) {
-        const present = await repository.loadIndex();
-        outdated.push(used);
-        reader = new ChunkReader(repository, present);
+    for (let tries = 1; ; tries++) {
+      const used = reader;
+      try {
+        return await used.read(ids, places);
+      } catch (error) {
+        const mayBeElsewhere = outdated.length === 0 || used !== reader || used.isOutdated;
+        if (!isDamage(error) || !mayBeElsewhere || tries === mostTries) throw error;
+        if (reader === used) await (refreshing ??= refresh().finally(() => (refreshing = undefined)));
       }
-      return reader.read(ids, places);
     }
+  }
+  async function refresh(): Promise<void> {
+    const present = await repository.loadIndex();
+    outdated.push(reader);
+    reader = new ChunkReader(repository, present);
   }
   const oneChunk = (chunk: number): Promise<Buffer> => keptChunks.get(chunk, () => read([chunk]).then(([only]) => only as Buffer));
 

@@ -128,6 +128,33 @@ describe("a pack that another compaction moves", () => {
     expect(await checkRepository(await opened(destination), { readData: 1 })).toMatchObject({ problems: [], brokenPoints: [], unusedBytes: 0 });
   });
 
+  it("and moves again, each time just before a restore opens it, is followed", async () => {
+    const root = temporaryFolder();
+    const destination = destinationAt(root);
+    const chunks = [1, 2, 3, 4, 5].map((seed) => bytes(128 * KiB, seed));
+    const paths: string[] = [];
+    // the first pack has all of it, and loses a chunk with each point that goes
+    for (let used = 5; used > 0; used--) paths.push(await exportDisk(destination, Buffer.concat(chunks.slice(0, used)), "repository"));
+    const last = paths.pop() as string;
+    let moved = 0;
+    const raced: Destination = {
+      ...destination,
+      async open(target) {
+        const going = target.startsWith("packs/") ? paths.shift() : undefined;
+        if (going !== undefined) {
+          await destination.remove(going);
+          await compactNow(destination);
+          await compactNow(destination);
+          expect((await destination.list("packs")).map((each) => each.path)).not.toContain(target);
+          moved++;
+        }
+        return destination.open(target);
+      },
+    };
+    expect((await contentOf(raced, last)).equals(chunks[0] as Buffer)).toBe(true);
+    expect(moved).toBe(4);
+  });
+
   it.each([1, 2])("before repair opens it for the %i. time costs nothing", async (opening) => {
     const { destination, path, content } = await halfUsed(opening);
     expect(await repairRepository(await opened(destination), { now: clock.now() })).toMatchObject({ brokenPoints: [] });
