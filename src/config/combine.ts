@@ -17,7 +17,7 @@ import { decodeSchedule } from "./decode-schedule.ts";
 import { alertsOf, durationOf, patternsOf, priorityOf } from "./decode-values.ts";
 import { parseDestinationUrl } from "./destination-url.ts";
 import { type Diagnostic, sortDiagnostics } from "./diagnostic.ts";
-import { encryptionsOf, keyOfCopies } from "./encryption.ts";
+import { encryptionsOf, keysOfCopies } from "./encryption.ts";
 import { reportFindings } from "./findings.ts";
 import type { Fragment, Item, RawItem, Section } from "./read-file.ts";
 import { Report } from "./report.ts";
@@ -114,8 +114,8 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
   const laidOut = named(
     [...byName.values()].map((destination): DestinationSpec => {
       const encryption = encryptions.get(destination.name);
-      const ofCopies = schedules.some((schedule) => schedule.destination === destination.name) ? undefined : keyOfCopies(encryptions.values());
-      return { ...destination, layout: layoutOf(destination), ...(encryption ? { encryption } : {}), ...(ofCopies ? { keyOfCopies: ofCopies } : {}) };
+      const isWritten = schedules.some((schedule) => schedule.destination === destination.name);
+      return { ...destination, layout: layoutOf(destination), ...(encryption ? { encryption } : {}), ...(isWritten ? {} : keysOfCopies(encryptions.values())) };
     }),
   );
   // also of a schedule that something else is wrong with

@@ -29,11 +29,10 @@ export function encryptionsOf(schedules: readonly ScheduleSpec[], folders: Reado
   return encryptions;
 }
 
-/** The key that copies have, where all who encrypt have the same one: a copy of what is encrypted is sealed with its key. */
-export function keyOfCopies(encryptions: Iterable<EncryptionRef | undefined>): EncryptionRef | undefined {
-  const keys = new Map([...encryptions].flatMap((each) => (each ? [[JSON.stringify(each), each] as const] : [])));
-  const [key] = keys.values();
-  return keys.size === 1 ? key : undefined;
+/** Every key of the files once: a copy of what is encrypted is sealed with its key. */
+export function keysOfCopies(encryptions: Iterable<EncryptionRef | undefined>): { readonly keysOfCopies?: readonly EncryptionRef[] } {
+  const keys = new Map([...encryptions].flatMap((each) => (each?.key ? [[JSON.stringify(each.key), each] as const] : [])));
+  return keys.size > 0 ? { keysOfCopies: [...keys.values()] } : {};
 }
 
 function refOf({ key, recipients }: NonNullable<ScheduleSpec["encryption"]>, folder: string): EncryptionRef {

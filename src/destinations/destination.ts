@@ -30,6 +30,8 @@ export interface Destination {
 interface Encryption {
   /** A passphrase or an age identity. @throws KeyRefused when it cannot be had */
   key(): string;
+  /** Further ones that may open what is there, tried in turn. Nothing is sealed with them. */
+  readonly others?: readonly (() => string)[];
   /** age recipients that shall be able to open it as well. */
   readonly recipients: readonly string[];
 }

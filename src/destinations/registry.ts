@@ -1,7 +1,7 @@
 import type { DestinationAddress } from "../model/desired.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Random } from "../model/ports.ts";
-import type { SecretRef } from "../model/secret.ts";
+import type { EncryptionRef, SecretRef } from "../model/secret.ts";
 import type { Destination } from "./destination.ts";
 
 /** One line for each kind of store, by the scheme of its URL. */
@@ -15,13 +15,16 @@ export async function openDestination(spec: DestinationAddress, random: Random, 
   const open = kinds[scheme];
   if (!open) throw new HypersdkError("NotAvailableYet", `a destination at ${scheme}:// is not available yet`);
   const destination = await open(spec, random);
-  const encryption = spec.encryption ?? spec.keyOfCopies;
-  if (!encryption) return destination;
-  const { key, recipients } = encryption;
+  const [sealing, ...others] = spec.encryption ? [spec.encryption] : (spec.keysOfCopies ?? []);
+  if (!sealing) return destination;
   const refuse = (): never => {
     throw new HypersdkError("KeyRefused", `${spec.name} has recipients, and no key`, {
       hint: "an export needs encryption.key: a passphrase, or an age identity",
     });
   };
-  return { ...destination, encryption: { key: () => (key ? readSecret(key) : refuse()), recipients } };
+  const keyOf =
+    ({ key }: EncryptionRef) =>
+    (): string =>
+      key ? readSecret(key) : refuse();
+  return { ...destination, encryption: { key: keyOf(sealing), others: others.map(keyOf), recipients: spec.encryption?.recipients ?? [] } };
 }

@@ -47,7 +47,7 @@ export interface ProviderSpec {
 }
 
 /** Where a destination is: enough to open it. */
-export type DestinationAddress = Pick<DestinationSpec, "name" | "url" | "encryption" | "keyOfCopies">;
+export type DestinationAddress = Pick<DestinationSpec, "name" | "url" | "encryption" | "keysOfCopies">;
 
 export interface DestinationSpec {
   readonly name: string;
@@ -56,8 +56,8 @@ export interface DestinationSpec {
   readonly expiryGraceMs: number;
   /** What its schedules say. */
   readonly encryption?: EncryptionRef;
-  /** What opens copies, where no schedule writes and all schedules have one key: that of what was copied. Nothing is sealed for its sake. */
-  readonly keyOfCopies?: EncryptionRef;
+  /** Where no schedule writes there are copies, each with the key of what was copied: one of these opens it. Nothing is sealed with them. */
+  readonly keysOfCopies?: readonly EncryptionRef[];
   /** True for a destination that a schedule wrote in place as a URL: its name is that URL. */
   readonly inline: boolean;
   readonly origin: Origin;

@@ -114,13 +114,28 @@ function cacheKey(repository: string, secret: string): string {
   return `${repository} ${createHash("sha256").update(secret).digest("hex")}`;
 }
 
-/** @throws KeyRefused when there is no key, or it opens no slot */
+/** @throws KeyRefused when there is no key, or none opens a slot */
 export async function unlock(destination: Destination, repository: string): Promise<Buffer> {
-  const secret = encryptionOf(destination).key();
-  const known = cacheKey(repository, secret);
-  const masterKey = unwrapped.get(known) ?? (await unwrap(destination, repository, secret));
-  unwrapped.set(known, masterKey);
-  return masterKey;
+  return (await keyThatOpens(destination, repository)).masterKey;
+}
+
+/** The first of the keys at hand that opens a repository, with what it opens. @throws KeyRefused when there is none */
+export async function keyThatOpens(destination: Destination, repository: string): Promise<{ readonly secret: string; readonly masterKey: Buffer }> {
+  const { key, others = [] } = encryptionOf(destination);
+  let refused: unknown;
+  for (const each of [key, ...others]) {
+    try {
+      const secret = each();
+      const known = cacheKey(repository, secret);
+      const masterKey = unwrapped.get(known) ?? (await unwrap(destination, repository, secret));
+      unwrapped.set(known, masterKey);
+      return { secret, masterKey };
+    } catch (error) {
+      if (!(error instanceof HypersdkError) || error.code !== "KeyRefused") throw error;
+      refused ??= error;
+    }
+  }
+  throw refused;
 }
 
 /** Whether a secret opens this slot. */

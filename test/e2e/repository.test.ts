@@ -532,6 +532,44 @@ schedules:
   expect(readFileSync(join(folder, "web.raw")).equals(readFileSync(disk("web")))).toBe(true);
 });
 
+it("copies of what two keys seal are opened with either, kept by retention, and never lie open unasked", { timeout: 300_000 }, async () => {
+  const { folder, disk } = fleet();
+  for (const name of ["a", "b"]) writeFileSync(join(folder, `key-${name}`), `a passphrase that nobody guesses, ${name}`);
+  writeFileSync(
+    join(folder, "infrastructure.yaml"),
+    `version: v2
+destinations:
+  - {name: cellar, url: "file:./cellar", layout: repository, expiryGrace: 0s}
+  - {name: unused, url: "file:./unused"}
+schedules:
+${["a", "b"].map((name) => `  - {name: ${name}, cron: "0 2 * * *", vms: ["/datacenter/vm/${name === "a" ? "db" : "web"}"], destination: "file:./${name}", incremental: true, retention: {keepLast: 1}, encryption: {key: "\${file:key-${name}}"}}`).join("\n")}
+  - {name: later, cron: "0 3 * * *", vms: ["/datacenter/vm/web"], destination: unused, incremental: true, encryption: {key: "\${file:key-a}"}}
+`,
+  );
+  await ok(folder, ["apply", "--auto-approve"]);
+  for (const target of ["unused", "file:./images"])
+    for (const name of ["a", "b"]) {
+      await ok(folder, ["run", name]);
+      expect(await hypersdk(folder, ["copy", `file:./${name}`, target, "--layout", "image"])).toMatchObject({ code: 64 });
+    }
+  expect(existsSync(join(folder, "unused"))).toBe(false);
+  // the second finds a repository that was sealed with the key of the first, and another command one with either
+  for (const name of ["b", "a", "b"]) await ok(folder, ["copy", `file:./${name}`, "cellar"]);
+  await ok(folder, ["copy", "cellar", "file:./usb"]);
+  expect(await ok(folder, ["verify"])).toContain(" 0 damaged");
+  expect(await ok(folder, ["check"])).toMatch(/^cellar: 4 restore points/m);
+  const [manifest] = readdirSync(join(folder, "usb/points"), { recursive: true, encoding: "utf8" }).filter((name) => name.endsWith(".json"));
+  await ok(folder, ["verify", join(folder, "usb/points", manifest as string)]);
+  await ok(folder, ["apply", "--auto-approve"]);
+  await ok(folder, ["apply", "--auto-approve"]);
+  expect(await ok(folder, ["check"])).toMatch(/^cellar: 2 restore points/m);
+  for (const name of ["a", "b"]) rmSync(join(folder, name), { recursive: true });
+  const { items } = result<{ items: { id: string; destination: string; vm: string }[] }>(await ok(folder, ["get", "artifacts", "--json"]));
+  const copied = items.find(({ destination, vm }) => destination === "cellar" && vm === "/datacenter/vm/web");
+  await ok(folder, ["restore", copied?.id as string, "--to", "web.raw"]);
+  expect(readFileSync(join(folder, "web.raw")).equals(readFileSync(disk("web")))).toBe(true);
+});
+
 it("encryption without a key, of images, or in two ways at one destination is refused where it stands", async () => {
   const of = (one: string, other: string): string =>
     `version: v2\nschedules:\n${[one, other].map((more, i) => `  - {name: s${i}, cron: "0 2 * * *", vms: ["/datacenter/vm/*"], destination: "file:./backups"${more}}\n`).join("")}`;

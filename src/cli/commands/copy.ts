@@ -13,6 +13,7 @@ import type { DesiredState, DestinationSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import type { ExportFormat } from "../../model/image-formats.ts";
 import type { RestorePoint } from "../../model/recorded.ts";
+import { keyThatOpens } from "../../repository/keys.ts";
 import { isRepositoryPoint } from "../../repository/points.ts";
 import { isDamage, Repository } from "../../repository/repository.ts";
 import { State } from "../../state/state.ts";
@@ -39,10 +40,11 @@ export interface CopyOptions extends SourceOptions, KeyOptions {
 /** Stores restore points at another destination too: one, or all good ones of a destination that are not there yet, oldest first. */
 export async function copy(from: string, to: string, options: CopyOptions, io: Io): Promise<number> {
   const { statePath, desired, revision } = await load(options, io.env, io.cwd);
-  const { keyOfCopies, ...address } = destinationNamed(to, desired, {}, io.cwd);
-  let target = await adapters.openDestination(address);
-  // it opens what is there, and seals nothing
-  if (keyOfCopies && (await Repository.isSealed(target))) target = await adapters.openDestination({ ...address, keyOfCopies });
+  const { keysOfCopies, ...address } = destinationNamed(to, desired, {}, io.cwd);
+  const bare = await adapters.openDestination(address);
+  // with these, what is there is opened, and nothing sealed
+  const withKnownKeys = await adapters.openDestination(keysOfCopies ? { ...address, keysOfCopies } : address);
+  const target = (await Repository.isSealed(bare)) ? withKnownKeys : bare;
   const points = await pointsOf(from, desired, options, io);
   const interrupts = listenForInterrupts(io.err);
   const state = State.openForWriting(statePath, random);
@@ -51,19 +53,22 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
   let distrusted: ReadonlySet<string> | undefined;
   try {
     const layout = await layoutOf(target, desired, options);
+    const mayLieOpen = options.unencrypted ?? false;
+    const sealedAs = sealing(bare, { layout, mayLieOpen, known: withKnownKeys.encryption });
     for (const open of points) {
       const point = await open();
       const { source, repository, disks } = point.manifest;
       if (point.destination.spec.url === address.url)
         throw new HypersdkError("Usage", `${source.vm} as of ${source.instant} is at ${address.name} already`, { hint: "name another destination" });
-      if (repository && (await Repository.isSealed(point.destination))) target = await sealedAs(point, target, layout, options.unencrypted ?? false);
-      if (await hasSound(target, state, point)) {
+      const isSealed = repository !== undefined && (await Repository.isSealed(point.destination));
+      const into = isSealed ? await sealedAs(point, repository.id) : target;
+      if (await hasSound(into, state, point)) {
         isThere++;
         continue;
       }
-      await claim(target, state.lineage, clock.now(), { adopt: options.adopt ?? false, layout, hasPoints: state.artifacts.hasAt(address.url) });
+      await claim(into, state.lineage, clock.now(), { adopt: options.adopt ?? false, layout, hasPoints: state.artifacts.hasAt(address.url) });
       const [first] = disks;
-      distrusted ??= await damagedPacksOf(target, badPointsAt(state, address.url), interrupts.signal);
+      distrusted ??= await damagedPacksOf(into, badPointsAt(state, address.url), interrupts.signal);
       const format = options.format ?? repository?.restoreFormat ?? (first && !isChunked(first) ? first.format : "qcow2");
       const id = random.uuid();
       const progress = byteProgress(
@@ -72,7 +77,7 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
       );
       const exported = await storeAgain(
         point,
-        target,
+        into,
         {
           pointId: id,
           runId: id,
@@ -86,8 +91,8 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
         { clock, random },
         { signal: interrupts.signal, onRead: progress.add },
       ).finally(progress.stop);
-      await stillClaimed(target, state.lineage);
-      await verifyPoint(target, exported.manifestPath, exported.manifest, "stored", { signal: interrupts.signal });
+      await stillClaimed(into, state.lineage);
+      await verifyPoint(into, exported.manifestPath, exported.manifest, "stored", { signal: interrupts.signal });
       state.writeUnlocked(() => {
         state.artifacts.add(
           {
@@ -129,17 +134,32 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
   return 0;
 }
 
-/** What is encrypted stays so: where the target has no key of its own, it has the one of what it gets. @throws Usage where it would lie open, and may not */
-async function sealedAs(point: StoredPoint, target: Destination, layout: DestinationSpec["layout"], mayLieOpen: boolean): Promise<Destination> {
-  const { encryption } = point.destination;
-  if (target.encryption || !encryption) return target;
-  const isSealed = layout === "repository" ? await Repository.isSealed(target) : false;
-  if (mayLieOpen && !isSealed) return target;
-  if (isSealed === false)
-    throw new HypersdkError("Usage", `${point.manifest.source.vm} is encrypted where it is, and would lie open at ${printable(target.spec.name)}`, {
-      hint: "copy it to an encrypted repository or a new one, or say --unencrypted",
-    });
-  return { ...target, encryption };
+/**
+ * What is encrypted stays so: where the target has no key of its own, it gets the one that opens a point where that is.
+ * @returns the target as it takes a point; it throws Usage where that would lie open, and may not
+ */
+function sealing(
+  target: Destination,
+  { layout, mayLieOpen, known }: { readonly layout: DestinationSpec["layout"]; readonly mayLieOpen: boolean; readonly known: Destination["encryption"] },
+): (point: StoredPoint, repository: string) => Promise<Destination> {
+  const withKey = new Map<string, Destination>();
+  return async (point, repository) => {
+    const isSealed = layout === "repository" ? await Repository.isSealed(target) : false;
+    if (isSealed === false && !mayLieOpen) throw liesOpen(point, target);
+    if (target.encryption || (!isSealed && mayLieOpen)) return target;
+    const { secret } = await keyThatOpens(point.destination, repository);
+    const { key, others = [] } = known ?? {};
+    const { recipients = [] } = point.destination.encryption ?? {};
+    const sealed = withKey.get(secret) ?? { ...target, encryption: { key: () => secret, others: [...(key ? [key] : []), ...others], recipients } };
+    withKey.set(secret, sealed);
+    return sealed;
+  };
+}
+
+function liesOpen({ manifest }: StoredPoint, { spec }: Destination): HypersdkError {
+  return new HypersdkError("Usage", `${manifest.source.vm} is encrypted where it is, and would lie open at ${printable(spec.name)}`, {
+    hint: "only repositories are encrypted, from their first export on: say --layout repository where nothing is stored yet, name another destination, or say --unencrypted",
+  });
 }
 
 /** Whether a copy of a point is there that is not known to be bad. */

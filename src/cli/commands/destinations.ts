@@ -1,6 +1,6 @@
 import { resolve } from "node:path";
 import { parseDestinationUrl } from "../../config/destination-url.ts";
-import { keyOfCopies } from "../../config/encryption.ts";
+import { keysOfCopies } from "../../config/encryption.ts";
 import type { DesiredState, DestinationAddress } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import { nearestName } from "../../model/nearest.ts";
@@ -21,6 +21,11 @@ export function destinationNamed(text: string, desired: DesiredState | undefined
   return withKey(addressOf(text, desired, cwd), options, cwd);
 }
 
+/** A place that the files do not name: what lies there, if it is encrypted, has a key of what was copied. */
+export function elsewhere(address: Pick<DestinationAddress, "name" | "url">, desired: DesiredState | undefined): DestinationAddress {
+  return { ...address, ...keysOfCopies((desired?.destinations ?? []).map(({ encryption }) => encryption)) };
+}
+
 function addressOf(text: string, desired: DesiredState | undefined, cwd: string): DestinationAddress {
   const all = desired?.destinations ?? [];
   const named = all.find(({ name }) => name === text);
@@ -28,8 +33,7 @@ function addressOf(text: string, desired: DesiredState | undefined, cwd: string)
   if (text.includes(":")) {
     const url = parseDestinationUrl(text, cwd);
     if (!url.ok) throw new HypersdkError("Usage", `${JSON.stringify(text)} is no destination: ${url.message}`, { hint: url.label });
-    const key = keyOfCopies(all.map(({ encryption }) => encryption));
-    return all.find((each) => each.url === url.url) ?? { name: text, url: url.url, ...(key ? { keyOfCopies: key } : {}) };
+    return all.find((each) => each.url === url.url) ?? elsewhere({ name: text, url: url.url }, desired);
   }
   const near = nearestName(text, new Set(all.map(({ name }) => name)));
   throw new HypersdkError("NotFound", `no destination is named "${text}"`, { hint: near ? `did you mean ${near}?` : "hypersdk get destinations lists them" });

@@ -16,7 +16,7 @@ import { adapters, clock } from "../compose.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
 import { timeOption } from "../time-option.ts";
-import { type KeyOptions, withKey } from "./destinations.ts";
+import { elsewhere, type KeyOptions, withKey } from "./destinations.ts";
 
 /** A restore point that a person named, with its manifest read. */
 export interface FoundPoint {
@@ -104,10 +104,7 @@ export async function recordedPoints(
   const { statePath, desired } = await load(options, io.env, io.cwd);
   const addressOf = (point: RestorePoint): DestinationAddress => {
     const named = desired?.destinations.find(({ name }) => name === point.destination);
-    const address: DestinationAddress = named ?? { name: point.destination, url: point.destinationUrl };
-    const schedule = desired?.schedules.find(({ name }) => name === point.schedule);
-    const key = desired?.destinations.find(({ name }) => name === schedule?.destination)?.encryption ?? address.keyOfCopies;
-    return withKey({ ...address, ...(key ? { keyOfCopies: key } : {}) }, options, io.cwd);
+    return withKey(named ?? elsewhere({ name: point.destination, url: point.destinationUrl }, desired), options, io.cwd);
   };
   const isCopy = (point: RestorePoint): boolean => {
     const schedule = desired?.schedules.find(({ name }) => name === point.schedule);
@@ -205,7 +202,6 @@ async function pointAt(path: string, options: SourceOptions & KeyOptions, io: Io
     // no files are needed for a point that was named by its place; where there are some, they may know the key
     const { desired } = await load(options, io.env, io.cwd).catch(() => ({ desired: undefined }));
     const named = desired?.destinations.find((each) => each.url === url);
-    if (!named) throw error;
-    return read(named);
+    return read(named ?? elsewhere({ name: root, url }, desired));
   }
 }
