@@ -10,7 +10,7 @@ import { contentPieceBytes, storedPieceBytes } from "../model/tree-hash.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import type { Provider, SnapshotDisk, VmSnapshot } from "../providers/provider.ts";
 import { ChunkSession, chunkSink } from "../repository/chunk-sink.ts";
-import { useChunkThreads } from "../repository/chunk-thread.ts";
+import { expectBytes, useChunkThreads } from "../repository/chunk-thread.ts";
 import { partsOf } from "../repository/increment.ts";
 import { manifestVersion } from "../repository/layout.ts";
 import { lockForExport } from "../repository/locks.ts";
@@ -93,6 +93,8 @@ export async function exportVm(
 ): Promise<Exported> {
   const { clock } = ports;
   const startedAt = clock.now();
+  // where all is read, threads begin while it is looked at what is there
+  if (request.layout === "repository" && !provider.tracksChanges) expectBytes(request.estimates.readBytes);
   const repository = request.layout === "repository" ? await Repository.openOrCreate(destination, request.pointId, startedAt) : undefined;
   if (request.keyId !== undefined && repository?.keyId !== request.keyId)
     throw new HypersdkError("KeyRefused", `the repository at ${destination.spec.name} has another key than at the last export: somebody has replaced it`, {

@@ -280,6 +280,11 @@ export function useChunkThreads(bytes: number): () => void {
   };
 }
 
+/** Begins them for bytes that come soon, so that they are there by then. They end after a while where none come. */
+export function expectBytes(bytes: number): void {
+  useChunkThreads(bytes)();
+}
+
 function begin(): void {
   const thread: ChunkThread = new ChunkThread((hasFailed) => {
     if (threads.includes(thread)) threads.splice(threads.indexOf(thread), 1);

@@ -87,4 +87,21 @@ describe("the threads that prepare chunks", () => {
     builtin.mockRestore();
     expect(ended.length > 0).toBe(hasThreads);
   });
+
+  it("begin for what is expected, stay where it comes, and end where it does not", async () => {
+    vi.resetModules();
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    const { expectBytes, hasChunkThreads, useChunkThreads: use } = await import("../../src/repository/chunk-thread.ts");
+    expectBytes(255 * MiB);
+    expect(hasChunkThreads()).toBe(false);
+    expectBytes(256 * MiB);
+    expect(hasChunkThreads()).toBe(hasThreads);
+    const leave = use(1);
+    vi.advanceTimersByTime(60_000);
+    expect(hasChunkThreads()).toBe(hasThreads);
+    leave();
+    vi.advanceTimersByTime(60_000);
+    expect(hasChunkThreads()).toBe(false);
+    vi.useRealTimers();
+  });
 });
