@@ -9,6 +9,7 @@ import type {
   RenameSpec,
   ScheduleSpec,
 } from "../model/desired.ts";
+import { defaultExpiryGraceMs } from "../model/desired.ts";
 import { nearestName } from "../model/nearest.ts";
 import { parseVmPath, type VmPath } from "../model/vm-path.ts";
 import { type Access, checkAccess } from "./access.ts";
@@ -281,7 +282,7 @@ function decodeDestination(value: RawItem["value"], origin: Origin, folders: Rea
       url: url.url,
       layout: value["layout"] as DestinationSpec["layout"] | undefined,
       inline: false,
-      expiryGraceMs: durationOf(value["expiryGrace"], origin, ["expiryGrace"], report) ?? 7 * 86_400_000,
+      expiryGraceMs: durationOf(value["expiryGrace"], origin, ["expiryGrace"], report) ?? defaultExpiryGraceMs,
       origin,
     },
   ];
@@ -314,7 +315,7 @@ function inlineDestination(
   }
   const origin: Origin = { ...owner, pointer: [...owner.pointer, "destination"] };
   if (url.scheme !== "file") later(owner, ["destination"], `a destination at ${url.scheme}://`);
-  return { name: text, url: url.url, layout: undefined, expiryGraceMs: 7 * 86_400_000, inline: true, origin };
+  return { name: text, url: url.url, layout: undefined, expiryGraceMs: defaultExpiryGraceMs, inline: true, origin };
 }
 
 function decodePolicy(value: RawItem["value"], origin: Origin, report: Report, later: Later): PolicySpec {

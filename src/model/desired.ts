@@ -49,6 +49,9 @@ export interface ProviderSpec {
 /** Where a destination is: enough to open it. */
 export type DestinationAddress = Pick<DestinationSpec, "name" | "url" | "encryption" | "keysOfCopies">;
 
+/** How long a restore point stays after retention has marked it, unless its destination says otherwise. */
+export const defaultExpiryGraceMs: number = 7 * 86_400_000;
+
 export interface DestinationSpec {
   readonly name: string;
   readonly url: string;

@@ -1,4 +1,4 @@
-import type { DependencySpec, WindowSpec } from "../model/desired.ts";
+import { type DependencySpec, defaultExpiryGraceMs, type WindowSpec } from "../model/desired.ts";
 import { formatDuration } from "../model/duration.ts";
 import { lazily } from "../model/lazily.ts";
 import type { Change } from "../plan/plan.ts";
@@ -19,6 +19,7 @@ const fieldDefaults: Readonly<Record<string, unknown>> = {
   priority: 50,
   concurrency: 2,
   compression: "none",
+  expiryGraceMs: defaultExpiryGraceMs,
 };
 const newFields: Readonly<Record<Change["resource"], readonly string[]>> = {
   schedule: [
@@ -45,7 +46,7 @@ const newFields: Readonly<Record<Change["resource"], readonly string[]>> = {
     "suspend",
   ],
   policy: ["match", "exclude", "schedule", "priority", "rpoMs"],
-  destination: ["url", "layout"],
+  destination: ["url", "layout", "expiryGraceMs"],
   provider: ["type", "writtenSockets", "libvirt", "writtenPath", "writtenScratch", "root"],
   notifier: ["type"],
 };

@@ -527,6 +527,16 @@ describe("a plan", () => {
     `);
   });
 
+  it("says of a new destination how long marked restore points stay there, unless that goes without saying", () => {
+    const places = ["expiryGrace: 0s", "expiryGrace: 7d"].map((grace, i) => `  - {name: place-${i}, url: "file:///srv/${i}", ${grace}}\n`);
+    const text = renderPlan(make(desiredOf(`${smallest}destinations:\n${places.join("")}`), emptyRecorded, seen("web")), {
+      style: styleOf(false),
+      summary: false,
+      timezoneOf: () => "UTC",
+    });
+    expect(text.match(/^ {6}(layout|expiryGrace).*/gm)).toEqual(['      layout       "image"', "      expiryGrace  0s", '      layout       "image"']);
+  });
+
   it("cannot be made to break out of its Markdown", () => {
     const evil = desiredOf(smallest.replace("nightly", "nightly").replace("/datacenter/vm/*", "/datacenter/vm/```x"));
     const text = planMarkdown(make(evil, emptyRecorded, seen("```x")), () => "UTC");
