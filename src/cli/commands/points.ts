@@ -60,7 +60,9 @@ function orAnother(error: unknown, chosen: RestorePoint, points: readonly Restor
   // the next one lies behind the same key, or in the same repository
   if (!(error instanceof HypersdkError) || error.code === "KeyRefused") return error;
   try {
-    const next = choose(points.filter((point) => point !== chosen));
+    // where it is not the point that is damaged, nothing of its destination can be had
+    const isElsewhere = ({ destination }: RestorePoint): boolean => destination !== chosen.destination;
+    const next = choose(points.filter(error.code === "ArtifactDamaged" ? (point) => point !== chosen : isElsewhere));
     const what = `${next.id.slice(0, 8)} of schedule ${next.schedule}, as of ${next.instant}, at ${printable(next.destination)}`;
     return new HypersdkError(error.code, error.message, { cause: error, hint: `${error.hint ? `${error.hint}; ` : ""}the next one is ${what}: name its id` });
   } catch {
