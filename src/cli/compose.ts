@@ -38,8 +38,8 @@ export function engineContext(
 /** Opens each destination once: exports to the same one share what one of them has read (`repository/shared-index.ts`). */
 function eachOnce(open: EngineContext["openDestination"]): EngineContext["openDestination"] {
   const opened = new Map<string, ReturnType<typeof open>>();
-  return ({ name, url, encryption, keysOfCopies }) => {
-    const address = { name, url, ...(encryption ? { encryption } : {}), ...(keysOfCopies ? { keysOfCopies } : {}) };
+  return ({ name, url, encryption, otherKeys }) => {
+    const address = { name, url, ...(encryption ? { encryption } : {}), ...(otherKeys ? { otherKeys } : {}) };
     const key = JSON.stringify(address);
     const destination = opened.get(key) ?? open(address);
     opened.set(key, destination);

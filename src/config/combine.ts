@@ -18,7 +18,7 @@ import { decodeSchedule } from "./decode-schedule.ts";
 import { alertsOf, durationOf, patternsOf, priorityOf } from "./decode-values.ts";
 import { parseDestinationUrl } from "./destination-url.ts";
 import { type Diagnostic, sortDiagnostics } from "./diagnostic.ts";
-import { encryptionsOf, keysOfCopies } from "./encryption.ts";
+import { encryptionsOf, otherKeys } from "./encryption.ts";
 import { reportFindings } from "./findings.ts";
 import type { Fragment, Item, RawItem, Section } from "./read-file.ts";
 import { Report } from "./report.ts";
@@ -116,7 +116,7 @@ export function combine(files: readonly ConfigFile[], sourceOf: (file: string) =
     [...byName.values()].map((destination): DestinationSpec => {
       const encryption = encryptions.get(destination.name);
       const isWritten = schedules.some((schedule) => schedule.destination === destination.name);
-      return { ...destination, layout: layoutOf(destination), ...(encryption ? { encryption } : {}), ...(isWritten ? {} : keysOfCopies(encryptions.values())) };
+      return { ...destination, layout: layoutOf(destination), ...(encryption ? { encryption } : {}), ...(isWritten ? {} : otherKeys(encryptions.values())) };
     }),
   );
   // also of a schedule that something else is wrong with

@@ -30,9 +30,9 @@ export function encryptionsOf(schedules: readonly ScheduleSpec[], folders: Reado
 }
 
 /** Every key of the files once: a copy of what is encrypted is sealed with its key. */
-export function keysOfCopies(encryptions: Iterable<EncryptionRef | undefined>): { readonly keysOfCopies?: readonly EncryptionRef[] } {
-  const keys = new Map([...encryptions].flatMap((each) => (each?.key ? [[JSON.stringify(each.key), each] as const] : [])));
-  return keys.size > 0 ? { keysOfCopies: [...keys.values()] } : {};
+export function otherKeys(encryptions: Iterable<EncryptionRef | undefined>): { readonly otherKeys?: readonly EncryptionRef[] } {
+  const keys = new Map([...encryptions].flatMap((each) => (each?.key ? [[JSON.stringify(each), each] as const] : [])));
+  return keys.size > 0 ? { otherKeys: [...keys.values()] } : {};
 }
 
 function refOf({ key, recipients }: NonNullable<ScheduleSpec["encryption"]>, folder: string): EncryptionRef {

@@ -28,11 +28,16 @@ export interface Destination {
 }
 
 interface Encryption {
+  /** What a new repository is sealed with. Without it, what is there is opened, and nothing sealed. */
+  readonly sealing?: Key;
+  /** Further ones that may open what is there, tried in turn. */
+  readonly others: readonly Key[];
+}
+
+export interface Key {
   /** A passphrase or an age identity. @throws KeyRefused when it cannot be had */
-  key(): string;
-  /** Further ones that may open what is there, tried in turn. Nothing is sealed with them. */
-  readonly others?: readonly (() => string)[];
-  /** age recipients that shall be able to open it as well. */
+  secret(): string;
+  /** age recipients that shall be able to open what it seals as well. */
   readonly recipients: readonly string[];
 }
 

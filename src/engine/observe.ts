@@ -95,11 +95,12 @@ async function observeDestination(destination: Destination): Promise<ObservedDes
 
 /** @throws ArtifactDamaged where there are points, and no config: none of them can be read */
 async function sealOf(destination: Destination, hasPoints: boolean): Promise<Pick<ObservedDestination, "isSealed" | "keyProblem">> {
-  const { Repository, withoutConfig } = await import("../repository/repository.ts");
+  const [{ Repository, withoutConfig }, { requireKey }] = await Promise.all([import("../repository/repository.ts"), import("../repository/keys.ts")]);
   const isSealed = await Repository.isSealed(destination);
   if (isSealed === undefined && hasPoints) throw withoutConfig(destination, "points");
   try {
-    if (isSealed !== false) destination.encryption?.key();
+    // nothing is sealed there for the sake of keys that only open
+    if (isSealed || (isSealed === undefined && destination.encryption?.sealing)) requireKey(destination);
     return isSealed === undefined ? {} : { isSealed };
   } catch (error) {
     return { ...(isSealed === undefined ? {} : { isSealed }), keyProblem: reasonOf(error) };

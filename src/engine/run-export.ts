@@ -141,10 +141,7 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
   });
   const progress = progressNotes(run, lease, context);
   const distrusted = await distrustedPacks(destination, lease, context);
-  const keyAt = `repository key ${work.destination.url}`;
-  const keyId = context.adopt ? undefined : state.configuration.meta(keyAt);
-  const idAt = `repository id ${work.destination.url}`;
-  const repositoryId = context.adopt ? undefined : state.configuration.meta(idAt);
+  const known = context.adopt ? {} : state.configuration.repositoryAt(work.destination.url);
   const exported = await exportVm(
     provider,
     destination,
@@ -168,8 +165,7 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
       ...(schedule.incremental ? { fullReadEveryMs: schedule.incremental.fullReadEveryMs } : {}),
       estimates: work.expected,
       ...(distrusted.size > 0 ? { distrusted } : {}),
-      ...(repositoryId === undefined ? {} : { repositoryId }),
-      ...(keyId === undefined ? {} : { keyId }),
+      ...known,
     },
     { clock, random },
     {
@@ -199,9 +195,8 @@ async function exportOnce(work: RunWork, destination: Destination, name: RunName
   );
   await stillClaimed(destination, state.lineage);
   recordPoint(work, exported, lease, context);
-  const { repositoryId: idNow, keyId: keyNow } = exported;
-  if (idNow !== undefined && idNow !== repositoryId) state.write(lease, () => state.configuration.setMeta(idAt, idNow));
-  if (keyNow !== undefined && keyNow !== keyId) state.write(lease, () => state.configuration.setMeta(keyAt, keyNow));
+  if (exported.repositoryId !== known.repositoryId || exported.keyId !== known.keyId)
+    state.write(lease, () => state.configuration.setRepositoryAt(work.destination.url, exported));
   if (schedule.keepImage) await keepLatest(work, destination, exported, context);
   return exported;
 }

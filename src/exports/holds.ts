@@ -26,7 +26,7 @@ export async function noteHold(destination: Destination, lineage: string, id: st
   const path = `${folder}/${id}.json`;
   if (reason === undefined) return destination.remove(path);
   // what cannot be known not to be sealed is taken to be
-  const isPlain = marker.layout === "image" || (!destination.encryption && (await Repository.isSealed(destination)) === false);
+  const isPlain = marker.layout === "image" || (!destination.encryption?.sealing && (await Repository.isSealed(destination)) === false);
   const hold: Hold = { at, reason: isPlain ? reason : null };
   await destination.put(path, `${JSON.stringify(hold, null, 2)}\n`);
 }

@@ -20,7 +20,7 @@ export interface StoredPoint {
 export async function storeAgain(
   point: StoredPoint,
   to: Destination,
-  request: Pick<ExportRequest, "pointId" | "runId" | "lineage" | "toolVersion" | "layout" | "format" | "compression" | "distrusted">,
+  request: Pick<ExportRequest, "pointId" | "runId" | "lineage" | "toolVersion" | "layout" | "format" | "compression" | "distrusted" | "repositoryId" | "keyId">,
   ports: ExportPorts,
   options: { readonly signal: AbortSignal; readonly onRead?: (bytes: number) => void },
 ): Promise<Exported> {

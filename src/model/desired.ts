@@ -47,7 +47,7 @@ export interface ProviderSpec {
 }
 
 /** Where a destination is: enough to open it. */
-export type DestinationAddress = Pick<DestinationSpec, "name" | "url" | "encryption" | "keysOfCopies">;
+export type DestinationAddress = Pick<DestinationSpec, "name" | "url" | "encryption" | "otherKeys">;
 
 /** How long a restore point stays after retention has marked it, unless its destination says otherwise. */
 export const defaultExpiryGraceMs: number = 7 * 86_400_000;
@@ -59,8 +59,8 @@ export interface DestinationSpec {
   readonly expiryGraceMs: number;
   /** What its schedules say. */
   readonly encryption?: EncryptionRef;
-  /** Where no schedule writes there are copies, each with the key of what was copied: one of these opens it. Nothing is sealed with them. */
-  readonly keysOfCopies?: readonly EncryptionRef[];
+  /** Further keys that may open what is there: where no schedule writes there are copies, with the key of what was copied. Nothing is sealed with them. */
+  readonly otherKeys?: readonly EncryptionRef[];
   /** True for a destination that a schedule wrote in place as a URL: its name is that URL. */
   readonly inline: boolean;
   readonly origin: Origin;

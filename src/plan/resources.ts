@@ -29,7 +29,7 @@ export function resourcesOf(desired: DesiredState): DesiredResource[] {
     ...list(
       "destination",
       desired.destinations.filter((destination) => !destination.inline),
-      { inline: undefined, encryption: undefined, keysOfCopies: undefined },
+      { inline: undefined, encryption: undefined, otherKeys: undefined },
     ),
     ...list("notifier", desired.notifiers),
     ...list("policy", desired.policies),

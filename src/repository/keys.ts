@@ -1,5 +1,5 @@
 import { createHash, randomBytes, scrypt } from "node:crypto";
-import type { Destination } from "../destinations/destination.ts";
+import type { Destination, Key } from "../destinations/destination.ts";
 import { againWhileGone } from "../destinations/gone.ts";
 import { isAsWritten, withDigest } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
@@ -75,10 +75,11 @@ export function slotPath(id: string): string {
 /** A new master key, with the slots that a destination's encryption asks for. @returns it, and the paths of the slots */
 export async function makeKey(destination: Destination, repository: string, at: Instant): Promise<{ readonly masterKey: Buffer; readonly paths: string[] }> {
   const masterKey = randomBytes(masterKeyBytes);
-  const { key, recipients } = encryptionOf(destination);
-  const secret = key();
+  const sealing = destination.encryption?.sealing;
+  if (!sealing) throw noKey(destination);
+  const secret = sealing.secret();
   const paths = [await addSlot(destination, repository, masterKey, secret, at)];
-  for (const recipient of recipients) paths.push(await addSlot(destination, repository, masterKey, recipient, at));
+  for (const recipient of sealing.recipients) paths.push(await addSlot(destination, repository, masterKey, recipient, at));
   unwrapped.set(cacheKey(repository, secret), masterKey);
   return { masterKey, paths };
 }
@@ -92,19 +93,21 @@ export async function addSlot(destination: Destination, repository: string, mast
   return slotPath(base.id);
 }
 
-/** Gives every recipient that the files name a slot. */
-export async function addMissingRecipients(destination: Destination, repository: string, masterKey: Buffer, at: Instant): Promise<void> {
-  const wanted = destination.encryption?.recipients ?? [];
+/** Gives every recipient that the files name a slot, where it is their key that opens: those of another key have no say. */
+export async function addMissingRecipients(destination: Destination, repository: string, at: Instant): Promise<void> {
+  const wanted = destination.encryption?.sealing?.recipients ?? [];
   if (wanted.length === 0) return;
+  const { key, masterKey } = await keyThatOpens(destination, repository);
+  if (key !== destination.encryption?.sealing) return;
   const there = new Set((await listSlots(destination, repository)).map((slot) => (slot.kind === "age" ? slot.recipient : "")));
   for (const recipient of wanted) if (!there.has(recipient)) await addSlot(destination, repository, masterKey, recipient, at);
 }
 
-/** Puts the slot of the key at hand back, where it is gone. */
+/** Puts the slot of the key that has opened the repository back, where it is gone. */
 export async function restoreSlot(destination: Destination, repository: string, at: Instant): Promise<void> {
-  const secret = encryptionOf(destination).key();
+  const { secret, masterKey } = await keyThatOpens(destination, repository);
   for (const slot of await listSlots(destination, repository)) if (await opens(slot, secret)) return;
-  await addSlot(destination, repository, await unlock(destination, repository), secret, at);
+  await addSlot(destination, repository, masterKey, secret, at);
 }
 
 /** Master keys that were unwrapped by this process, by repository and hash of the secret: a passphrase is meant to take its time. */
@@ -119,40 +122,79 @@ export async function unlock(destination: Destination, repository: string): Prom
   return (await keyThatOpens(destination, repository)).masterKey;
 }
 
-/** The first of the keys at hand that opens a repository, with what it opens. @throws KeyRefused when there is none */
-export async function keyThatOpens(destination: Destination, repository: string): Promise<{ readonly secret: string; readonly masterKey: Buffer }> {
-  const { key, others = [] } = encryptionOf(destination);
-  let refused: unknown;
-  for (const each of [key, ...others]) {
+/** A key with what it opens. */
+export interface FittingKey {
+  readonly key: Key;
+  readonly secret: string;
+  readonly masterKey: Buffer;
+}
+
+/** The first of the keys at hand that opens a repository. @throws KeyRefused when there is none, or none opens */
+export async function keyThatOpens(destination: Destination, repository: string): Promise<FittingKey> {
+  const { secrets, missing } = secretsOf(destination);
+  for (const { key, secret } of secrets) {
+    const masterKey = unwrapped.get(cacheKey(repository, secret));
+    if (masterKey) return { key, secret, masterKey };
+  }
+  const slots = await listSlots(destination, repository);
+  if (slots.length === 0) throw damaged(`${keysFolder} of ${destination.spec.name}`, "no slot of it holds the repository's key");
+  for (const { key, secret } of secrets)
+    for (const slot of slots) {
+      const masterKey = await unwrapSlot(slot, secret);
+      if (!masterKey) continue;
+      unwrapped.set(cacheKey(repository, secret), masterKey);
+      return { key, secret, masterKey };
+    }
+  throw noneOpens(destination, slots, secrets.length, missing);
+}
+
+/** Those of the slots that a key at hand opens. */
+export async function slotsOpened(destination: Destination, slots: readonly KeySlot[]): Promise<KeySlot[]> {
+  const { secrets } = secretsOf(destination);
+  const opened: KeySlot[] = [];
+  for (const slot of slots) for (const { secret } of secrets) if (!opened.includes(slot) && (await opens(slot, secret))) opened.push(slot);
+  return opened;
+}
+
+/** @throws KeyRefused where no key is named, or none of them can be had */
+export function requireKey(destination: Destination): void {
+  const { secrets, missing } = secretsOf(destination);
+  if (secrets.length === 0) throw missing[0];
+}
+
+/** The keys at hand, and why others cannot be had: one of these is no reason not to try the rest. @throws KeyRefused when no key is named at all */
+function secretsOf(destination: Destination): { readonly secrets: readonly Omit<FittingKey, "masterKey">[]; readonly missing: readonly HypersdkError[] } {
+  const { sealing, others } = destination.encryption ?? { others: [] };
+  const keys = [...(sealing ? [sealing] : []), ...others];
+  if (keys.length === 0) throw noKey(destination);
+  const secrets: Omit<FittingKey, "masterKey">[] = [];
+  const missing: HypersdkError[] = [];
+  for (const key of keys) {
     try {
-      const secret = each();
-      const known = cacheKey(repository, secret);
-      const masterKey = unwrapped.get(known) ?? (await unwrap(destination, repository, secret));
-      unwrapped.set(known, masterKey);
-      return { secret, masterKey };
+      secrets.push({ key, secret: key.secret() });
     } catch (error) {
-      if (!(error instanceof HypersdkError) || error.code !== "KeyRefused") throw error;
-      refused ??= error;
+      if (!(error instanceof HypersdkError)) throw error;
+      missing.push(error);
     }
   }
-  throw refused;
+  return { secrets, missing };
+}
+
+function noneOpens({ spec }: Destination, slots: readonly KeySlot[], tried: number, missing: readonly HypersdkError[]): HypersdkError {
+  const [first] = missing;
+  if (first && tried === 0 && missing.length === 1) return first;
+  const keys = tried === 1 ? "the key opens" : `${tried} keys open`;
+  const what = tried > 0 ? `${keys} none of the ${slots.length} slots of ${spec.name}` : `no key of ${spec.name} can be had`;
+  return new HypersdkError("KeyRefused", what, {
+    hint: first
+      ? `what could not be tried: ${missing.map(({ message }) => message).join("; ")}`
+      : "is it the key of this repository? what it once opened may have been removed with hypersdk key remove",
+  });
 }
 
 /** Whether a secret opens this slot. */
 export async function opens(slot: KeySlot, secret: string): Promise<boolean> {
   return (await unwrapSlot(slot, secret)) !== undefined;
-}
-
-async function unwrap(destination: Destination, repository: string, secret: string): Promise<Buffer> {
-  const slots = await listSlots(destination, repository);
-  if (slots.length === 0) throw damaged(`${keysFolder} of ${destination.spec.name}`, "no slot of it holds the repository's key");
-  for (const slot of slots) {
-    const masterKey = await unwrapSlot(slot, secret);
-    if (masterKey) return masterKey;
-  }
-  throw new HypersdkError("KeyRefused", `the key opens none of the ${slots.length} slots of ${destination.spec.name}`, {
-    hint: "is it the key of this repository? what it once opened may have been removed with hypersdk key remove",
-  });
 }
 
 async function unwrapSlot(slot: KeySlot, secret: string): Promise<Buffer | undefined> {
@@ -198,9 +240,8 @@ function stretched(secret: string, { N, r, p, salt }: Pick<PassphraseSlot, "N" |
   });
 }
 
-function encryptionOf({ encryption, spec }: Destination): NonNullable<Destination["encryption"]> {
-  if (encryption) return encryption;
-  throw new HypersdkError("KeyRefused", `the repository at ${spec.name} is encrypted, and no key is given`, {
+function noKey({ spec }: Destination): HypersdkError {
+  return new HypersdkError("KeyRefused", `the repository at ${spec.name} is encrypted, and no key is given`, {
     hint: "name it with encryption.key in a schedule of the files; commands that only look take --key-file",
   });
 }

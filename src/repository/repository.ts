@@ -132,11 +132,11 @@ export class Repository {
   static async openOrCreate(destination: Destination, id: string, createdAt: Instant): Promise<Repository> {
     const repository = (await Repository.open(destination)) ?? (await Repository.#create(destination, id, createdAt));
     const { name } = destination.spec;
-    if (destination.encryption && !repository.config.encryption)
+    if (destination.encryption?.sealing && !repository.config.encryption)
       throw new HypersdkError("KeyRefused", `the files want ${name} encrypted, and the repository there is not`, {
         hint: "what is there cannot be sealed in place: name a new destination, and let this one expire",
       });
-    if (repository.config.encryption) await addMissingRecipients(destination, repository.config.id, await unlock(destination, repository.config.id), createdAt);
+    if (repository.config.encryption) await addMissingRecipients(destination, repository.config.id, createdAt);
     return repository;
   }
 
@@ -148,7 +148,7 @@ export class Repository {
         if (made) return made;
         throw withoutConfig(destination, folder);
       }
-    const made = destination.encryption && (await makeKey(destination, id, createdAt));
+    const made = destination.encryption?.sealing && (await makeKey(destination, id, createdAt));
     const config: RepositoryConfig = withDigest({
       formatVersion: repositoryVersion,
       kind: "hypersdk-repository" as const,

@@ -22,6 +22,8 @@ interface ProtectionRow {
 export type ProtectionId = Pick<RecordedProtection, "schedule" | "provider" | "identity">;
 
 const unmanagedKey = "unmanaged ";
+const repositoryIdKey = "repository id ";
+const repositoryKeyKey = "repository key ";
 
 /** What was applied: resources, suspensions, protections, and the identity of the state. */
 export class Configuration {
@@ -53,6 +55,21 @@ export class Configuration {
 
   setUnmanaged(url: string, manifestPaths: readonly string[]): void {
     this.setMeta(`${unmanagedKey}${url}`, JSON.stringify(manifestPaths));
+  }
+
+  /** The repository that was last written to at a URL, and what stands for its key: another in its place is found out. */
+  repositoryAt(url: string): { readonly repositoryId?: string; readonly keyId?: string } {
+    const [repositoryId, keyId] = [this.meta(`${repositoryIdKey}${url}`), this.meta(`${repositoryKeyKey}${url}`)];
+    return { ...(repositoryId === undefined ? {} : { repositoryId }), ...(keyId === undefined ? {} : { keyId }) };
+  }
+
+  setRepositoryAt(url: string, { repositoryId, keyId }: { readonly repositoryId?: string; readonly keyId?: string }): void {
+    for (const [key, value] of [
+      [`${repositoryIdKey}${url}`, repositoryId],
+      [`${repositoryKeyKey}${url}`, keyId],
+    ] as const)
+      if (value === undefined) this.#db.prepare("DELETE FROM meta WHERE key = ?").run(key);
+      else this.setMeta(key, value);
   }
 
   setMeta(key: string, value: string): void {

@@ -430,7 +430,7 @@ schedules:
   ]);
   // the slots can be looked at all the same
   const slots = await hypersdk(folder, ["key", "list"]);
-  expect(slots).toMatchObject({ code: 0, stderr: expect.stringContaining("the key at hand opens none of them") as string });
+  expect(slots).toMatchObject({ code: 0, stderr: expect.stringContaining("the key opens none of the 1 slots") as string });
   expect(slots.stdout).toContain("passphrase");
 
   const config = JSON.parse(readFileSync(join(folder, "backups/config"), "utf8")) as { digest: string };
@@ -489,85 +489,6 @@ schedules:
   );
   expect(await ok(folder, ["plan"])).toContain("open holds the layout repository, and the files say image");
   expect(await ok(folder, ["check"])).toMatch(/^open: 2 restore points[\s\S]*^sealed: 2 restore points/m);
-});
-
-it("a copy of what is encrypted is encrypted with the same key, and every command finds it", { timeout: 300_000 }, async () => {
-  const { folder, disk } = fleet();
-  writeFileSync(join(folder, "key"), "a passphrase that nobody guesses");
-  writeFileSync(
-    join(folder, "infrastructure.yaml"),
-    `version: v2
-destinations:
-  - {name: sealed, url: "file:./sealed", layout: repository}
-  - {name: cellar, url: "file:./cellar", layout: repository}
-schedules:
-  - {name: nightly, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/web"], destination: sealed, incremental: true, encryption: {key: "\${file:key}"}}
-`,
-  );
-  await ok(folder, ["apply", "--auto-approve"]);
-  expect(await ok(folder, ["copy", "sealed", "cellar"])).toContain("1 restore point copied");
-  const config = JSON.parse(readFileSync(join(folder, "cellar/config"), "utf8")) as { encryption?: object };
-  expect(config.encryption).toBeDefined();
-  await ok(folder, ["run", "nightly"]);
-  expect(await ok(folder, ["copy", "sealed", "cellar"])).toContain("1 restore point copied to cellar, 1 there already");
-  expect(await ok(folder, ["plan"])).not.toContain("exports will fail");
-  for (const command of ["check", "compact"]) expect(await ok(folder, [command])).toContain("cellar: ");
-  expect(await ok(folder, ["doctor"])).toMatch(/✓ destination\.cellar .* encrypted, and the key opens it/);
-  expect(await ok(folder, ["verify"])).toContain("4 restore points verified");
-  const { items } = result<{ items: { id: string; destination: string; instant: string }[] }>(await ok(folder, ["get", "artifacts", "--json"]));
-  // retention counts them there, and looks whether what stays is whole before something goes
-  const yaml = join(folder, "infrastructure.yaml");
-  writeFileSync(
-    yaml,
-    readFileSync(yaml, "utf8")
-      .replaceAll("layout: repository}", "layout: repository, expiryGrace: 0s}")
-      .replace("incremental: true", "incremental: true, retention: {keepLast: 1}"),
-  );
-  await ok(folder, ["apply", "--auto-approve"]);
-  await ok(folder, ["apply", "--auto-approve"]);
-  expect(await ok(folder, ["check"])).toMatch(/^cellar: 1 restore point,[\s\S]*^sealed: 1 restore point,/m);
-  const copies = items.filter(({ destination }) => destination === "cellar").sort((a, b) => (a.instant < b.instant ? 1 : -1));
-  rmSync(join(folder, "sealed"), { recursive: true });
-  await ok(folder, ["restore", copies[0]?.id as string, "--to", "web.raw"]);
-  expect(readFileSync(join(folder, "web.raw")).equals(readFileSync(disk("web")))).toBe(true);
-});
-
-it("copies of what two keys seal are opened with either, kept by retention, and never lie open unasked", { timeout: 300_000 }, async () => {
-  const { folder, disk } = fleet();
-  for (const name of ["a", "b"]) writeFileSync(join(folder, `key-${name}`), `a passphrase that nobody guesses, ${name}`);
-  writeFileSync(
-    join(folder, "infrastructure.yaml"),
-    `version: v2
-destinations:
-  - {name: cellar, url: "file:./cellar", layout: repository, expiryGrace: 0s}
-  - {name: unused, url: "file:./unused"}
-schedules:
-${["a", "b"].map((name) => `  - {name: ${name}, cron: "0 2 * * *", vms: ["/datacenter/vm/${name === "a" ? "db" : "web"}"], destination: "file:./${name}", incremental: true, retention: {keepLast: 1}, encryption: {key: "\${file:key-${name}}"}}`).join("\n")}
-  - {name: later, cron: "0 3 * * *", vms: ["/datacenter/vm/web"], destination: unused, incremental: true, encryption: {key: "\${file:key-a}"}}
-`,
-  );
-  await ok(folder, ["apply", "--auto-approve"]);
-  for (const target of ["unused", "file:./images"])
-    for (const name of ["a", "b"]) {
-      await ok(folder, ["run", name]);
-      expect(await hypersdk(folder, ["copy", `file:./${name}`, target, "--layout", "image"])).toMatchObject({ code: 64 });
-    }
-  expect(existsSync(join(folder, "unused"))).toBe(false);
-  // the second finds a repository that was sealed with the key of the first, and another command one with either
-  for (const name of ["b", "a", "b"]) await ok(folder, ["copy", `file:./${name}`, "cellar"]);
-  await ok(folder, ["copy", "cellar", "file:./usb"]);
-  expect(await ok(folder, ["verify"])).toContain(" 0 damaged");
-  expect(await ok(folder, ["check"])).toMatch(/^cellar: 4 restore points/m);
-  const [manifest] = readdirSync(join(folder, "usb/points"), { recursive: true, encoding: "utf8" }).filter((name) => name.endsWith(".json"));
-  await ok(folder, ["verify", join(folder, "usb/points", manifest as string)]);
-  await ok(folder, ["apply", "--auto-approve"]);
-  await ok(folder, ["apply", "--auto-approve"]);
-  expect(await ok(folder, ["check"])).toMatch(/^cellar: 2 restore points/m);
-  for (const name of ["a", "b"]) rmSync(join(folder, name), { recursive: true });
-  const { items } = result<{ items: { id: string; destination: string; vm: string }[] }>(await ok(folder, ["get", "artifacts", "--json"]));
-  const copied = items.find(({ destination, vm }) => destination === "cellar" && vm === "/datacenter/vm/web");
-  await ok(folder, ["restore", copied?.id as string, "--to", "web.raw"]);
-  expect(readFileSync(join(folder, "web.raw")).equals(readFileSync(disk("web")))).toBe(true);
 });
 
 it("encryption without a key, of images, or in two ways at one destination is refused where it stands", async () => {

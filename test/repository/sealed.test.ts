@@ -30,7 +30,7 @@ function files(): string[] {
 }
 
 function keyed(secret: string, recipients: readonly string[] = []): Destination {
-  return { ...destinationAt(root), encryption: { key: () => secret, recipients } };
+  return { ...destinationAt(root), encryption: { sealing: { secret: () => secret, recipients }, others: [] } };
 }
 
 describe("a sealed repository", () => {

@@ -27,7 +27,7 @@ export function destinationAt(root: string, isSealed: boolean = false): Destinat
 }
 
 export function sealing(destination: Destination): Destination {
-  return { ...destination, encryption: { key: () => passphrase, recipients: [] } };
+  return { ...destination, encryption: { sealing: { secret: () => passphrase, recipients: [] }, others: [] } };
 }
 
 /** Exports one disk of one VM. @returns the manifest's path */

@@ -3,16 +3,19 @@ import { resolve } from "node:path";
 import type { Destination } from "../../destinations/destination.ts";
 import { isGone } from "../../destinations/gone.ts";
 import { damagedPacksOf } from "../../exports/damaged-packs.ts";
-import { claim, readMarker, stillClaimed } from "../../exports/lineage.ts";
+import type { Exported } from "../../exports/export-vm.ts";
+import { claim, DamagedMarker, layoutThere, readMarker, stillClaimed } from "../../exports/lineage.ts";
 import { isChunked } from "../../exports/manifest.ts";
 import { readManifest } from "../../exports/restore.ts";
 import { type StoredPoint, storeAgain } from "../../exports/stored-point.ts";
 import { verifyPoint } from "../../exports/verify.ts";
+import { readSecret } from "../../files/read-secret.ts";
 import { formatBytes } from "../../model/bytes.ts";
-import type { DesiredState, DestinationSpec } from "../../model/desired.ts";
+import type { DesiredState, DestinationAddress, DestinationSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import type { ExportFormat } from "../../model/image-formats.ts";
 import type { RestorePoint } from "../../model/recorded.ts";
+import type { Revision } from "../../plan/plan.ts";
 import { keyThatOpens } from "../../repository/keys.ts";
 import { isRepositoryPoint } from "../../repository/points.ts";
 import { isDamage, Repository } from "../../repository/repository.ts";
@@ -40,12 +43,10 @@ export interface CopyOptions extends SourceOptions, KeyOptions {
 /** Stores restore points at another destination too: one, or all good ones of a destination that are not there yet, oldest first. */
 export async function copy(from: string, to: string, options: CopyOptions, io: Io): Promise<number> {
   const { statePath, desired, revision } = await load(options, io.env, io.cwd);
-  const { keysOfCopies, ...address } = destinationNamed(to, desired, {}, io.cwd);
-  const bare = await adapters.openDestination(address);
-  // with these, what is there is opened, and nothing sealed
-  const withKnownKeys = await adapters.openDestination(keysOfCopies ? { ...address, keysOfCopies } : address);
-  const target = (await Repository.isSealed(bare)) ? withKnownKeys : bare;
-  const points = await pointsOf(from, desired, options, io);
+  const selection = withKeyBesides(options, io);
+  const address = destinationNamed(to, desired, selection, io.cwd);
+  const target = await adapters.openDestination(address);
+  const points = await pointsOf(from, desired, selection, io);
   const interrupts = listenForInterrupts(io.err);
   const state = State.openForWriting(statePath, random);
   const copied: object[] = [];
@@ -53,20 +54,20 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
   let distrusted: ReadonlySet<string> | undefined;
   try {
     const layout = await layoutOf(target, desired, options);
-    const mayLieOpen = options.unencrypted ?? false;
-    const sealedAs = sealing(bare, { layout, mayLieOpen, known: withKnownKeys.encryption });
+    const adopt = options.adopt ?? false;
+    const targetFor = sealing(target, { layout, mayLieOpen: options.unencrypted ?? false, openWriter: openWriterOf(address.name, desired) });
     for (const open of points) {
       const point = await open();
       const { source, repository, disks } = point.manifest;
       if (point.destination.spec.url === address.url)
         throw new HypersdkError("Usage", `${source.vm} as of ${source.instant} is at ${address.name} already`, { hint: "name another destination" });
-      const isSealed = repository !== undefined && (await Repository.isSealed(point.destination));
-      const into = isSealed ? await sealedAs(point, repository.id) : target;
+      const into = await targetFor(point);
+      if (layout === "repository") await requireOpening(into);
       if (await hasSound(into, state, point)) {
         isThere++;
         continue;
       }
-      await claim(into, state.lineage, clock.now(), { adopt: options.adopt ?? false, layout, hasPoints: state.artifacts.hasAt(address.url) });
+      await claim(into, state.lineage, clock.now(), { adopt, layout, hasPoints: state.artifacts.hasAt(address.url) });
       const [first] = disks;
       distrusted ??= await damagedPacksOf(into, badPointsAt(state, address.url), interrupts.signal);
       const format = options.format ?? repository?.restoreFormat ?? (first && !isChunked(first) ? first.format : "qcow2");
@@ -87,38 +88,14 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
           format,
           compression: layout === "repository" ? "zstd" : "none",
           distrusted,
+          ...(adopt ? {} : state.configuration.repositoryAt(address.url)),
         },
         { clock, random },
         { signal: interrupts.signal, onRead: progress.add },
       ).finally(progress.stop);
       await stillClaimed(into, state.lineage);
       await verifyPoint(into, exported.manifestPath, exported.manifest, "stored", { signal: interrupts.signal });
-      state.writeUnlocked(() => {
-        state.artifacts.add(
-          {
-            id,
-            runId: id,
-            schedule: source.schedule,
-            provider: source.provider,
-            identity: source.identity,
-            vmPath: source.vm,
-            destination: address.name,
-            destinationUrl: address.url,
-            manifestPath: exported.manifestPath,
-            instant: source.instant,
-            storedBytes: exported.storedBytes,
-          },
-          clock.now(),
-        );
-        state.audit.append({
-          at: clock.now(),
-          type: "point.copied",
-          subject: id,
-          detail: { of: point.manifest.id, vmPath: source.vm, destination: address.name },
-          commit: revision?.commit ?? null,
-          author: revision?.author ?? null,
-        });
-      });
+      recordCopy(state, exported, point, address, revision);
       copied.push({ point: id, of: point.manifest.id, vm: source.vm, instant: source.instant, storedBytes: exported.storedBytes });
       if (!io.json && !io.quiet) io.out(`${id.slice(0, 8)}  ${source.vm}  ${source.instant}  ${formatBytes(exported.storedBytes)} stored at ${address.name}\n`);
     }
@@ -134,31 +111,100 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
   return 0;
 }
 
+/** The key of `--key-file` opens what those of the files do not, at either end. @throws KeyRefused when it cannot be had */
+function withKeyBesides({ keyFile, ...rest }: CopyOptions, io: Io): CopyOptions {
+  if (keyFile === undefined) return rest;
+  readSecret({ kind: "file", path: resolve(io.cwd, keyFile) }, io.env);
+  return { ...rest, furtherKeyFile: keyFile };
+}
+
 /**
  * What is encrypted stays so: where the target has no key of its own, it gets the one that opens a point where that is.
+ * @param openWriter a schedule that exports to the target, and not encrypted
  * @returns the target as it takes a point; it throws Usage where that would lie open, and may not
  */
 function sealing(
   target: Destination,
-  { layout, mayLieOpen, known }: { readonly layout: DestinationSpec["layout"]; readonly mayLieOpen: boolean; readonly known: Destination["encryption"] },
-): (point: StoredPoint, repository: string) => Promise<Destination> {
-  const withKey = new Map<string, Destination>();
-  return async (point, repository) => {
+  { layout, mayLieOpen, openWriter }: { readonly layout: DestinationSpec["layout"]; readonly mayLieOpen: boolean; readonly openWriter: string | undefined },
+): (point: StoredPoint) => Promise<Destination> {
+  const bySecret = new Map<string, Destination>();
+  return async (point) => {
+    const config = point.manifest.repository && (await Repository.configAt(point.destination));
+    if (!config?.encryption) return target;
     const isSealed = layout === "repository" ? await Repository.isSealed(target) : false;
-    if (isSealed === false && !mayLieOpen) throw liesOpen(point, target);
-    if (target.encryption || (!isSealed && mayLieOpen)) return target;
-    const { secret } = await keyThatOpens(point.destination, repository);
-    const { key, others = [] } = known ?? {};
-    const { recipients = [] } = point.destination.encryption ?? {};
-    const sealed = withKey.get(secret) ?? { ...target, encryption: { key: () => secret, others: [...(key ? [key] : []), ...others], recipients } };
-    withKey.set(secret, sealed);
+    if (isSealed === false && !mayLieOpen) throw liesOpen(point, target, layout);
+    if (target.encryption?.sealing || (!isSealed && mayLieOpen)) return target;
+    if (isSealed === undefined && openWriter !== undefined)
+      throw new HypersdkError(
+        "Usage",
+        `${point.manifest.source.vm} is encrypted where it is, and schedule ${openWriter} exports to ${target.spec.name} unencrypted`,
+        {
+          hint: "name another destination, or give that schedule encryption",
+        },
+      );
+    const { key, secret } = await keyThatOpens(point.destination, config.id);
+    const sealed = bySecret.get(secret) ?? {
+      ...target,
+      encryption: { sealing: { secret: () => secret, recipients: key.recipients }, others: target.encryption?.others ?? [] },
+    };
+    bySecret.set(secret, sealed);
     return sealed;
   };
 }
 
-function liesOpen({ manifest }: StoredPoint, { spec }: Destination): HypersdkError {
+function liesOpen({ manifest }: StoredPoint, { spec, encryption }: Destination, layout: DestinationSpec["layout"]): HypersdkError {
+  const unencrypted = encryption?.sealing && layout === "repository" ? "" : ", or say --unencrypted";
   return new HypersdkError("Usage", `${manifest.source.vm} is encrypted where it is, and would lie open at ${printable(spec.name)}`, {
-    hint: "only repositories are encrypted, from their first export on: say --layout repository where nothing is stored yet, name another destination, or say --unencrypted",
+    hint:
+      layout === "repository"
+        ? `the repository there is not encrypted, and cannot be any more: name another destination${unencrypted}`
+        : `images are not encrypted: name another destination, say --layout repository where nothing is stored yet${unencrypted}`,
+  });
+}
+
+function openWriterOf(destination: string, desired: DesiredState | undefined): string | undefined {
+  return desired?.schedules.find((schedule) => schedule.destination === destination && !schedule.encryption)?.name;
+}
+
+/** A key that is refused is refused before anything is written. */
+async function requireOpening(target: Destination): Promise<void> {
+  if (!(await Repository.open(target))) target.encryption?.sealing?.secret();
+}
+
+function recordCopy(
+  state: State,
+  { manifest, manifestPath, storedBytes, ...there }: Exported,
+  of: StoredPoint,
+  { name, url }: DestinationAddress,
+  revision: Revision | null,
+): void {
+  const { id, source } = manifest;
+  state.writeUnlocked(() => {
+    state.artifacts.add(
+      {
+        id,
+        runId: id,
+        schedule: source.schedule,
+        provider: source.provider,
+        identity: source.identity,
+        vmPath: source.vm,
+        destination: name,
+        destinationUrl: url,
+        manifestPath,
+        instant: source.instant,
+        storedBytes,
+      },
+      clock.now(),
+    );
+    state.configuration.setRepositoryAt(url, there);
+    state.audit.append({
+      at: clock.now(),
+      type: "point.copied",
+      subject: id,
+      detail: { of: of.manifest.id, vmPath: source.vm, destination: name },
+      commit: revision?.commit ?? null,
+      author: revision?.author ?? null,
+    });
   });
 }
 
@@ -208,7 +254,13 @@ async function pointsOf(from: string, desired: DesiredState | undefined, options
 }
 
 /** As it is there; else as the files say; else a repository. */
-async function layoutOf(target: Destination, desired: DesiredState | undefined, { layout }: CopyOptions): Promise<DestinationSpec["layout"]> {
-  const marker = await readMarker(target);
-  return layout ?? marker?.layout ?? desired?.destinations.find(({ url }) => url === target.spec.url)?.layout ?? "repository";
+async function layoutOf(target: Destination, desired: DesiredState | undefined, { layout, adopt }: CopyOptions): Promise<DestinationSpec["layout"]> {
+  const there = await readMarker(target).then(
+    (marker) => marker?.layout,
+    (error: unknown) => {
+      if (!adopt || !(error instanceof DamagedMarker)) throw error;
+      return layoutThere(target);
+    },
+  );
+  return layout ?? there ?? desired?.destinations.find(({ url }) => url === target.spec.url)?.layout ?? "repository";
 }

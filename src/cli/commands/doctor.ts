@@ -111,7 +111,7 @@ async function lookAtDestination(spec: DestinationSpec, recorded: RecordedThere 
     if (marker && marker.lineage !== recorded?.lineage)
       return [what, false, `it belongs to state ${marker.lineage.slice(0, 8)}, not to this one: hypersdk state rebuild --from ${spec.name}, or apply --adopt`];
     // what it will be sealed with is wanted at the first export, and nobody asks for it before
-    if (spec.encryption) destination.encryption?.key();
+    destination.encryption?.sealing?.secret();
     const folder = spec.url.startsWith("file://") ? spec.url.slice("file://".length) : undefined;
     if (folder !== undefined) requireWritable(folder);
     if (marker && marker.layout !== spec.layout) return [what, false, `it holds the layout ${marker.layout}, and the files say ${spec.layout}`];

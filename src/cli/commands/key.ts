@@ -2,7 +2,7 @@ import { resolve } from "node:path";
 import type { Destination } from "../../destinations/destination.ts";
 import { readSecret } from "../../files/read-secret.ts";
 import { HypersdkError } from "../../model/errors.ts";
-import { addSlot, isRecipient, type KeySlot, listSlots, opens, slotPath, unlock } from "../../repository/keys.ts";
+import { addSlot, isRecipient, type KeySlot, listSlots, opens, slotPath, slotsOpened, unlock } from "../../repository/keys.ts";
 import { Repository } from "../../repository/repository.ts";
 import { printable } from "../../ui/style.ts";
 import { renderTable } from "../../ui/table.ts";
@@ -18,9 +18,9 @@ interface AddOptions extends RepositoryOptions {
 /** The ways into an encrypted repository, which a key that opens none of them is no reason not to show. */
 export async function keyList(options: RepositoryOptions, io: Io): Promise<number> {
   const { destination, repository, slots } = await sealedRepository(options, io);
-  const { secret, problem } = secretOf(destination);
-  const rows = await Promise.all(slots.map(async (slot) => ({ ...shownOf(slot), isUsed: secret !== undefined && (await opens(slot, secret)) })));
-  const keyProblem = problem ?? (rows.some(({ isUsed }) => isUsed) ? null : "the key at hand opens none of them");
+  const opened = destination.encryption ? await slotsOpened(destination, slots) : [];
+  const rows = slots.map((slot) => ({ ...shownOf(slot), isUsed: opened.includes(slot) }));
+  const keyProblem = await whyNone(destination, repository);
   if (io.json) io.result("key-list", { destination: destination.spec.name, repository, slots: rows, keyProblem });
   else {
     io.out(
@@ -63,9 +63,8 @@ export async function keyRemove(id: string, options: RepositoryOptions, io: Io):
       hint: "hypersdk key list shows which there are",
     });
   await unlock(destination, repository);
-  const secret = secretOf(destination).secret as string;
-  const others = await Promise.all(slots.filter((slot) => slot !== chosen).map((slot) => opens(slot, secret)));
-  if (!others.includes(true))
+  const others = slots.filter((slot) => slot !== chosen);
+  if ((await slotsOpened(destination, others)).length === 0)
     throw new HypersdkError("Usage", "this is the only slot that the key at hand opens", {
       hint: "add the new key, and remove this one with that: --key-file",
     });
@@ -100,14 +99,14 @@ async function sealedRepository(
   return { ...chosen, slots: await listSlots(chosen.destination, chosen.repository) };
 }
 
-/** The key at hand, or why there is none. */
-function secretOf({ encryption }: Destination): { readonly secret?: string; readonly problem?: string } {
-  if (!encryption) return { problem: "there is no key at hand: name one with --key-file" };
+/** Why no key opens a repository; null where one does. */
+async function whyNone(destination: Destination, repository: string): Promise<string | null> {
   try {
-    return { secret: encryption.key() };
+    await unlock(destination, repository);
+    return null;
   } catch (error) {
     if (!(error instanceof HypersdkError)) throw error;
-    return { problem: error.message };
+    return error.hint === undefined ? error.message : `${error.message}: ${error.hint}`;
   }
 }
 

@@ -57,8 +57,7 @@ export async function findPoint(id: string | undefined, options: PointSelection,
 
 /** A point that was chosen and cannot be read: the error says which is the next one, as nobody chose this one by name. */
 function orAnother(error: unknown, chosen: RestorePoint, points: readonly RestorePoint[], choose: (points: readonly RestorePoint[]) => RestorePoint): unknown {
-  // the next one lies behind the same key, or in the same repository
-  if (!(error instanceof HypersdkError) || error.code === "KeyRefused") return error;
+  if (!(error instanceof HypersdkError)) return error;
   try {
     // where it is not the point that is damaged, nothing of its destination can be had
     const isElsewhere = ({ destination }: RestorePoint): boolean => destination !== chosen.destination;
