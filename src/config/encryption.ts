@@ -29,9 +29,14 @@ export function encryptionsOf(schedules: readonly ScheduleSpec[], folders: Reado
   return encryptions;
 }
 
-/** Every key of the files once: a copy of what is encrypted is sealed with its key. */
+/** Every key of the files once, with all who are recipients of it anywhere: a copy of what is encrypted is sealed with its key. */
 export function otherKeys(encryptions: Iterable<EncryptionRef | undefined>): { readonly otherKeys?: readonly EncryptionRef[] } {
-  const keys = new Map([...encryptions].flatMap((each) => (each?.key ? [[JSON.stringify(each), each] as const] : [])));
+  const keys = new Map<string, EncryptionRef>();
+  for (const { key, recipients } of [...encryptions].filter((each) => each !== undefined)) {
+    if (!key) continue;
+    const which = JSON.stringify(key);
+    keys.set(which, { key, recipients: [...new Set([...(keys.get(which)?.recipients ?? []), ...recipients])] });
+  }
   return keys.size > 0 ? { otherKeys: [...keys.values()] } : {};
 }
 

@@ -100,7 +100,7 @@ async function sealOf(destination: Destination, hasPoints: boolean): Promise<Pic
   if (isSealed === undefined && hasPoints) throw withoutConfig(destination, "points");
   try {
     // nothing is sealed there for the sake of keys that only open
-    if (isSealed || (isSealed === undefined && destination.encryption?.sealing)) requireKey(destination);
+    if (destination.encryption && (isSealed || (isSealed === undefined && destination.encryption.sealing))) requireKey(destination);
     return isSealed === undefined ? {} : { isSealed };
   } catch (error) {
     return { ...(isSealed === undefined ? {} : { isSealed }), keyProblem: reasonOf(error) };

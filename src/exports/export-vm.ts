@@ -15,11 +15,11 @@ import { partsOf } from "../repository/increment.ts";
 import { manifestVersion } from "../repository/layout.ts";
 import { lockForExport } from "../repository/locks.ts";
 import { pointPath, publishPoint } from "../repository/points.ts";
-import { Repository } from "../repository/repository.ts";
+import { Repository, type RepositoryBefore } from "../repository/repository.ts";
 import { type ChunkedDisk, type ImageDisk, type Manifest, type ManifestDisk, manifestName, pointFolder } from "./manifest.ts";
 import { pointBefore, readingOf, trackRequest } from "./reading.ts";
 
-export interface ExportRequest {
+export interface ExportRequest extends RepositoryBefore {
   readonly pointId: string;
   readonly runId: string;
   readonly lineage: string;
@@ -35,10 +35,6 @@ export interface ExportRequest {
   readonly layout: "image" | "repository";
   readonly format: ExportFormat;
   readonly compression: ImageCompression;
-  /** The id that the repository had at the last export; undefined where none is remembered. */
-  readonly repositoryId?: string;
-  /** The key that the repository had at the last export; undefined where none is remembered. */
-  readonly keyId?: string;
   /** What the plan said of how much is read, and why; `full` is carried out as such, the other as far as changes can be told. */
   readonly mode: "full" | "incremental";
   readonly modeReason: string;
@@ -67,11 +63,7 @@ export interface ExportPorts {
   readonly random: Pick<Random, "fraction">;
 }
 
-export interface Exported {
-  /** Of the repository, where it is one. */
-  readonly repositoryId?: string;
-  /** The key of the repository, where it is sealed. */
-  readonly keyId?: string;
+export interface Exported extends RepositoryBefore {
   readonly manifest: Manifest;
   /** Relative to the destination. */
   readonly manifestPath: string;
@@ -95,15 +87,7 @@ export async function exportVm(
   const startedAt = clock.now();
   // where all is read, threads begin while it is looked at what is there
   if (request.layout === "repository" && !provider.tracksChanges) expectBytes(request.estimates.readBytes);
-  const repository = request.layout === "repository" ? await Repository.openOrCreate(destination, request.pointId, startedAt) : undefined;
-  if (request.keyId !== undefined && repository?.keyId !== request.keyId)
-    throw new HypersdkError("KeyRefused", `the repository at ${destination.spec.name} has another key than at the last export: somebody has replaced it`, {
-      hint: "where that was you, --adopt takes it as it is",
-    });
-  if (request.repositoryId !== undefined && repository !== undefined && repository.config.id !== request.repositoryId)
-    throw new HypersdkError("DestinationForeign", `the repository at ${destination.spec.name} is another one than at the last export`, {
-      hint: "put the one back that was there; where it is gone for good, --adopt takes this one as it is",
-    });
+  const repository = request.layout === "repository" ? await Repository.openOrCreate(destination, request.pointId, startedAt, request) : undefined;
   const before =
     repository &&
     (await pointBefore(repository, { provider: provider.name, identity: request.identity, tracksChanges: provider.tracksChanges ?? false, now: startedAt }));

@@ -1,4 +1,5 @@
 import { createHash, randomBytes, scrypt } from "node:crypto";
+import type { Encrypter } from "age-encryption";
 import type { Destination, Key } from "../destinations/destination.ts";
 import { againWhileGone } from "../destinations/gone.ts";
 import { isAsWritten, withDigest } from "../model/digest.ts";
@@ -75,13 +76,25 @@ export function slotPath(id: string): string {
 /** A new master key, with the slots that a destination's encryption asks for. @returns it, and the paths of the slots */
 export async function makeKey(destination: Destination, repository: string, at: Instant): Promise<{ readonly masterKey: Buffer; readonly paths: string[] }> {
   const masterKey = randomBytes(masterKeyBytes);
+  const { secret, recipients } = await sealingOf(destination);
+  const paths = [await addSlot(destination, repository, masterKey, secret, at)];
+  for (const recipient of recipients) paths.push(await addSlot(destination, repository, masterKey, recipient, at));
+  unwrapped.set(cacheKey(repository, secret), masterKey);
+  return { masterKey, paths };
+}
+
+/** What a new repository is sealed with. @throws KeyRefused when it cannot be had, or could not be used */
+export async function sealingOf(destination: Destination): Promise<{ readonly secret: string; readonly recipients: readonly string[] }> {
   const sealing = destination.encryption?.sealing;
   if (!sealing) throw noKey(destination);
   const secret = sealing.secret();
-  const paths = [await addSlot(destination, repository, masterKey, secret, at)];
-  for (const recipient of sealing.recipients) paths.push(await addSlot(destination, repository, masterKey, recipient, at));
-  unwrapped.set(cacheKey(repository, secret), masterKey);
-  return { masterKey, paths };
+  if (isRecipient(secret))
+    throw new HypersdkError("KeyRefused", "the key is a recipient of age, which opens nothing", {
+      hint: "name the identity as the key, and recipients beside it",
+    });
+  if ((await recipientOf(secret)) === undefined) requireLength(secret);
+  for (const recipient of sealing.recipients) await encrypterFor(recipient);
+  return { secret, recipients: sealing.recipients };
 }
 
 /** @param secret a passphrase, an age identity, or the recipient of one. @returns the path of the slot */
@@ -113,6 +126,9 @@ export async function restoreSlot(destination: Destination, repository: string, 
 /** Master keys that were unwrapped by this process, by repository and hash of the secret: a passphrase is meant to take its time. */
 const unwrapped = new Map<string, Buffer>();
 
+/** Slots, by their digests, that a secret was seen not to open: which takes as long. */
+const refused = new Map<string, Set<string>>();
+
 function cacheKey(repository: string, secret: string): string {
   return `${repository} ${createHash("sha256").update(secret).digest("hex")}`;
 }
@@ -132,20 +148,33 @@ export interface FittingKey {
 /** The first of the keys at hand that opens a repository. @throws KeyRefused when there is none, or none opens */
 export async function keyThatOpens(destination: Destination, repository: string): Promise<FittingKey> {
   const { secrets, missing } = secretsOf(destination);
+  let slots: KeySlot[] | undefined;
   for (const { key, secret } of secrets) {
-    const masterKey = unwrapped.get(cacheKey(repository, secret));
-    if (masterKey) return { key, secret, masterKey };
+    const which = cacheKey(repository, secret);
+    const masterKey = unwrapped.get(which) ?? (await unwrap((slots ??= await slotsThere(destination, repository)), secret, which));
+    if (!masterKey) continue;
+    unwrapped.set(which, masterKey);
+    return { key, secret, masterKey };
   }
+  throw noneOpens(destination, slots ?? (await slotsThere(destination, repository)), secrets.length, missing);
+}
+
+async function slotsThere(destination: Destination, repository: string): Promise<KeySlot[]> {
   const slots = await listSlots(destination, repository);
   if (slots.length === 0) throw damaged(`${keysFolder} of ${destination.spec.name}`, "no slot of it holds the repository's key");
-  for (const { key, secret } of secrets)
-    for (const slot of slots) {
-      const masterKey = await unwrapSlot(slot, secret);
-      if (!masterKey) continue;
-      unwrapped.set(cacheKey(repository, secret), masterKey);
-      return { key, secret, masterKey };
-    }
-  throw noneOpens(destination, slots, secrets.length, missing);
+  return slots;
+}
+
+async function unwrap(slots: readonly KeySlot[], secret: string, which: string): Promise<Buffer | undefined> {
+  const tried = refused.get(which) ?? new Set();
+  refused.set(which, tried);
+  for (const slot of slots) {
+    if (tried.has(slot.digest)) continue;
+    const masterKey = await unwrapSlot(slot, secret);
+    if (masterKey) return masterKey;
+    tried.add(slot.digest);
+  }
+  return undefined;
 }
 
 /** Those of the slots that a key at hand opens. */
@@ -171,7 +200,8 @@ function secretsOf(destination: Destination): { readonly secrets: readonly Omit<
   const missing: HypersdkError[] = [];
   for (const key of keys) {
     try {
-      secrets.push({ key, secret: key.secret() });
+      const secret = key.secret();
+      if (!secrets.some((each) => each.secret === secret)) secrets.push({ key, secret });
     } catch (error) {
       if (!(error instanceof HypersdkError)) throw error;
       missing.push(error);
@@ -216,22 +246,32 @@ async function unwrapSlot(slot: KeySlot, secret: string): Promise<Buffer | undef
 }
 
 async function passphraseSlot(base: Omit<SlotBase, "digest">, masterKey: Buffer, secret: string): Promise<PassphraseSlot> {
-  if (secret.length < minPassphrase)
-    throw new HypersdkError("KeyRefused", `the key has fewer than ${minPassphrase} characters`, { hint: "openssl rand -base64 32 makes one" });
+  requireLength(secret);
   const salt = randomBytes(16).toString("base64");
   const wrapped = (await seal(await stretched(secret, { ...cost, salt }), "key", masterKey)).toString("base64");
   return withDigest({ ...base, kind: "passphrase" as const, ...cost, salt, wrapped });
 }
 
+function requireLength(passphrase: string): void {
+  if (passphrase.length < minPassphrase)
+    throw new HypersdkError("KeyRefused", `the key has fewer than ${minPassphrase} characters`, { hint: "openssl rand -base64 32 makes one" });
+}
+
 async function ageSlot(base: Omit<SlotBase, "digest">, masterKey: Buffer, recipient: string): Promise<AgeSlot> {
-  const { Encrypter, armor } = await import("age-encryption");
+  const { armor } = await import("age-encryption");
+  const encrypter = await encrypterFor(recipient);
+  return withDigest({ ...base, kind: "age" as const, recipient, wrapped: armor.encode(await encrypter.encrypt(masterKey.toString("hex"))) });
+}
+
+async function encrypterFor(recipient: string): Promise<Encrypter> {
+  const { Encrypter } = await import("age-encryption");
   const encrypter = new Encrypter();
   try {
     encrypter.addRecipient(recipient);
+    return encrypter;
   } catch (error) {
     throw new HypersdkError("KeyRefused", `${JSON.stringify(recipient)} is no recipient of age`, { cause: error });
   }
-  return withDigest({ ...base, kind: "age" as const, recipient, wrapped: armor.encode(await encrypter.encrypt(masterKey.toString("hex"))) });
 }
 
 function stretched(secret: string, { N, r, p, salt }: Pick<PassphraseSlot, "N" | "r" | "p" | "salt">): Promise<Buffer> {

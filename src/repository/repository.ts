@@ -5,6 +5,7 @@ import { getOrNothing, isGone, readListed } from "../destinations/gone.ts";
 import { isAsWritten, withDigest } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
+import { emptiedReason } from "../model/observed.ts";
 import { ChunkIndex } from "./chunk-index.ts";
 import { addMissingRecipients, makeKey, unlock } from "./keys.ts";
 import {
@@ -30,6 +31,13 @@ import {
 import { type Sealing, sealedWith, unsealed } from "./sealing.ts";
 
 const decompress = promisify(zstdDecompress);
+
+/** What is remembered of a repository: another in its place is found out. Undefined where nothing is. */
+export interface RepositoryBefore {
+  readonly repositoryId?: string;
+  /** Stands for its key, where it is sealed. */
+  readonly keyId?: string;
+}
 
 /** What a repository is; written once. */
 export interface RepositoryConfig {
@@ -128,26 +136,37 @@ export class Repository {
     return this.config.encryption && this.sealing.nameFor("hypersdk key");
   }
 
-  /** Opens the repository for an export, or makes it; of two that make it at once, the second opens what the first made. */
-  static async openOrCreate(destination: Destination, id: string, createdAt: Instant): Promise<Repository> {
-    const repository = (await Repository.open(destination)) ?? (await Repository.#create(destination, id, createdAt));
-    const { name } = destination.spec;
-    if (destination.encryption?.sealing && !repository.config.encryption)
-      throw new HypersdkError("KeyRefused", `the files want ${name} encrypted, and the repository there is not`, {
-        hint: "what is there cannot be sealed in place: name a new destination, and let this one expire",
-      });
+  /**
+   * Opens the repository for an export; undefined where one may be made.
+   * @throws KeyRefused, DestinationForeign or DestinationUnreachable where it is not the one that was written to before, or is not encrypted and meant to be
+   */
+  static async openForExport(destination: Destination, before: RepositoryBefore = {}): Promise<Repository | undefined> {
+    const repository = await Repository.open(destination);
+    if (repository) requireFitting(repository, before);
+    if (repository || before.repositoryId === undefined) return repository;
+    const orphans = await folderOfOrphans(destination);
+    if (orphans !== undefined) throw withoutConfig(destination, orphans);
+    throw new HypersdkError("DestinationUnreachable", emptiedReason(destination.spec.name), {
+      hint: "where they are gone for good, --adopt begins anew there",
+    });
+  }
+
+  /** The same, and makes it where there is none; of two that make it at once, the second opens what the first made. */
+  static async openOrCreate(destination: Destination, id: string, createdAt: Instant, before: RepositoryBefore = {}): Promise<Repository> {
+    const repository = (await Repository.openForExport(destination, before)) ?? (await Repository.#create(destination, id, createdAt));
+    requireFitting(repository, before);
     if (repository.config.encryption) await addMissingRecipients(destination, repository.config.id, createdAt);
     return repository;
   }
 
   static async #create(destination: Destination, id: string, createdAt: Instant): Promise<Repository> {
-    for (const folder of [packsFolder, pointsFolder])
-      if ((await destination.list(folder)).some(({ isPartial }) => !isPartial)) {
-        // somebody else may have made it in between
-        const made = await Repository.open(destination);
-        if (made) return made;
-        throw withoutConfig(destination, folder);
-      }
+    const orphans = await folderOfOrphans(destination);
+    if (orphans !== undefined) {
+      // somebody else may have made it in between
+      const made = await Repository.open(destination);
+      if (made) return made;
+      throw withoutConfig(destination, orphans);
+    }
     const made = destination.encryption?.sealing && (await makeKey(destination, id, createdAt));
     const config: RepositoryConfig = withDigest({
       formatVersion: repositoryVersion,
@@ -303,6 +322,29 @@ export class Repository {
   async #names(folder: string): Promise<Set<string>> {
     return new Set(objectsOf(folder, await this.destination.names(folder)).map(({ name }) => name));
   }
+}
+
+/** @throws KeyRefused or DestinationForeign where a repository is not the one that was written to before, or is not encrypted and meant to be */
+function requireFitting({ config, keyId, destination }: Repository, before: RepositoryBefore): void {
+  const { name } = destination.spec;
+  if (before.keyId !== undefined && keyId !== before.keyId)
+    throw new HypersdkError("KeyRefused", `the repository at ${name} has another key than when it was last written to: somebody has replaced it`, {
+      hint: "where that was you, --adopt takes it as it is",
+    });
+  if (before.repositoryId !== undefined && config.id !== before.repositoryId)
+    throw new HypersdkError("DestinationForeign", `the repository at ${name} is another one than when it was last written to`, {
+      hint: "put the one back that was there; where it is gone for good, --adopt takes this one as it is",
+    });
+  if (destination.encryption?.sealing && !config.encryption)
+    throw new HypersdkError("KeyRefused", `the files want ${name} encrypted, and the repository there is not`, {
+      hint: "what is there cannot be sealed in place: name a new destination, and let this one expire",
+    });
+}
+
+/** A folder that holds something of a repository. */
+async function folderOfOrphans(destination: Destination): Promise<string | undefined> {
+  for (const folder of [packsFolder, pointsFolder]) if ((await destination.list(folder)).some(({ isPartial }) => !isPartial)) return folder;
+  return undefined;
 }
 
 /** What was a repository, and cannot be read as one. @param folder that is there nevertheless */

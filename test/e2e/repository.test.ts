@@ -362,7 +362,7 @@ it("a repository that somebody has replaced, with a key of his own, gets nothing
   copyFileSync(join(folder, "aside/hypersdk-destination.json"), join(folder, "backups/hypersdk-destination.json"));
   expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({
     code: 7,
-    stderr: expect.stringContaining("another key than at the last export") as string,
+    stderr: expect.stringContaining("another key than when it was last written to") as string,
   });
   rmSync(join(folder, "backups"), { recursive: true });
   mkdirSync(join(folder, "backups"));
@@ -438,7 +438,7 @@ schedules:
   writeFileSync(join(folder, "backups/config"), JSON.stringify({ ...body, digest: createHash("sha256").update(JSON.stringify(body)).digest("hex") }));
   expect(await hypersdk(folder, ["run", "nightly"])).toMatchObject({
     code: 7,
-    stderr: expect.stringContaining("is another one than at the last export") as string,
+    stderr: expect.stringContaining("is another one than when it was last written to") as string,
   });
 });
 

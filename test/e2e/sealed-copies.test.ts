@@ -2,7 +2,7 @@ import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, r
 import { join } from "node:path";
 import { generateIdentity, identityToRecipient } from "age-encryption";
 import { expect, it } from "vitest";
-import { hypersdk, workTree } from "../support/cli.ts";
+import { hypersdk, type Ran, workTree } from "../support/cli.ts";
 import { MiB, writeRaw } from "../support/disks.ts";
 import { result } from "../support/schemas.ts";
 
@@ -179,6 +179,34 @@ it("who gets slots for one key's copies gets none for another's, and has them in
   }
 });
 
+it("a copy is sealed with the key of its schedule, and nobody else's recipients get in", { timeout: 300_000 }, async () => {
+  const identities = [await generateIdentity(), await generateIdentity()] as const;
+  const [one, two] = await Promise.all(identities.map((each) => identityToRecipient(each)));
+  // the key of the first is a recipient of the second; a third has the key of the second, and no recipients
+  const folder = fleet(
+    twoKeys({
+      a: `, recipients: [${two}]`,
+      b: `, recipients: [${one}]`,
+      schedules:
+        '  - {name: n, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/web"], destination: "file:./n", incremental: true, encryption: {key: "${file:key-b}"}}\n',
+    }).replace("key-a", "identity-0"),
+  );
+  for (const [i, identity] of identities.entries()) writeFileSync(join(folder, `identity-${i}`), identity);
+  await ok(folder, ["apply", "--auto-approve"]);
+  await ok(folder, ["copy", "file:./n", "file:./one"]);
+  await ok(folder, ["copy", "file:./one", "file:./two"]);
+  expect(slots(join(folder, "two")).length).toBe(1);
+  await ok(folder, ["copy", "file:./b", "cellar"]);
+  await ok(folder, ["copy", "cellar", "file:./usb"]);
+  await ok(folder, ["copy", "file:./a", "cellar"]);
+  for (const name of ["cellar", "usb"])
+    expect([await openedBy(folder, name, "key-b"), await openedBy(folder, name, "identity-0"), await openedBy(folder, name, "identity-1")]).toEqual([
+      true,
+      true,
+      false,
+    ]);
+});
+
 it("a repository that somebody has put in the place of a copy takes no further one", { timeout: 300_000 }, async () => {
   const identity = await generateIdentity();
   const yaml = twoKeys({
@@ -196,7 +224,7 @@ it("a repository that somebody has put in the place of a copy takes no further o
     rmSync(join(folder, "cellar", name), { recursive: true, force: true });
     if (name === "config" || name === "keys") cpSync(join(evil, "b", name), join(folder, "cellar", name), { recursive: true });
   }
-  await fails(folder, ["copy", "file:./a", "cellar"], 10, "another key than at the last export");
+  await fails(folder, ["copy", "file:./a", "cellar"], 10, "another key than when it was last written to");
   expect(existsSync(join(folder, "cellar/packs"))).toBe(false);
   await ok(folder, ["copy", "file:./a", "cellar", "--adopt"]);
   await ok(folder, ["run", "a"]);
@@ -206,16 +234,22 @@ it("a repository that somebody has put in the place of a copy takes no further o
 it("a key that is refused, and a place that another writes to, are refused before anything is written there", { timeout: 300_000 }, async () => {
   const folder = fleet(
     twoKeys({
-      destinations: '  - {name: plain, url: "file:./plain", layout: repository}\n  - {name: safe, url: "file:./safe", layout: repository}\n',
+      destinations:
+        '  - {name: plain, url: "file:./plain", layout: repository}\n  - {name: also-plain, url: "file:./plain", layout: repository}\n  - {name: safe, url: "file:./safe", layout: repository}\n',
       schedules: `  - {name: p, cron: "0 3 * * *", vms: ["/datacenter/vm/web"], destination: plain, incremental: true}
   - {name: s, cron: "0 3 * * *", suspend: true, vms: ["/datacenter/vm/none*"], destination: safe, incremental: true, encryption: {key: "\${env:NOT_SET}"}}
 `,
     }),
   );
   await ok(folder, ["apply", "--auto-approve"]);
-  await fails(folder, ["copy", "file:./a", "plain"], 64, "schedule p exports to plain unencrypted");
+  for (const name of ["plain", "also-plain"]) await fails(folder, ["copy", "file:./a", name], 64, `schedule p exports to ${name} unencrypted`);
   await fails(folder, ["copy", "file:./a", "safe"], 10, "NOT_SET");
   for (const name of ["plain", "safe"]) expect(existsSync(join(folder, name))).toBe(false);
+  // one that can be had, and not be used
+  const inSafe = (key: string): Promise<Ran> => hypersdk(folder, ["copy", "file:./a", "safe"], { NOT_SET: key });
+  for (const key of ["short", "AGE-SECRET-KEY-1BROKEN", await identityToRecipient(await generateIdentity())])
+    expect(await inSafe(key)).toMatchObject({ code: 10 });
+  expect(existsSync(join(folder, "safe"))).toBe(false);
   await ok(folder, ["run", "p"]);
   await fails(folder, ["copy", "file:./a", "plain"], 64, "would lie open");
   // somebody else's, which no key here opens, stays his
@@ -231,6 +265,28 @@ it("a key that is refused, and a place that another writes to, are refused befor
   rmSync(join(theirs, "b", "hypersdk-destination.json"));
   await fails(folder, ["copy", "file:./b", `file://${theirs}/b`, "--key-file", "key-c"], 6, "--adopt");
   await ok(folder, ["copy", "file:./b", `file://${theirs}/b`, "--key-file", "key-c", "--adopt"]);
+  rmSync(join(theirs, "b", "hypersdk-destination.json"));
+  expect(await ok(folder, ["copy", "file:./b", `file://${theirs}/b`, "--key-file", "key-c", "--adopt"])).toContain("0 restore points copied");
+  await ok(folder, ["copy", "file:./b", `file://${theirs}/b`, "--key-file", "key-c"]);
+});
+
+it("a place that was emptied, but for what says whose it is, gets nothing new", { timeout: 300_000 }, async () => {
+  const folder = fleet(
+    twoKeys({
+      schedules:
+        '  - {name: open, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/web"], destination: "file:./open", incremental: true, retry: {attempts: 0}}\n',
+    }),
+  );
+  await ok(folder, ["apply", "--auto-approve"]);
+  await ok(folder, ["copy", "file:./a", "cellar"]);
+  for (const name of ["cellar", "open"])
+    for (const each of readdirSync(join(folder, name))) if (each !== "hypersdk-destination.json") rmSync(join(folder, name, each), { recursive: true });
+  await fails(folder, ["copy", "file:./a", "cellar"], 1, "is empty, and restore points are recorded there");
+  const ran = await hypersdk(folder, ["run", "open"]);
+  expect([ran.code, ran.stdout + ran.stderr]).toEqual([7, expect.stringContaining("is empty, and restore points are recorded there") as string]);
+  for (const name of ["cellar", "open"]) expect(readdirSync(join(folder, name))).toEqual(["hypersdk-destination.json"]);
+  expect(await ok(folder, ["copy", "file:./a", "cellar", "--adopt"])).toContain("1 restore point copied");
+  await ok(folder, ["run", "open", "--adopt"]);
 });
 
 it("restore --vm names a copy where the key of what was chosen cannot be had", { timeout: 300_000 }, async () => {

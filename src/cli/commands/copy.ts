@@ -15,10 +15,11 @@ import type { DesiredState, DestinationAddress, DestinationSpec } from "../../mo
 import { HypersdkError } from "../../model/errors.ts";
 import type { ExportFormat } from "../../model/image-formats.ts";
 import type { RestorePoint } from "../../model/recorded.ts";
+import type { EncryptionRef } from "../../model/secret.ts";
 import type { Revision } from "../../plan/plan.ts";
-import { keyThatOpens } from "../../repository/keys.ts";
+import { keyThatOpens, listSlots, sealingOf } from "../../repository/keys.ts";
 import { isRepositoryPoint } from "../../repository/points.ts";
-import { isDamage, Repository } from "../../repository/repository.ts";
+import { isDamage, Repository, type RepositoryBefore } from "../../repository/repository.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
 import { printable } from "../../ui/style.ts";
@@ -28,7 +29,7 @@ import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
 import { toolVersion } from "../tool-version.ts";
 import { byteProgress } from "./byte-progress.ts";
-import { destinationNamed, type KeyOptions } from "./destinations.ts";
+import { destinationNamed, elsewhere, type KeyOptions } from "./destinations.ts";
 import { findPoint, openPoint, recordedPoints } from "./points.ts";
 
 export interface CopyOptions extends SourceOptions, KeyOptions {
@@ -55,19 +56,29 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
   try {
     const layout = await layoutOf(target, desired, options);
     const adopt = options.adopt ?? false;
-    const targetFor = sealing(target, { layout, mayLieOpen: options.unencrypted ?? false, openWriter: openWriterOf(address.name, desired) });
+    const targetFor = sealing(target, desired, { layout, mayLieOpen: options.unencrypted ?? false });
+    const before = adopt ? {} : state.configuration.repositoryAt(address.url);
+    let isClaimed = false;
     for (const open of points) {
       const point = await open();
       const { source, repository, disks } = point.manifest;
       if (point.destination.spec.url === address.url)
         throw new HypersdkError("Usage", `${source.vm} as of ${source.instant} is at ${address.name} already`, { hint: "name another destination" });
       const into = await targetFor(point);
-      if (layout === "repository") await requireOpening(into);
+      if (!isClaimed) {
+        // what is refused is refused before anything is written there
+        const there = layout === "repository" ? await fittingAt(into, before) : undefined;
+        await claim(into, state.lineage, clock.now(), { adopt, layout, hasPoints: state.artifacts.hasAt(address.url) });
+        if (there)
+          state.writeUnlocked(() =>
+            state.configuration.setRepositoryAt(address.url, { repositoryId: there.config.id, ...(there.keyId ? { keyId: there.keyId } : {}) }),
+          );
+        isClaimed = true;
+      }
       if (await hasSound(into, state, point)) {
         isThere++;
         continue;
       }
-      await claim(into, state.lineage, clock.now(), { adopt, layout, hasPoints: state.artifacts.hasAt(address.url) });
       const [first] = disks;
       distrusted ??= await damagedPacksOf(into, badPointsAt(state, address.url), interrupts.signal);
       const format = options.format ?? repository?.restoreFormat ?? (first && !isChunked(first) ? first.format : "qcow2");
@@ -88,7 +99,7 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
           format,
           compression: layout === "repository" ? "zstd" : "none",
           distrusted,
-          ...(adopt ? {} : state.configuration.repositoryAt(address.url)),
+          ...before,
         },
         { clock, random },
         { signal: interrupts.signal, onRead: progress.add },
@@ -119,13 +130,13 @@ function withKeyBesides({ keyFile, ...rest }: CopyOptions, io: Io): CopyOptions 
 }
 
 /**
- * What is encrypted stays so: where the target has no key of its own, it gets the one that opens a point where that is.
- * @param openWriter a schedule that exports to the target, and not encrypted
+ * What is encrypted stays so: where the target has no key of its own, it gets one that opens a point where that is.
  * @returns the target as it takes a point; it throws Usage where that would lie open, and may not
  */
 function sealing(
   target: Destination,
-  { layout, mayLieOpen, openWriter }: { readonly layout: DestinationSpec["layout"]; readonly mayLieOpen: boolean; readonly openWriter: string | undefined },
+  desired: DesiredState | undefined,
+  { layout, mayLieOpen }: { readonly layout: DestinationSpec["layout"]; readonly mayLieOpen: boolean },
 ): (point: StoredPoint) => Promise<Destination> {
   const bySecret = new Map<string, Destination>();
   return async (point) => {
@@ -134,6 +145,7 @@ function sealing(
     const isSealed = layout === "repository" ? await Repository.isSealed(target) : false;
     if (isSealed === false && !mayLieOpen) throw liesOpen(point, target, layout);
     if (target.encryption?.sealing || (!isSealed && mayLieOpen)) return target;
+    const openWriter = openWriterOf(target.spec.url, desired);
     if (isSealed === undefined && openWriter !== undefined)
       throw new HypersdkError(
         "Usage",
@@ -142,14 +154,28 @@ function sealing(
           hint: "name another destination, or give that schedule encryption",
         },
       );
-    const { key, secret } = await keyThatOpens(point.destination, config.id);
+    const { key, secret } = await keyThatOpens(await withKeyOfItsSchedule(point, desired), config.id);
+    const ways = await listSlots(point.destination, config.id);
+    const recipients = key.recipients.filter((recipient) => ways.some((slot) => slot.kind === "age" && slot.recipient === recipient));
     const sealed = bySecret.get(secret) ?? {
       ...target,
-      encryption: { sealing: { secret: () => secret, recipients: key.recipients }, others: target.encryption?.others ?? [] },
+      // a repository that is there keeps its ways in
+      encryption: { sealing: { secret: () => secret, recipients: isSealed ? [] : recipients }, others: target.encryption?.others ?? [] },
     };
     bySecret.set(secret, sealed);
     return sealed;
   };
+}
+
+/** Where a point is, with the key of the schedule that made it before all others: what opens it as a recipient, or for other schedules, comes behind. */
+async function withKeyOfItsSchedule({ destination, manifest }: StoredPoint, desired: DesiredState | undefined): Promise<Destination> {
+  const schedule = desired?.schedules.find(({ name }) => name === manifest.source.schedule);
+  const own = desired?.destinations.find(({ name }) => name === schedule?.destination)?.encryption;
+  const { otherKeys = [] } = elsewhere(destination.spec, desired);
+  const isOwn = ({ key }: EncryptionRef): boolean => JSON.stringify(key) === JSON.stringify(own?.key);
+  const ofFiles = await adapters.openDestination({ ...destination.spec, otherKeys: [...otherKeys.filter(isOwn), ...otherKeys.filter((each) => !isOwn(each))] });
+  const { sealing, others } = destination.encryption ?? { others: [] };
+  return { ...destination, encryption: { others: [...(ofFiles.encryption?.others ?? []), ...(sealing ? [sealing] : []), ...others] } };
 }
 
 function liesOpen({ manifest }: StoredPoint, { spec, encryption }: Destination, layout: DestinationSpec["layout"]): HypersdkError {
@@ -162,13 +188,17 @@ function liesOpen({ manifest }: StoredPoint, { spec, encryption }: Destination, 
   });
 }
 
-function openWriterOf(destination: string, desired: DesiredState | undefined): string | undefined {
-  return desired?.schedules.find((schedule) => schedule.destination === destination && !schedule.encryption)?.name;
+/** A schedule that exports to a place, and not encrypted. */
+function openWriterOf(url: string, desired: DesiredState | undefined): string | undefined {
+  const names = (desired?.destinations ?? []).filter((each) => each.url === url).map(({ name }) => name);
+  return desired?.schedules.find(({ destination, encryption }) => names.includes(destination) && !encryption)?.name;
 }
 
-/** A key that is refused is refused before anything is written. */
-async function requireOpening(target: Destination): Promise<void> {
-  if (!(await Repository.open(target))) target.encryption?.sealing?.secret();
+/** The repository that copies go to; undefined where one is made for them, whose key could be used. */
+async function fittingAt(target: Destination, before: RepositoryBefore): Promise<Repository | undefined> {
+  const there = await Repository.openForExport(target, before);
+  if (!there && target.encryption?.sealing) await sealingOf(target);
+  return there;
 }
 
 function recordCopy(
