@@ -65,16 +65,8 @@ export async function copy(from: string, to: string, options: CopyOptions, io: I
       if (point.destination.spec.url === address.url)
         throw new HypersdkError("Usage", `${source.vm} as of ${source.instant} is at ${address.name} already`, { hint: "name another destination" });
       const into = await targetFor(point);
-      if (!isClaimed) {
-        // what is refused is refused before anything is written there
-        const there = layout === "repository" ? await fittingAt(into, before) : undefined;
-        await claim(into, state.lineage, clock.now(), { adopt, layout, hasPoints: state.artifacts.hasAt(address.url) });
-        if (there)
-          state.writeUnlocked(() =>
-            state.configuration.setRepositoryAt(address.url, { repositoryId: there.config.id, ...(there.keyId ? { keyId: there.keyId } : {}) }),
-          );
-        isClaimed = true;
-      }
+      if (!isClaimed) await enter(into, state, { adopt, layout, before });
+      isClaimed = true;
       if (await hasSound(into, state, point)) {
         isThere++;
         continue;
@@ -194,11 +186,19 @@ function openWriterOf(url: string, desired: DesiredState | undefined): string | 
   return desired?.schedules.find(({ destination, encryption }) => names.includes(destination) && !encryption)?.name;
 }
 
-/** The repository that copies go to; undefined where one is made for them, whose key could be used. */
-async function fittingAt(target: Destination, before: RepositoryBefore): Promise<Repository | undefined> {
-  const there = await Repository.openForExport(target, before);
-  if (!there && target.encryption?.sealing) await sealingOf(target);
-  return there;
+/** Makes a place this state's own, and remembers the repository there. What is refused is refused before anything is written. */
+async function enter(
+  target: Destination,
+  state: State,
+  { adopt, layout, before }: { readonly adopt: boolean; readonly layout: DestinationSpec["layout"]; readonly before: RepositoryBefore },
+): Promise<void> {
+  const { url } = target.spec;
+  const there = layout === "repository" ? await Repository.openForExport(target, before) : undefined;
+  if (layout === "repository" && !there && target.encryption?.sealing) await sealingOf(target);
+  await claim(target, state.lineage, clock.now(), { adopt, layout, hasPoints: state.artifacts.hasAt(url) });
+  if (!there) return;
+  const { config, keyId } = there;
+  state.writeUnlocked(() => state.configuration.setRepositoryAt(url, { repositoryId: config.id, ...(keyId ? { keyId } : {}) }));
 }
 
 function recordCopy(
