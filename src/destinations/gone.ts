@@ -1,5 +1,6 @@
 import type { ByteFile } from "../converters/byte-file.ts";
 import { HypersdkError } from "../model/errors.ts";
+import { emptiedReason } from "../model/observed.ts";
 import type { Destination } from "./destination.ts";
 
 /*
@@ -70,4 +71,9 @@ export async function againWhileGone<T>(listAndRead: () => Promise<T>): Promise<
       if (!isGone(error) || again === 10) throw error;
     }
   }
+}
+
+/** A disk that is not mounted leaves an empty folder behind, which must not be taken for a new destination, nor its points for damaged. */
+export function emptied({ spec }: Destination, hint: string = "where they are gone for good, --adopt begins anew there"): HypersdkError {
+  return new HypersdkError("DestinationUnreachable", emptiedReason(spec.name), { hint });
 }

@@ -1,5 +1,6 @@
 import type { Destination } from "../destinations/destination.ts";
-import { emptied, readMarker } from "../exports/lineage.ts";
+import { emptied } from "../destinations/gone.ts";
+import { readMarker } from "../exports/lineage.ts";
 import { manifestName } from "../exports/manifest.ts";
 import { readManifest } from "../exports/restore.ts";
 import type { DesiredState } from "../model/desired.ts";

@@ -6,6 +6,7 @@ import type { ExportFormat, ImageCompression, ImageFormat } from "../model/image
 import type { Instant } from "../model/instant.ts";
 import { epochMsOf } from "../model/instant.ts";
 import type { Clock, Random } from "../model/ports.ts";
+import type { RepositoryBefore } from "../model/recorded.ts";
 import { contentPieceBytes, storedPieceBytes } from "../model/tree-hash.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import type { Provider, SnapshotDisk, VmSnapshot } from "../providers/provider.ts";
@@ -15,7 +16,7 @@ import { partsOf } from "../repository/increment.ts";
 import { manifestVersion } from "../repository/layout.ts";
 import { lockForExport } from "../repository/locks.ts";
 import { pointPath, publishPoint } from "../repository/points.ts";
-import { Repository, type RepositoryBefore } from "../repository/repository.ts";
+import { Repository } from "../repository/repository.ts";
 import { type ChunkedDisk, type ImageDisk, type Manifest, type ManifestDisk, manifestName, pointFolder } from "./manifest.ts";
 import { pointBefore, readingOf, trackRequest } from "./reading.ts";
 

@@ -1,9 +1,9 @@
 import type { Destination } from "../destinations/destination.ts";
-import { isGone } from "../destinations/gone.ts";
+import { emptied, isGone } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
 import { Repository } from "../repository/repository.ts";
-import { emptied, readMarker } from "./lineage.ts";
+import { readMarker } from "./lineage.ts";
 
 /**
  * A restore point that is held is known at its destination too, as `holds/<id>.json`: a state that is rebuilt from there lets go of nothing

@@ -1,8 +1,7 @@
 import type { Destination } from "../destinations/destination.ts";
-import { getOrNothing } from "../destinations/gone.ts";
+import { emptied, getOrNothing } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
-import { emptiedReason } from "../model/observed.ts";
 import { manifestName } from "./manifest.ts";
 
 /** Which state writes to a destination. Two states on one destination would each expire what the other keeps. */
@@ -133,9 +132,4 @@ export async function layoutThere(destination: Destination): Promise<Destination
   const files = await destination.list();
   if (files.some(({ path }) => path === configPath)) return "repository";
   return files.some(({ path }) => path.endsWith(`/${manifestName}`)) ? "image" : undefined;
-}
-
-/** A disk that is not mounted leaves an empty folder behind, which must not be taken for a new destination, nor its points for damaged. */
-export function emptied({ spec }: Destination, hint: string = "where they are gone for good, --adopt begins anew there"): HypersdkError {
-  return new HypersdkError("DestinationUnreachable", emptiedReason(spec.name), { hint });
 }

@@ -89,3 +89,10 @@ export interface RecordedRun {
   readonly createdAt?: Instant;
   readonly endedAt?: Instant;
 }
+
+/** What is remembered of a repository: another in its place is found out. Undefined where nothing is. */
+export interface RepositoryBefore {
+  readonly repositoryId?: string;
+  /** Stands for its key, where it is sealed. */
+  readonly keyId?: string;
+}

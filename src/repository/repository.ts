@@ -1,11 +1,11 @@
 import { promisify } from "node:util";
 import { constants, zstdCompressSync, zstdDecompress } from "node:zlib";
 import type { Destination, NamedFile } from "../destinations/destination.ts";
-import { getOrNothing, isGone, readListed } from "../destinations/gone.ts";
+import { emptied, getOrNothing, isGone, readListed } from "../destinations/gone.ts";
 import { isAsWritten, withDigest } from "../model/digest.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { Instant } from "../model/instant.ts";
-import { emptiedReason } from "../model/observed.ts";
+import type { RepositoryBefore } from "../model/recorded.ts";
 import { ChunkIndex } from "./chunk-index.ts";
 import { addMissingRecipients, makeKey, unlock } from "./keys.ts";
 import {
@@ -31,13 +31,6 @@ import {
 import { type Sealing, sealedWith, unsealed } from "./sealing.ts";
 
 const decompress = promisify(zstdDecompress);
-
-/** What is remembered of a repository: another in its place is found out. Undefined where nothing is. */
-export interface RepositoryBefore {
-  readonly repositoryId?: string;
-  /** Stands for its key, where it is sealed. */
-  readonly keyId?: string;
-}
 
 /** What a repository is; written once. */
 export interface RepositoryConfig {
@@ -146,9 +139,7 @@ export class Repository {
     if (repository || before.repositoryId === undefined) return repository;
     const orphans = await folderOfOrphans(destination);
     if (orphans !== undefined) throw withoutConfig(destination, orphans);
-    throw new HypersdkError("DestinationUnreachable", emptiedReason(destination.spec.name), {
-      hint: "where they are gone for good, --adopt begins anew there",
-    });
+    throw emptied(destination);
   }
 
   /** The same, and makes it where there is none; of two that make it at once, the second opens what the first made. */

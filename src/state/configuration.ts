@@ -1,5 +1,5 @@
 import type { Instant } from "../model/instant.ts";
-import type { RecordedDisk, RecordedProtection, RecordedResource } from "../model/recorded.ts";
+import type { RecordedDisk, RecordedProtection, RecordedResource, RepositoryBefore } from "../model/recorded.ts";
 import type { VmPath } from "../model/vm-path.ts";
 import type { Db } from "./database.ts";
 
@@ -58,12 +58,12 @@ export class Configuration {
   }
 
   /** The repository that was last written to at a URL, and what stands for its key: another in its place is found out. */
-  repositoryAt(url: string): { readonly repositoryId?: string; readonly keyId?: string } {
+  repositoryAt(url: string): RepositoryBefore {
     const [repositoryId, keyId] = [this.meta(`${repositoryIdKey}${url}`), this.meta(`${repositoryKeyKey}${url}`)];
     return { ...(repositoryId === undefined ? {} : { repositoryId }), ...(keyId === undefined ? {} : { keyId }) };
   }
 
-  setRepositoryAt(url: string, { repositoryId, keyId }: { readonly repositoryId?: string; readonly keyId?: string }): void {
+  setRepositoryAt(url: string, { repositoryId, keyId }: RepositoryBefore): void {
     for (const [key, value] of [
       [`${repositoryIdKey}${url}`, repositoryId],
       [`${repositoryKeyKey}${url}`, keyId],

@@ -14,12 +14,12 @@ import { formatBytes } from "../../model/bytes.ts";
 import type { DesiredState, DestinationAddress, DestinationSpec } from "../../model/desired.ts";
 import { HypersdkError } from "../../model/errors.ts";
 import type { ExportFormat } from "../../model/image-formats.ts";
-import type { RestorePoint } from "../../model/recorded.ts";
+import type { RepositoryBefore, RestorePoint } from "../../model/recorded.ts";
 import type { EncryptionRef } from "../../model/secret.ts";
 import type { Revision } from "../../plan/plan.ts";
 import { keyThatOpens, listSlots, sealingOf } from "../../repository/keys.ts";
 import { isRepositoryPoint } from "../../repository/points.ts";
-import { isDamage, Repository, type RepositoryBefore } from "../../repository/repository.ts";
+import { isDamage, Repository } from "../../repository/repository.ts";
 import { State } from "../../state/state.ts";
 import { plural } from "../../ui/plan-view.ts";
 import { printable } from "../../ui/style.ts";
@@ -30,7 +30,7 @@ import { load, type SourceOptions } from "../load.ts";
 import { toolVersion } from "../tool-version.ts";
 import { byteProgress } from "./byte-progress.ts";
 import { destinationNamed, elsewhere, type KeyOptions } from "./destinations.ts";
-import { findPoint, openPoint, recordedPoints } from "./points.ts";
+import { findPoint, openPoint, pointOf, recordedPoints } from "./points.ts";
 
 export interface CopyOptions extends SourceOptions, KeyOptions {
   readonly vm?: string;
@@ -142,9 +142,7 @@ function sealing(
       throw new HypersdkError(
         "Usage",
         `${point.manifest.source.vm} is encrypted where it is, and schedule ${openWriter} exports to ${target.spec.name} unencrypted`,
-        {
-          hint: "name another destination, or give that schedule encryption",
-        },
+        { hint: "name another destination, or give that schedule encryption" },
       );
     const { key, secret } = await keyThatOpens(await withKeyOfItsSchedule(point, desired), config.id);
     const ways = await listSlots(point.destination, config.id);
@@ -203,35 +201,19 @@ async function enter(
 
 function recordCopy(
   state: State,
-  { manifest, manifestPath, storedBytes, ...there }: Exported,
+  { manifest, manifestPath, ...there }: Exported,
   of: StoredPoint,
-  { name, url }: DestinationAddress,
+  address: DestinationAddress,
   revision: Revision | null,
 ): void {
-  const { id, source } = manifest;
   state.writeUnlocked(() => {
-    state.artifacts.add(
-      {
-        id,
-        runId: id,
-        schedule: source.schedule,
-        provider: source.provider,
-        identity: source.identity,
-        vmPath: source.vm,
-        destination: name,
-        destinationUrl: url,
-        manifestPath,
-        instant: source.instant,
-        storedBytes,
-      },
-      clock.now(),
-    );
-    state.configuration.setRepositoryAt(url, there);
+    state.artifacts.add(pointOf(manifestPath, manifest, address), clock.now());
+    state.configuration.setRepositoryAt(address.url, there);
     state.audit.append({
       at: clock.now(),
       type: "point.copied",
-      subject: id,
-      detail: { of: of.manifest.id, vmPath: source.vm, destination: name },
+      subject: manifest.id,
+      detail: { of: of.manifest.id, vmPath: manifest.source.vm, destination: address.name },
       commit: revision?.commit ?? null,
       author: revision?.author ?? null,
     });

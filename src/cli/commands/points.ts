@@ -1,7 +1,8 @@
 import { existsSync, statSync } from "node:fs";
 import { relative, resolve } from "node:path";
 import type { Destination } from "../../destinations/destination.ts";
-import { emptied, readMarker } from "../../exports/lineage.ts";
+import { emptied } from "../../destinations/gone.ts";
+import { readMarker } from "../../exports/lineage.ts";
 import { type Manifest, manifestName } from "../../exports/manifest.ts";
 import { readManifest } from "../../exports/restore.ts";
 import type { DestinationAddress } from "../../model/desired.ts";
@@ -205,4 +206,21 @@ async function pointAt(path: string, options: SourceOptions & KeyOptions, io: Io
     const named = desired?.destinations.find((each) => each.url === url);
     return read(named ?? elsewhere({ name: root, url }, desired));
   }
+}
+
+/** What the state records of a point that no run has made: one that was found, or stored again. */
+export function pointOf(manifestPath: string, { id, source, actuals }: Manifest, { name, url }: DestinationAddress): Parameters<State["artifacts"]["add"]>[0] {
+  return {
+    id,
+    runId: id,
+    schedule: source.schedule,
+    provider: source.provider,
+    identity: source.identity,
+    vmPath: source.vm,
+    destination: name,
+    destinationUrl: url,
+    manifestPath,
+    instant: source.instant,
+    storedBytes: actuals.storedBytes,
+  };
 }

@@ -14,6 +14,7 @@ import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
 import { destinationNamed, type KeyOptions } from "./destinations.ts";
+import { pointOf } from "./points.ts";
 
 interface RebuildOptions extends SourceOptions, KeyOptions {
   readonly from: string;
@@ -130,20 +131,4 @@ async function manifestsAt(
   if (lineage === undefined) throw new HypersdkError("ArtifactDamaged", `no manifest in ${destination.spec.name} can be read`);
   const isOurs = ({ manifest }: { readonly manifest: Manifest }): boolean => manifest.lineage === lineage;
   return { lineage, manifests: read.filter(isOurs), damaged, foreign: read.filter((each) => !isOurs(each)).map(({ path }) => path) };
-}
-
-function pointOf(manifestPath: string, { id, source, actuals }: Manifest, { name, url }: { readonly name: string; readonly url: string }) {
-  return {
-    id,
-    runId: id,
-    schedule: source.schedule,
-    provider: source.provider,
-    identity: source.identity,
-    vmPath: source.vm,
-    destination: name,
-    destinationUrl: url,
-    manifestPath,
-    instant: source.instant,
-    storedBytes: actuals.storedBytes,
-  };
 }

@@ -1,6 +1,7 @@
 import { existsSync } from "node:fs";
 import type { Destination } from "../../destinations/destination.ts";
-import { emptied, readMarker } from "../../exports/lineage.ts";
+import { emptied } from "../../destinations/gone.ts";
+import { readMarker } from "../../exports/lineage.ts";
 import { openRepository } from "../../exports/restore.ts";
 import { formatBytes } from "../../model/bytes.ts";
 import type { DestinationAddress } from "../../model/desired.ts";
