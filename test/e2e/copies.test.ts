@@ -2,18 +2,12 @@ import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { makeMachines } from "../../examples/quickstart/make-machines.ts";
-import { hypersdk, workTree } from "../support/cli.ts";
+import { hypersdk, ok, workTree } from "../support/cli.ts";
 import { has, qemuImg } from "../support/qemu.ts";
 import { result } from "../support/schemas.ts";
 
 const yaml = (more: string, destinations = '[{name: backups, url: "file:./backups"}, {name: cellar, url: "file:./cellar", layout: image}]'): string =>
   `version: v2\ndestinations: ${destinations}\nschedules:\n  - {name: nightly, cron: "0 2 * * *", initialExport: immediate, vms: ["/datacenter/vm/*"], destination: backups, incremental: true${more}}\n`;
-
-async function ok(folder: string, args: readonly string[]): Promise<string> {
-  const { code, stdout, stderr } = await hypersdk(folder, args);
-  expect([args.join(" "), code, stderr]).toEqual([args.join(" "), 0, expect.any(String) as string]);
-  return stdout;
-}
 
 function machines(more: string): string {
   const folder = workTree(yaml(more));

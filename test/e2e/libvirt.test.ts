@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it, onTestFinished } from "vitest";
 import type { ChunkedDisk, Manifest } from "../../src/exports/manifest.ts";
-import { hypersdk, start, workTree } from "../support/cli.ts";
+import { hypersdk, ok, start, workTree } from "../support/cli.ts";
 import { bytes, MiB } from "../support/disks.ts";
 import { nobody, startLibvirt } from "../support/libvirt.ts";
 import { has, qemuImg } from "../support/qemu.ts";
@@ -12,12 +12,6 @@ import { type Counting, countingSector, diskAfter, lastNumber } from "../support
 
 const counting: Counting = { slots: 700, stride: 40 };
 const diskBytes = 48 * MiB;
-
-async function ok(folder: string, args: readonly string[]): Promise<string> {
-  const { code, stdout, stderr } = await hypersdk(folder, args);
-  expect([args.join(" "), code, stderr]).toEqual([args.join(" "), 0, expect.any(String) as string]);
-  return stdout;
-}
 
 describe.skipIf(!has("libvirtd") || !has("virsh"))("a machine that libvirt runs", () => {
   it("is exported at one instant while the guest writes, in increments by its checkpoints, off and on, and after an export was killed", {

@@ -5,7 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it, onTestFinished } from "vitest";
 import type { ChunkedDisk, Manifest } from "../../src/exports/manifest.ts";
 import { Qmp } from "../../src/providers/qemu/qmp.ts";
-import { hypersdk, start, workTree } from "../support/cli.ts";
+import { hypersdk, ok, start, workTree } from "../support/cli.ts";
 import { bytes, KiB, MiB } from "../support/disks.ts";
 import { has, qemuImg } from "../support/qemu.ts";
 import { conforms } from "../support/schemas.ts";
@@ -53,12 +53,6 @@ async function running({ monitor, images }: Machine, more: readonly string[] = [
   const guest = await startGuest(monitor, images, more);
   onTestFinished(() => guest.kill());
   return guest;
-}
-
-async function ok(folder: string, args: readonly string[]): Promise<string> {
-  const { code, stdout, stderr } = await hypersdk(folder, args);
-  expect([args.join(" "), code, stderr]).toEqual([args.join(" "), 0, expect.any(String) as string]);
-  return stdout;
 }
 
 function manifestsOrNone(folder: string): number {

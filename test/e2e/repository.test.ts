@@ -19,7 +19,7 @@ import {
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import type { Manifest } from "../../src/exports/manifest.ts";
-import { hypersdk, start, workTree } from "../support/cli.ts";
+import { hypersdk, ok, start, workTree } from "../support/cli.ts";
 import { bytes, KiB, MiB, writeRaw } from "../support/disks.ts";
 import { conforms, result } from "../support/schemas.ts";
 
@@ -58,12 +58,6 @@ const manifestsOf = (folder: string): Manifest[] =>
   objects(folder, "points")
     .sort()
     .map((name) => conforms<Manifest>("manifest", JSON.parse(readFileSync(join(folder, "backups/points", name), "utf8"))));
-
-async function ok(folder: string, args: readonly string[]): Promise<string> {
-  const { code, stdout, stderr } = await hypersdk(folder, args);
-  expect([args.join(" "), code, stderr]).toEqual([args.join(" "), 0, expect.any(String) as string]);
-  return stdout;
-}
 
 it("an incremental schedule stores what is new once, restores every point byte for byte, and gives space back", { timeout: 300_000 }, async () => {
   const { folder, disk } = fleet();

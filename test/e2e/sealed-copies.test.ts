@@ -2,7 +2,7 @@ import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, r
 import { join } from "node:path";
 import { generateIdentity, identityToRecipient } from "age-encryption";
 import { expect, it } from "vitest";
-import { hypersdk, type Ran, workTree } from "../support/cli.ts";
+import { hypersdk, ok, type Ran, workTree } from "../support/cli.ts";
 import { MiB, writeRaw } from "../support/disks.ts";
 import { result } from "../support/schemas.ts";
 
@@ -34,12 +34,6 @@ interface Listed {
   readonly vm: string;
   readonly instant: string;
   readonly state: string;
-}
-
-async function ok(folder: string, args: readonly string[]): Promise<string> {
-  const { code, stdout, stderr } = await hypersdk(folder, args);
-  expect([args.join(" "), code, stderr]).toEqual([args.join(" "), 0, expect.any(String) as string]);
-  return stdout;
 }
 
 async function fails(folder: string, args: readonly string[], code: number, message: string): Promise<void> {

@@ -2,7 +2,7 @@ import { execFileSync, spawn } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { onTestFinished } from "vitest";
+import { expect, onTestFinished } from "vitest";
 
 export const program: string = join(import.meta.dirname, "..", "..", "bin", "hypersdk.js");
 
@@ -22,6 +22,13 @@ export function temporaryFolder(): string {
 /** The built program, in `cwd`, without the environment of whoever runs the tests. */
 export function hypersdk(cwd: string, args: readonly string[], env: Record<string, string> = {}): Promise<Ran> {
   return start(cwd, args, env).done;
+}
+
+/** The same, where it has to end well. @returns what it printed */
+export async function ok(folder: string, args: readonly string[]): Promise<string> {
+  const { code, stdout, stderr } = await hypersdk(folder, args);
+  expect([args.join(" "), code, stderr]).toEqual([args.join(" "), 0, expect.any(String) as string]);
+  return stdout;
 }
 
 export function start(
