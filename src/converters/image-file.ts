@@ -44,10 +44,10 @@ export async function writeImageFile(
   refuseTarget(path, target, options);
   const partial = options.resumes?.path ?? partialName(target, randomUUID());
   const reopen = options.resumes !== undefined;
-  const file = await LocalFileSink.create(partial, { hashed: false, shownAs: options.shownAs ?? path, mode: modeOf(target), reopen });
+  const file = await LocalFileSink.create(partial, { hashed: false, durable: options.durable, shownAs: options.shownAs ?? path, mode: modeOf(target), reopen });
   try {
     await fill(imageSink(format, file, sizeBytes, { ...options, fileName: basename(target) }));
-    const { bytes } = await file.finish(options.durable);
+    const { bytes } = await file.finish();
     await options.resumes?.confirm();
     // somebody may have made it meanwhile
     refuseTarget(path, target, options);

@@ -8,6 +8,8 @@ const stagingBytes = 1 << 20;
 /** Larger pieces are written from where they are; smaller ones are gathered first. */
 const copiedBelow = stagingBytes / 4;
 const writesAtOnce = 3;
+/** What is to survive a power cut goes to the disk in parts of so much while the next is made, and not all of it at the end. */
+const syncBytes = 64 << 20;
 
 /**
  * Writes one new local file, holes left as holes, and hashes it on the way. The file is made under the path given, which
@@ -17,30 +19,35 @@ export class LocalFileSink implements ByteSink {
   readonly #file: FileHandle;
   readonly #path: string;
   readonly #hash: StoredHash | undefined;
+  readonly #durable: boolean;
   #staging: Buffer | undefined;
   #staged = 0;
   #stagedAt = 0;
   readonly #writing = new Set<Promise<void>>();
+  #unsynced = 0;
+  #syncing: Promise<void> | undefined;
   position = 0;
 
-  private constructor(file: FileHandle, path: string, hashed: boolean) {
+  private constructor(file: FileHandle, path: string, { hashed, durable }: { readonly hashed: boolean; readonly durable: boolean }) {
     this.#file = file;
     this.#path = path;
     this.#hash = hashed ? new StoredHash() : undefined;
+    this.#durable = durable;
   }
 
   /**
+   * @param options.durable wait at the end until everything is on the disk, so that it survives a power cut
    * @param options.shownAs what messages call the file, where its present name is a temporary one
    * @param options.mode who may read it; only its owner otherwise
    * @param options.reopen takes a file over that is there already; what is skipped keeps what it has
    */
   static async create(
     path: string,
-    options: { readonly hashed: boolean; readonly shownAs?: string; readonly mode?: number; readonly reopen?: boolean },
+    options: { readonly hashed: boolean; readonly durable: boolean; readonly shownAs?: string; readonly mode?: number; readonly reopen?: boolean },
   ): Promise<LocalFileSink> {
     const flags = constants.O_CREAT | constants.O_RDWR | constants.O_NOFOLLOW | (options.reopen ? 0 : constants.O_EXCL);
     const shown = options.shownAs ?? path;
-    return new LocalFileSink(await guard(shown, () => open(path, flags, options.mode ?? 0o600)), shown, options.hashed);
+    return new LocalFileSink(await guard(shown, () => open(path, flags, options.mode ?? 0o600)), shown, options);
   }
 
   reserve(bytes: number): FillGap {
@@ -82,16 +89,14 @@ export class LocalFileSink implements ByteSink {
     this.#stagedAt = this.position;
   }
 
-  /**
-   * @param durable wait until everything is on the disk, so that it survives a power cut
-   * @returns the size, and the hash where one was asked for
-   */
-  async finish(durable: boolean = true): Promise<{ readonly bytes: number; readonly hash: string }> {
+  /** @returns the size, and the hash where one was asked for */
+  async finish(): Promise<{ readonly bytes: number; readonly hash: string }> {
     await this.#flush();
     await this.settled();
+    await this.#syncing;
     await guard(this.#path, async () => {
       await this.#file.truncate(this.position);
-      if (durable) await this.#file.sync();
+      if (this.#durable) await this.#file.sync();
       await this.#file.close();
     });
     return { bytes: this.position, hash: this.#hash?.digest() ?? "" };
@@ -99,7 +104,7 @@ export class LocalFileSink implements ByteSink {
 
   /** Closes the file and leaves removing it to the caller. Never throws. */
   async abort(): Promise<void> {
-    await Promise.allSettled(this.#writing);
+    await Promise.allSettled([...this.#writing, this.#syncing]);
     await this.#file.close().catch(() => {});
   }
 
@@ -121,7 +126,16 @@ export class LocalFileSink implements ByteSink {
     // a failed write stays in the set: whoever settles, or writes next, meets it
     writing.then(() => this.#writing.delete(writing)).catch(() => {});
     this.#hash?.update(data);
+    this.#unsynced += data.length;
+    if (this.#durable && this.#unsynced >= syncBytes && !this.#syncing) this.#beginSync();
     if (this.#writing.size > writesAtOnce) await Promise.race(this.#writing);
+  }
+
+  #beginSync(): void {
+    this.#unsynced = 0;
+    const syncing = guard(this.#path, () => this.#file.datasync());
+    this.#syncing = syncing;
+    syncing.then(() => (this.#syncing = undefined)).catch(() => this.#writing.add(syncing));
   }
 }
 

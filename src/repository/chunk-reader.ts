@@ -2,17 +2,22 @@ import { crc32 } from "node:zlib";
 import type { ByteFile } from "../converters/byte-file.ts";
 import { isGone, openNamed } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
-import { decompressChunk } from "./chunk-codec.ts";
 import type { ChunkIndex, ChunkPlace, PackInfo } from "./chunk-index.ts";
-import { type ChunkEntry, damaged, entryAt, entryBytes, idBytes, maxPackBytes, methods, packsFolder, trailerBytes } from "./layout.ts";
+import { FrameMemory } from "./frame-memory.ts";
+import { type ChunkEntry, damaged, entryAt, entryBytes, maxPackBytes, methods, packsFolder, trailerBytes } from "./layout.ts";
 import { isDamage, type Repository } from "./repository.ts";
 import { sha256 } from "./sha256.ts";
+import { decompressChunk } from "./zstd-pool.ts";
 
 /** Pack files that stay open. */
 const openAtOnce = 16;
 /** Neighbours in a pack are read in one go, up to this much, over gaps up to this much. */
 const readBytes = 4 * 2 ** 20;
 const gapBytes = 64 * 1024;
+
+/** Memory that neighbours were read into, to be used again: for fresh memory each time, the collector works as long as zstd. */
+const spareRanges: Buffer[] = [];
+const spareRangesAtMost = 4;
 
 /** Reads chunks by id, each checked against its id; where one is damaged and another pack has it too, from there. */
 export class ChunkReader {
@@ -28,12 +33,14 @@ export class ChunkReader {
   }
 
   /**
-   * The chunks whose ids stand at the given places, in that order. Those that lie beside one another in a pack are read together.
-   * @throws ArtifactDamaged for a chunk that is missing or is not what its id says
+   * Reads the chunks whose ids are given, each into its memory. Those that lie beside one another in a pack are read together. Nothing is
+   * written to the memory any more when this has ended, however it did.
+   * @throws ArtifactDamaged for a chunk that is missing, is not what its id says, or does not fill its memory
    */
-  async read(ids: Buffer, places: readonly number[]): Promise<Buffer[]> {
-    const wanted = places.map((at) => ({ id: ids.subarray(at, at + idBytes), place: this.#placeOf(ids, at) }));
-    const raw: Promise<Buffer>[] = [];
+  async read(chunks: readonly WantedChunk[]): Promise<void> {
+    const wanted = chunks.map((chunk) => ({ ...chunk, place: this.#placeOf(chunk) }));
+    const unpacked: Promise<void>[] = [];
+    const runs: Promise<Buffer>[] = [];
     for (let first = 0; first < wanted.length; ) {
       const start = (wanted[first] as (typeof wanted)[number]).place;
       let [last, end] = [first, start.offset + start.storedBytes];
@@ -44,19 +51,17 @@ export class ChunkReader {
         [last, end] = [i, place.offset + place.storedBytes];
       }
       const run = this.#readRange(start, end - start.offset);
-      run.catch(() => {});
+      runs.push(run);
       for (let i = first; i <= last; i++) {
-        const { id, place } = wanted[i] as (typeof wanted)[number];
+        const { id, place, into } = wanted[i] as (typeof wanted)[number];
         const stored = run.then((bytes) => bytes.subarray(place.offset - start.offset, place.offset - start.offset + place.storedBytes));
-        raw.push(stored.then((bytes) => unpack(this.#repository, place, id, bytes)).catch((error: unknown) => this.#readCopy(id, error)));
+        unpacked.push(stored.then((bytes) => unpack(this.#repository, place, id, bytes, into)).catch((error: unknown) => this.#readCopy(id, into, error)));
       }
       first = last + 1;
     }
-    const all = await Promise.allSettled(raw);
-    return all.map((result) => {
-      if (result.status === "rejected") throw result.reason;
-      return result.value;
-    });
+    const ended = await Promise.allSettled(unpacked);
+    for (const run of await Promise.allSettled(runs)) if (run.status === "fulfilled") releaseRange(run.value);
+    for (const result of ended) if (result.status === "rejected") throw result.reason;
   }
 
   /** Whether a pack has gone since the index was read that was there then: what it held is in another one. */
@@ -71,11 +76,11 @@ export class ChunkReader {
   }
 
   /** @throws `error`, where no other pack has the chunk */
-  async #readCopy(id: Buffer, error: unknown): Promise<Buffer> {
+  async #readCopy(id: Buffer, into: Buffer, error: unknown): Promise<void> {
     if (!isDamage(error) && !isGone(error)) throw error;
     for (const place of this.#index.copiesOf(id)) {
       try {
-        return await unpack(this.#repository, place, id, await this.#readRange(place, place.storedBytes));
+        return await unpack(this.#repository, place, id, await this.#readRange(place, place.storedBytes), into);
       } catch (other) {
         if (!isDamage(other) && !isGone(other)) throw other;
       }
@@ -83,9 +88,9 @@ export class ChunkReader {
     throw error;
   }
 
-  #placeOf(ids: Buffer, at: number): ChunkPlace {
-    const place = this.#index.find(ids.subarray(at, at + idBytes));
-    if (!place) throw damaged(`chunk ${ids.toString("hex", at, at + idBytes)}`, "no pack holds it");
+  #placeOf({ id }: WantedChunk): ChunkPlace {
+    const place = this.#index.find(id);
+    if (!place) throw damaged(`chunk ${id.toString("hex")}`, "no pack holds it");
     return place;
   }
 
@@ -94,7 +99,7 @@ export class ChunkReader {
     const open = this.#open(path, pack.usable);
     const reading = open.file.then(async (file) => {
       if (offset + length > file.sizeBytes) throw damaged(path, `it has ${file.sizeBytes} bytes, its chunks go to ${offset + length}`);
-      const bytes = Buffer.allocUnsafeSlow(length);
+      const bytes = roomForRange(length);
       await file.read(offset, bytes);
       return bytes;
     });
@@ -126,6 +131,21 @@ export class ChunkReader {
   }
 }
 
+function roomForRange(bytes: number): Buffer {
+  const isUsual = bytes > readBytes / 8 && bytes <= readBytes;
+  return isUsual ? (spareRanges.pop() ?? Buffer.allocUnsafeSlow(readBytes)).subarray(0, bytes) : Buffer.allocUnsafeSlow(bytes);
+}
+
+function releaseRange(range: Buffer): void {
+  if (range.buffer.byteLength === readBytes && spareRanges.length < spareRangesAtMost) spareRanges.push(Buffer.from(range.buffer));
+}
+
+/** A chunk that is read, and the memory that it fills. */
+export interface WantedChunk {
+  readonly id: Buffer;
+  readonly into: Buffer;
+}
+
 interface OpenPack {
   readonly file: Promise<ByteFile>;
   readonly reads: Set<Promise<unknown>>;
@@ -139,13 +159,20 @@ async function closeWhenRead({ file, reads }: OpenPack): Promise<void> {
   );
 }
 
-async function unpack({ sealing }: Repository, { pack, rawBytes, method, offset }: ChunkPlace, id: Buffer, stored: Buffer): Promise<Buffer> {
-  const packed = await sealing.open("chunk", `${packsFolder}/${pack.name}: the chunk at ${offset}`, stored);
-  const isRight = async (data: Buffer): Promise<boolean> => (await sha256(data)).equals(id);
-  const raw =
-    method === methods.zstd ? await decompressChunk(packed, rawBytes, isRight) : packed.length === rawBytes && (await isRight(packed)) ? packed : undefined;
-  if (!raw) throw damaged(`${packsFolder}/${pack.name}`, `the chunk at ${offset} is not ${id.toString("hex")}`);
-  return raw;
+/** Fills `into` with a chunk. @throws ArtifactDamaged where it is another one, or of another length: then `into` holds nothing of use */
+async function unpack({ sealing }: Repository, { pack, rawBytes, method, offset }: ChunkPlace, id: Buffer, stored: Buffer, into: Buffer): Promise<void> {
+  const path = `${packsFolder}/${pack.name}`;
+  if (rawBytes !== into.length) throw damaged(path, `the chunk at ${offset} has ${rawBytes} bytes, not ${into.length}`);
+  const packed = await sealing.open("chunk", `${path}: the chunk at ${offset}`, stored);
+  const isIt = async (raw: Buffer): Promise<boolean> => (await sha256(raw)).equals(id);
+  if (!(await (method === methods.zstd ? decompressChunk(packed, into, isIt) : copyChunk(packed, into, isIt))))
+    throw damaged(path, `the chunk at ${offset} is not ${id.toString("hex")}`);
+}
+
+async function copyChunk(packed: Buffer, into: Buffer, isIt: (raw: Buffer) => Promise<boolean>): Promise<boolean> {
+  if (packed.length !== into.length) return false;
+  packed.copy(into);
+  return isIt(into);
 }
 
 /** A chunk of one pack as it was read from it. */
@@ -183,9 +210,7 @@ export async function* readPack(repository: Repository, pack: PackInfo, noteUnso
     const record = pack.directory.subarray(at, at + entryBytes);
     const stored = bytes.subarray(entry.offset, entry.offset + entry.storedBytes);
     const isThere = stored.length === entry.storedBytes;
-    const raw = isThere
-      ? unpack(repository, { ...entry, pack }, entry.id, stored)
-      : Promise.reject(damaged(path, `it ends before the chunk at ${entry.offset}`));
+    const raw = isThere ? checked(repository, { ...entry, pack }, stored) : Promise.reject(damaged(path, `it ends before the chunk at ${entry.offset}`));
     checking.push(
       raw.then(
         () => ({ entry, record, stored, problem: undefined }),
@@ -201,6 +226,15 @@ export async function* readPack(repository: Repository, pack: PackInfo, noteUnso
   for (const each of checking) yield await each;
   // bits that change nothing of what unpacks
   if (!isWhole && isSound) noteUnsound?.(damaged(path, "its bytes are not those that were stored, though every chunk of them unpacks"));
+}
+
+async function checked(repository: Repository, place: ChunkPlace & Pick<ChunkEntry, "id">, stored: Buffer): Promise<void> {
+  const memory = new FrameMemory();
+  try {
+    await unpack(repository, place, place.id, stored, memory.room(place.rawBytes));
+  } finally {
+    memory.release();
+  }
 }
 
 /** What is wrong with the bytes of a pack. */

@@ -1,8 +1,8 @@
 import { createHash } from "node:crypto";
-import { type BlockSource, type ByteRange, clip, type Extent, joined, type Piece } from "../converters/block-source.ts";
+import { type BlockSource, type ByteRange, clip, type Extent, joined, type Piece, pieceBytes, piecesKept } from "../converters/block-source.ts";
 import { zeroPieceHash } from "../model/tree-hash.ts";
 import type { ChunkIndex } from "./chunk-index.ts";
-import { ChunkReader } from "./chunk-reader.ts";
+import { ChunkReader, type WantedChunk } from "./chunk-reader.ts";
 import { damaged, idBytes, isZeroId, maxChunkBytes, minChunkBytes, segmentBytes } from "./layout.ts";
 import { isDamage, type Repository } from "./repository.ts";
 
@@ -18,6 +18,8 @@ export interface ChunkList {
 
 /** What is read and unpacked in one go, and as much again while this is used. */
 const bytesAtOnce = 4 * 2 ** 20;
+/** One group that is read, one that is given out, and those that are kept. */
+const ringLength = piecesKept + 2;
 /** Chunks and segments kept for readers that ask for a part of one after the other. */
 const bytesKept = 16 * 2 ** 20;
 export const segmentsKept = 4;
@@ -49,24 +51,12 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
     const ids = await keptIds.get(segment, () => segments.load(segment));
     return { ids, at: (chunk - segment * segments.chunksEach) * idBytes };
   }
-  /** Chunks of one segment that hold data. */
-  async function read(wanted: readonly number[]): Promise<Buffer[]> {
-    if (wanted.length === 0) return [];
-    const { ids } = await segmentOf(wanted[0] as number);
-    const places = wanted.map((chunk) => (chunk % segments.chunksEach) * idBytes);
-    const all = await readAgain(ids, places);
-    for (const [i, chunk] of wanted.entries()) {
-      const { length } = all[i] as Buffer;
-      if (length !== lengthOf(chunk)) throw damaged(`chunk ${chunk} of the disk`, `it has ${length} bytes, not ${lengthOf(chunk)}`);
-    }
-    return all;
-  }
   /** A compaction may have moved a chunk since the index was read: then it is read anew, and again where another one was as fast. */
-  async function readAgain(ids: Buffer, places: readonly number[]): Promise<Buffer[]> {
+  async function read(wanted: readonly WantedChunk[]): Promise<void> {
     for (let tries = 1; ; tries++) {
       const used = reader;
       try {
-        return await used.read(ids, places);
+        return await used.read(wanted);
       } catch (error) {
         const mayBeElsewhere = outdated.length === 0 || used !== reader || used.isOutdated;
         if (!isDamage(error) || !mayBeElsewhere || tries === mostTries) throw error;
@@ -79,7 +69,13 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
     outdated.push(reader);
     reader = new ChunkReader(repository, present);
   }
-  const oneChunk = (chunk: number): Promise<Buffer> => keptChunks.get(chunk, () => read([chunk]).then(([only]) => only as Buffer));
+  const oneChunk = (chunk: number): Promise<Buffer> =>
+    keptChunks.get(chunk, async () => {
+      const { ids, at } = await segmentOf(chunk);
+      const into = Buffer.allocUnsafeSlow(lengthOf(chunk));
+      await read([{ id: ids.subarray(at, at + idBytes), into }]);
+      return into;
+    });
 
   async function readPart(chunk: number, within: number, into: Buffer): Promise<void> {
     const { ids, at } = await segmentOf(chunk);
@@ -126,6 +122,23 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
     }
   }
 
+  /** Where in memory each chunk goes: one behind the other, so that neighbours on the disk are one piece, on the grid of pieces. */
+  async function layOut(chunks: readonly number[], memory: Buffer, turn: number): Promise<{ wanted: WantedChunk[]; pieces: Piece[] }> {
+    const [wanted, pieces]: [WantedChunk[], Piece[]] = [[], []];
+    let end = 0;
+    for (const chunk of chunks) {
+      const { ids, at } = await segmentOf(chunk);
+      const [start, offset] = [end, chunk * chunkBytes];
+      end += lengthOf(chunk);
+      wanted.push({ id: ids.subarray(at, at + idBytes), into: memory.subarray(start, end) });
+      const last = pieces.at(-1);
+      const isNext = last && last.offset + last.data.length === offset && offset % pieceBytes !== 0;
+      if (isNext) pieces[pieces.length - 1] = { ...last, data: memory.subarray(start - last.data.length, end) };
+      else pieces.push({ offset, data: memory.subarray(start, end), turn });
+    }
+    return { wanted, pieces };
+  }
+
   return {
     sizeBytes: virtualBytes,
     dataBytes,
@@ -146,18 +159,21 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
       await Promise.all(reading);
     },
     async *pieces(signal?: AbortSignal): AsyncGenerator<Piece> {
-      let before: { readonly group: readonly number[]; readonly data: Promise<Buffer[]> } | undefined;
-      const piecesOf = async function* ({ group, data }: NonNullable<typeof before>): AsyncGenerator<Piece> {
-        for (const [i, bytes] of (await data).entries()) yield { offset: (group[i] as number) * chunkBytes, data: bytes };
-      };
+      const ring: Buffer[] = [];
+      let turn = 0;
+      let before: { readonly pieces: readonly Piece[]; readonly done: Promise<void> } | undefined;
       for await (const group of groups()) {
         signal?.throwIfAborted();
-        const data = read(group);
-        data.catch(() => {});
-        if (before) yield* piecesOf(before);
-        before = { group, data };
+        const memory = (ring[turn % ringLength] ??= Buffer.allocUnsafeSlow(Math.min(bytesAtOnce, virtualBytes)));
+        const { wanted, pieces } = await layOut(group, memory, turn++);
+        const done = read(wanted);
+        done.catch(() => {});
+        await before?.done;
+        yield* before?.pieces ?? [];
+        before = { pieces, done };
       }
-      if (before) yield* piecesOf(before);
+      await before?.done;
+      yield* before?.pieces ?? [];
     },
     async close() {
       for (const each of [...outdated, reader]) await each.close();

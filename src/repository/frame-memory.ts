@@ -1,6 +1,6 @@
 import { compress, frameRoom } from "./chunk-codec.ts";
-import { compressOnPool } from "./compress-pool.ts";
 import { minChunkBytes } from "./layout.ts";
+import { compressOnPool } from "./zstd-pool.ts";
 
 /** Room for the frames of a run of 1 MiB, however its chunks are cut. */
 const blockBytes = (2 ** 20 / minChunkBytes) * frameRoom(minChunkBytes);

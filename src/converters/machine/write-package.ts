@@ -35,11 +35,11 @@ export async function writeOva(path: string, machine: PackagedMachine, options: 
   const target = resolve(path);
   refuseTarget(path, target, options);
   const partial = partialName(target, randomUUID());
-  const out = await LocalFileSink.create(partial, { hashed: false, shownAs: path, mode: modeOf(target) });
+  const out = await LocalFileSink.create(partial, { hashed: false, durable, shownAs: path, mode: modeOf(target) });
   try {
     const disks = await packMachine(out, basename(target, extname(target)), machine, options);
     confirm(disks.map(({ poured }) => poured.contentHash));
-    const { bytes } = await out.finish(durable);
+    const { bytes } = await out.finish();
     refuseTarget(path, target, options);
     await publish(partial, target, durable);
     return { bytes, readBytes: disks.reduce((sum, { poured }) => sum + poured.readBytes, 0) };

@@ -24,7 +24,7 @@ export function fileDestination(spec: DestinationAddress, random: Random): Desti
     async create(path) {
       const final = at(path);
       const partial = partialName(final, random.uuid());
-      return uploadOver(await inFolder(root, final, () => LocalFileSink.create(partial, { hashed: true })), partial, final);
+      return uploadOver(await inFolder(root, final, () => LocalFileSink.create(partial, { hashed: true, durable: true })), partial, final);
     },
     async put(path, data, { exclusive = false } = {}) {
       const final = at(path);
