@@ -59,8 +59,8 @@ async function main(argv: string[]): Promise<number> {
     if (error instanceof HypersdkError) return failure(error, shown, args);
     const errno = errnoOf(error);
     if (errno && /^E[A-Z0-9]+$/.test(errno)) return failure(new HypersdkError("Failed", (error as Error).message, { cause: error }), shown, args);
-    const damage = await import("../state/database.ts").then(
-      ({ openedStateDamage }) => openedStateDamage(),
+    const damage = await Promise.all([import("../state/database.ts"), import("./recorded-spec.ts")]).then(
+      ([{ openedStateDamage }, { isRecordedSpec }]) => openedStateDamage(isRecordedSpec),
       () => undefined,
     );
     return damage ? failure(damage, shown, args) : bug(error, shown, args);

@@ -3,7 +3,7 @@ import { dirname } from "node:path";
 import { umask } from "node:process";
 import Database from "better-sqlite3";
 import { errnoText, HypersdkError } from "../model/errors.ts";
-import { damageIn } from "./damage.ts";
+import { damageIn, type IsSpec } from "./damage.ts";
 import { makeStateFolder } from "./folder.ts";
 import { initial } from "./migrations/001-initial.ts";
 import { lastDisks } from "./migrations/002-last-disks.ts";
@@ -162,12 +162,12 @@ export function damagedState(path: string, what: string, cause?: unknown): Hyper
  * What is wrong with the state file that was opened last, for who has met something that cannot be: a value that changed under the program
  * looks like a bug of it. Undefined where the file says nothing, or there is none.
  */
-export function openedStateDamage(): HypersdkError | undefined {
+export function openedStateDamage(isSpec: IsSpec): HypersdkError | undefined {
   if (opened === "") return undefined;
   try {
     const db = openDatabase(opened, "read");
     try {
-      const found = damageIn(db);
+      const found = damageIn(db, isSpec);
       return found === undefined ? undefined : damagedState(opened, found);
     } finally {
       db.close();

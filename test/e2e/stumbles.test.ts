@@ -704,6 +704,9 @@ describe("a current folder that is removed", () => {
 describe("a state in which a value is not what was written", () => {
   it.each([
     ["spec of resources", "UPDATE resources SET spec = replace(spec, '\"cron\":', '\"cron\"z') WHERE address LIKE 'schedule.%'", "plan"],
+    ["spec of resources", "UPDATE resources SET spec = replace(spec, '\"cron\":', '\"aron\":') WHERE address LIKE 'schedule.%'", "status"],
+    ["spec of resources", "UPDATE resources SET spec = replace(spec, '0 2 *', '0 x *') WHERE address LIKE 'schedule.%'", "status"],
+    ["spec of resources", "UPDATE resources SET spec = '[]' WHERE address LIKE 'schedule.%'", "plan"],
     ["instant of artifacts", "UPDATE artifacts SET instant = replace(instant, 'T', 'D')", "apply"],
     ["value of meta", "UPDATE meta SET value = 'x' || value WHERE key = 'applied_revision'", "status"],
     ["detail of events", "UPDATE events SET detail = 'x' || detail WHERE seq = 2", "history"],
