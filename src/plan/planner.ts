@@ -10,12 +10,12 @@ import { byUrgency } from "../schedule/run-queue.ts";
 import { changesOf } from "./changes.ts";
 import { driftOf } from "./drift.ts";
 import { type Decision, type DueContext, decide, startsAtOnce } from "./due.ts";
-import { expiryOf } from "./expiry.ts";
+import { expiryOf, groupsOf, verdictsOf } from "./expiry.ts";
 import { lostPoints, withoutLost } from "./lost.ts";
 import { type Member, type Membership, membership, protectionKey } from "./membership.ts";
 import { movedPoints, withMoves } from "./moved.ts";
 import { order } from "./order.ts";
-import { type Consequences, type LostPoint, type Plan, type PlannedExport, type ProtectionChange, type Revision, turnOf } from "./plan.ts";
+import { type Consequences, type ExpiryMark, type LostPoint, type Plan, type PlannedExport, type ProtectionChange, type Revision, turnOf } from "./plan.ts";
 import { type DesiredResource, resourcesOf } from "./resources.ts";
 import { withoutEmptied, withRenames } from "./shown.ts";
 import { warningsOf } from "./warnings.ts";
@@ -307,18 +307,20 @@ function newestOf(points: readonly RestorePoint[], now: Instant): Map<string, Re
   return newest;
 }
 
-function consequencesOf(
-  desired: DesiredState,
-  recorded: Recorded,
-  protectionChanges: readonly ProtectionChange[],
-  marks: readonly { readonly schedule: string }[],
-  now: Instant,
-) {
+function consequencesOf(desired: DesiredState, recorded: Recorded, protectionChanges: readonly ProtectionChange[], marks: readonly ExpiryMark[], now: Instant) {
   const nowMs = epochMsOf(now);
   const bySchedule = Map.groupBy(protectionChanges, ({ schedule }) => schedule);
   const points = Map.groupBy(recorded.points, ({ schedule }) => schedule);
   const marked = Map.groupBy(marks, ({ schedule }) => schedule);
   const schedules = new Map(desired.schedules.map((schedule) => [schedule.name, schedule]));
+  /** What would go without the change is none of its consequences. */
+  const expirableBy = (name: string, old: ScheduleSpec | undefined): number => {
+    const all = marked.get(name) ?? [];
+    if (!old || all.length === 0) return all.length;
+    const verdicts = groupsOf(points.get(name) ?? []).flatMap((group) => verdictsOf(group, old.retention, old.timezone, nowMs));
+    const went = new Set(verdicts.filter(({ keptBy }) => keptBy.length === 0).map(({ id }) => id));
+    return all.filter(({ point }) => !went.has(point)).length;
+  };
   return (name: string, before: string | undefined, after: string | undefined): Consequences => {
     const changes = bySchedule.get(name) ?? [];
     const old = before === undefined ? undefined : (JSON.parse(before) as ScheduleSpec);
@@ -331,7 +333,7 @@ function consequencesOf(
       lost: pathsOf(changes, "end"),
       ...(nextRunBefore ? { nextRunBefore } : {}),
       ...(nextRunAfter ? { nextRunAfter } : {}),
-      expirable: (marked.get(name) ?? []).length,
+      expirable: expirableBy(name, old),
       keepsPoints: after === undefined ? (points.get(name) ?? []).length : 0,
     };
   };

@@ -472,6 +472,23 @@ describe("a plan", () => {
     expect(made(weak, strong)).toEqual(["changes path of provider.local"]);
   });
 
+  it("counts only what goes for the change: what would have gone anyway keeps no change from being safe", () => {
+    const of = (daily: number): DesiredState => desiredOf(`${smallest}    retention: {daily: ${daily}}\n`);
+    const days = Array.from({ length: 12 }, (_, i) => String(9 + i).padStart(2, "0"));
+    const points = days.flatMap((day) =>
+      pointOf(protection("web", { lastSuccessAt: instant(`2026-11-${day}T02:00:00Z`) })).map((point) => ({
+        ...point,
+        id: day,
+        manifestPath: `${day}/manifest.json`,
+      })),
+    );
+    const made = (before: number, after: number): Plan => make(of(after), recordedOf(of(before), [protection("web")], { points }), seen("web"));
+    expect(made(7, 9).expiry.mark.length).toBe(3);
+    expect(unsafeReasons(made(7, 9))).toEqual([]);
+    expect(made(7, 5).expiry.mark.length).toBe(7);
+    expect(unsafeReasons(made(7, 5))).toEqual(["schedule.nightly makes 2 restore points expirable", "changes retention of schedule.nightly"]);
+  });
+
   it("takes a policy's priority and rpo, whatever the order of files", () => {
     const policies = desiredOf(
       `${smallest}policies:\n  - {name: a, match: /datacenter/vm/db, schedule: nightly, priority: low, rpo: 2d}\n  - {name: b, match: /datacenter/vm/d*, schedule: nightly, priority: high, rpo: 9d}\n`,
