@@ -197,7 +197,8 @@ export function makeProgram(makeIo: (options: GlobalOptions) => Io, ran: Ran, wo
     .requiredOption("--to <path>", "a new file, an .ova for the VM, or a folder (ending in /) for all disks")
     .option("--disk <n>", "only this disk, 0 is the boot disk", whole)
     .addOption(new Option("--format <format>", "by the name of the file, where this is silent").choices(exportFormats))
-    .option("--overwrite", "replace what is there");
+    .option("--overwrite", "replace what is there")
+    .option("--salvage", "from a damaged repository: zeros for what is lost, and where; ends with 11 then");
   point(
     source(
       add(

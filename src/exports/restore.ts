@@ -9,7 +9,7 @@ import type { Destination } from "../destinations/destination.ts";
 import { openNamed } from "../destinations/gone.ts";
 import { HypersdkError } from "../model/errors.ts";
 import type { ChunkIndex } from "../repository/chunk-index.ts";
-import { contentHashOf, openChunkedDisk } from "../repository/disk-source.ts";
+import { type ChunkedDiskOptions, contentHashOf, openChunkedDisk } from "../repository/disk-source.ts";
 import { maxChunkBytes, minChunkBytes } from "../repository/layout.ts";
 import { isRepositoryPoint, pointPath } from "../repository/points.ts";
 import { isDamage, Repository } from "../repository/repository.ts";
@@ -41,20 +41,26 @@ export async function openRepository(destination: Destination): Promise<Reposito
   return repository;
 }
 
+/** What somebody wants to know of a disk of chunks while it is read. */
+interface ReadingOptions {
+  readonly leftover?: Leftover | undefined;
+  readonly onLost?: ChunkedDiskOptions["onLost"];
+}
+
 /** The disks of a restore point, wherever its manifest says that they are. @param manifestPath relative to the destination */
 export async function storedDisks(
   destination: Destination,
   manifestPath: string,
   manifest: Manifest,
-): Promise<(disk: ManifestDisk, leftover?: Leftover) => Promise<BlockSource>> {
+): Promise<(disk: ManifestDisk, options?: ReadingOptions) => Promise<BlockSource>> {
   const chunked = manifest.repository ? await openRepositoryOf(destination, manifest.repository.id) : undefined;
-  return async (disk, leftover) => {
+  return async (disk, { leftover, onLost } = {}) => {
     if (!isChunked(disk)) return openStoredImage(destination, manifestPath, disk);
     if (!chunked) throw new HypersdkError("ArtifactDamaged", `${manifestPath} names chunks, and no repository`);
     const { repository, index } = chunked;
     checkContent(disk, await contentHashOf(repository, disk));
     leftover?.isOf(repository, disk);
-    return openChunkedDisk(repository, index, disk, leftover?.has);
+    return openChunkedDisk(repository, index, disk, { isPresent: leftover?.has, onLost });
   };
 }
 

@@ -30,11 +30,15 @@ const mostTries = 10;
 /** Tells of a chunk that somebody has already, and need not read: its offset, its length and its id. */
 export type IsPresent = (offset: number, length: number, id: Buffer) => Promise<boolean>;
 
-/**
- * The disk of a restore point, each chunk of it checked against its id as it is read.
- * @param isPresent leaves chunks out of `pieces`
- */
-export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk: ChunkList, isPresent?: IsPresent): BlockSource {
+export interface ChunkedDiskOptions {
+  /** Leaves chunks out of `pieces`. */
+  readonly isPresent?: IsPresent | undefined;
+  /** Told of each chunk that is damaged or gone, which is zeros in `pieces` then. Without it, such a disk cannot be read. */
+  readonly onLost?: ((lost: ByteRange) => void) | undefined;
+}
+
+/** The disk of a restore point, each chunk of it checked against its id as it is read. */
+export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk: ChunkList, { isPresent, onLost }: ChunkedDiskOptions = {}): BlockSource {
   const { virtualBytes, dataBytes, chunkBytes } = disk;
   const segments = segmentsOf(repository, disk);
   const chunks = Math.ceil(virtualBytes / chunkBytes);
@@ -68,6 +72,18 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
     const present = await repository.loadIndex();
     outdated.push(reader);
     reader = new ChunkReader(repository, present);
+  }
+  async function readAsFarAsItGoes(chunks: readonly number[], wanted: readonly WantedChunk[], lose: (lost: ByteRange) => void): Promise<void> {
+    const lost = (error: unknown): true => {
+      if (!isDamage(error)) throw error;
+      return true;
+    };
+    if (!(await read(wanted).catch(lost))) return;
+    for (const [i, each] of wanted.entries()) {
+      if (!(await read([each]).catch(lost))) continue;
+      each.into.fill(0);
+      lose({ offset: (chunks[i] as number) * chunkBytes, length: each.into.length });
+    }
   }
   const oneChunk = (chunk: number): Promise<Buffer> =>
     keptChunks.get(chunk, async () => {
@@ -166,7 +182,7 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
         signal?.throwIfAborted();
         const memory = (ring[turn % ringLength] ??= Buffer.allocUnsafeSlow(Math.min(bytesAtOnce, virtualBytes)));
         const { wanted, pieces } = await layOut(group, memory, turn++);
-        const done = read(wanted);
+        const done = onLost ? readAsFarAsItGoes(group, wanted, onLost) : read(wanted);
         done.catch(() => {});
         await before?.done;
         yield* before?.pieces ?? [];

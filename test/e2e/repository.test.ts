@@ -166,6 +166,50 @@ it("what is damaged in a repository is found, named and mended as far as the sou
   expect(await ok(folder, ["check", "--read-data"])).toContain("sound");
 });
 
+it("what is left of a disk is salvaged, with zeros where nothing is, and where that was", { timeout: 300_000 }, async () => {
+  const { folder, disk } = fleet();
+  await ok(folder, ["apply", "--auto-approve"]);
+  const { items } = JSON.parse(await ok(folder, ["get", "artifacts", "--json"])) as { items: { id: string; vm: string }[] };
+  const id = items.find(({ vm }) => vm.endsWith("/web"))?.id as string;
+  const salvage = (to: string, ...more: string[]): ReturnType<typeof hypersdk> => hypersdk(folder, ["restore", id, "--to", to, "--salvage", ...more]);
+  expect(await salvage("whole.raw")).toMatchObject({ code: 0, stdout: expect.stringContaining("the content is what was exported (") as string });
+
+  for (const name of objects(folder, "packs")) {
+    const pack = join(folder, "backups/packs", name);
+    const content = readFileSync(pack);
+    for (const at of [1000, 300_000, 400_000]) if (at < content.length / 2) content[at] = (content[at] as number) ^ 1;
+    writeFileSync(pack, content);
+  }
+  const refused = await hypersdk(folder, ["restore", id, "--to", "web.raw"]);
+  expect(refused).toMatchObject({ code: 11, stderr: expect.stringContaining("--salvage restores what is there") as string });
+  const salvaged = await salvage("web.raw", "--json");
+  expect(salvaged.code).toBe(11);
+  const { lost } = result<{ disks: { lost: { offset: number; length: number }[] }[] }>(salvaged.stdout).disks[0] as {
+    lost: { offset: number; length: number }[];
+  };
+  expect(lost.length).toBeGreaterThan(1);
+  const expected = readFileSync(disk("web"));
+  for (const { offset, length } of lost) expected.fill(0, offset, offset + length);
+  expect(readFileSync(join(folder, "web.raw")).equals(expected)).toBe(true);
+  expect(readFileSync(disk("web")).equals(expected)).toBe(false);
+
+  // other formats too; whom quiet asks for silence is told of a loss all the same
+  const quiet = await salvage("web.qcow2", "--quiet");
+  expect(quiet).toMatchObject({ code: 11, stdout: "" });
+  expect(quiet.stderr.match(/^ {2}\d+ bytes at \d+$/gm)).toEqual(lost.map(({ offset, length }) => `  ${length} bytes at ${offset}`));
+  await ok(folder, ["convert", "web.qcow2", "again.raw"]);
+  expect(readFileSync(join(folder, "again.raw")).equals(expected)).toBe(true);
+
+  expect(await salvage("web.ova")).toMatchObject({ code: 64, stderr: expect.stringContaining("a package says that it is whole") as string });
+  // chunks that are gone altogether: what is damaged was dropped, and then a pack
+  expect(await hypersdk(folder, ["repair", "--auto-approve"])).toMatchObject({ code: 11 });
+  expect((await salvage("web.raw", "--overwrite")).stderr).toBe(quiet.stderr.replace("web.qcow2: qcow2", "web.raw: raw"));
+  expect(readFileSync(join(folder, "web.raw")).equals(expected)).toBe(true);
+  for (const name of objects(folder, "packs")) rmSync(join(folder, "backups/packs", name));
+  expect(await salvage("web.raw", "--overwrite")).toMatchObject({ code: 11, stderr: expect.stringContaining("lost, and zeros now") as string });
+  expect(readFileSync(join(folder, "web.raw")).equals(Buffer.alloc(expected.length))).toBe(true);
+});
+
 it("a restore that is cut off goes on where it was, and is not fooled by what lies there", { timeout: 300_000 }, async () => {
   const { folder, disk } = fleet();
   const large = join(folder, "machines", "large");

@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { existsSync, realpathSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import { dirname, join, resolve } from "node:path";
-import type { BlockSource } from "../../converters/block-source.ts";
+import type { BlockSource, ByteRange } from "../../converters/block-source.ts";
 import { formatOfName, writeImageFile } from "../../converters/image-file.ts";
 import { defaultHardware } from "../../converters/machine/pack-machine.ts";
 import { writeOva, writeOvf } from "../../converters/machine/write-package.ts";
@@ -17,6 +17,7 @@ import { type ExportFormat, exportFormats, type ImageFormat } from "../../model/
 import { isRepositoryPoint } from "../../repository/points.ts";
 import { ProcessLock } from "../../state/process-lock.ts";
 import { plural } from "../../ui/plan-view.ts";
+import { exitCodes } from "../exit-codes.ts";
 import { listenForInterrupts } from "../interrupts.ts";
 import type { Io } from "../io.ts";
 import { byteProgress } from "./byte-progress.ts";
@@ -27,6 +28,8 @@ export interface RestoreOptions extends PointSelection {
   readonly disk?: number;
   readonly format?: ExportFormat;
   readonly overwrite?: boolean;
+  /** Goes on where chunks are damaged or gone, with zeros in their place. */
+  readonly salvage?: boolean;
 }
 
 /** One disk into a new file, all disks into a folder, or the VM into a package; each disk compared with the hash that the export took. */
@@ -34,17 +37,21 @@ export async function restore(id: string | undefined, options: RestoreOptions, i
   const found = await findPoint(id, options, io);
   const { destination, manifestPath, manifest } = found;
   refuseInside(found, resolve(io.cwd, options.to), options.to);
+  if (options.salvage) refuseSalvage(manifest, options);
   if (isPackage(options)) return restorePackage(manifestPath, manifest, destination, options, io);
   const targets = await targetsOf(manifest, options, io.cwd);
   const interrupts = listenForInterrupts(io.err);
   const restored: object[] = [];
+  let isWhole = true;
   try {
     const open = await storedDisks(destination, manifestPath, manifest);
     for (const { disk, path, format } of targets) {
-      const resumes = format === "raw" && isChunked(disk);
+      // what has zeros in it is none to go on with
+      const resumes = format === "raw" && isChunked(disk) && !options.salvage;
       const lock = resumes ? await alone(path, io.env) : undefined;
       const leftover = resumes ? await Leftover.at(path, manifest.id) : undefined;
-      const source = await open(disk, leftover);
+      const missing: ByteRange[] = [];
+      const source = await open(disk, { leftover, ...(options.salvage ? { onLost: (range) => missing.push(range) } : {}) });
       const progress = byteProgress(io, source.dataBytes);
       try {
         const { bytes } = await writeImageFile(
@@ -52,15 +59,19 @@ export async function restore(id: string | undefined, options: RestoreOptions, i
           format,
           disk.virtualBytes,
           { compression: "none", overwrite: options.overwrite ?? false, inputs: [], durable: true, ...(leftover ? { resumes: leftover } : {}) },
-          (sink) => restoreDisk(source, disk, sink, { signal: interrupts.signal, onRead: progress.add }),
+          (sink) =>
+            restoreDisk(source, disk, sink, { signal: interrupts.signal, onRead: progress.add }).catch((error: unknown) => {
+              throw isChunked(disk) ? withSalvage(error) : error;
+            }),
         );
         progress.stop();
         await leftover?.done();
         if (leftover && leftover.presentBytes > 0 && !io.json && !io.quiet)
           io.err(`${formatBytes(leftover.presentBytes)} were there from a restore that was cut off\n`);
-        restored.push({ disk: disk.bootOrder, name: disk.name, path, format, bytes });
-        if (!io.json && !io.quiet)
-          io.out(`${path}: ${format}, ${formatBytes(disk.virtualBytes)}, the content is what was exported (${disk.contentHash.value.slice(0, 12)}…)\n`);
+        const lost = inOrder(missing);
+        isWhole &&= lost.length === 0;
+        restored.push({ disk: disk.bootOrder, name: disk.name, path, format, bytes, ...(options.salvage ? { lost } : {}) });
+        tellOf(`${path}: ${format}, ${formatBytes(disk.virtualBytes)}`, disk, lost, io);
       } finally {
         progress.stop();
         await leftover?.close();
@@ -69,15 +80,57 @@ export async function restore(id: string | undefined, options: RestoreOptions, i
       }
     }
     if (io.json) io.result("restore", { point: manifest.id, vm: manifest.source.vm, instant: manifest.source.instant, disks: restored });
-    return 0;
+    return isWhole ? exitCodes.done : exitCodes.damaged;
   } catch (error) {
     if (interrupts.exitCode === undefined) throw error;
-    const isRaw = targets.some(({ disk, format }) => format === "raw" && isChunked(disk));
-    if (isRaw && !io.quiet) io.err("what is restored so far is kept beside the target: the same command goes on with it\n");
+    const isKept = !options.salvage && targets.some(({ disk, format }) => format === "raw" && isChunked(disk));
+    if (isKept && !io.quiet) io.err("what is restored so far is kept beside the target: the same command goes on with it\n");
     return interrupts.exitCode;
   } finally {
     interrupts.dispose();
   }
+}
+
+/** @throws Usage where nothing is known of the parts of a disk */
+function refuseSalvage({ disks }: Manifest, options: RestoreOptions): void {
+  if (isPackage(options))
+    throw new HypersdkError("Usage", "--salvage is for disk images, a package says that it is whole", { hint: "name a folder: --to restored/" });
+  if (!disks.every(isChunked))
+    throw new HypersdkError("Usage", "--salvage is for restore points in a repository: this one is an image", {
+      hint: "qemu-img convert --salvage reads images as far as it goes",
+    });
+}
+
+/** In the order of the disk; neighbours are one range. */
+function inOrder(lost: readonly ByteRange[]): ByteRange[] {
+  const ranges: ByteRange[] = [];
+  for (const { offset, length } of lost.toSorted((a, b) => a.offset - b.offset)) {
+    const last = ranges.at(-1);
+    if (last && last.offset + last.length === offset) ranges[ranges.length - 1] = { offset: last.offset, length: last.length + length };
+    else ranges.push({ offset, length });
+  }
+  return ranges;
+}
+
+/** Every range that is lost is told, for who looks up which files lie there. */
+function tellOf(what: string, { contentHash }: ManifestDisk, lost: readonly ByteRange[], io: Io): void {
+  if (io.json) return;
+  if (lost.length === 0) {
+    if (!io.quiet) io.out(`${what}, the content is what was exported (${contentHash.value.slice(0, 12)}…)\n`);
+    return;
+  }
+  const bytes = lost.reduce((sum, { length }) => sum + length, 0);
+  io.err(`${io.errStyle.yellow("warning")}: ${what}, the content is what was exported but for ${formatBytes(bytes)} that are lost, and zeros now\n`);
+  for (const { offset, length } of lost) io.err(`  ${length} bytes at ${offset}\n`);
+}
+
+/** What a chunk says that is damaged or gone, with the way out. */
+function withSalvage(error: unknown): unknown {
+  if (!(error instanceof HypersdkError && error.code === "ArtifactDamaged")) return error;
+  return new HypersdkError(error.code, error.message, {
+    cause: error,
+    hint: "--salvage restores what is there, zeros where nothing is, and says where that was",
+  });
 }
 
 /** Nothing is restored into the place that it is read from: with --overwrite, that would be the end of what is there. */
