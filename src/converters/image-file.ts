@@ -34,7 +34,7 @@ export async function writeImageFile(
     readonly inputs: readonly string[];
     readonly durable: boolean;
     readonly shownAs?: string;
-    /** A file that an earlier attempt left and this one goes on with; it stays when this one fails as well, unless it proves damaged. */
+    /** A file that an earlier attempt left and this one goes on with; it stays when this one fails as well, unless it proves damaged or was not synced. */
     readonly resumes?: { readonly path: string; confirm(): Promise<void> };
   },
   fill: (sink: DiskSink) => Promise<void>,
@@ -56,7 +56,7 @@ export async function writeImageFile(
   } catch (error) {
     await file.abort();
     const isDamaged = error instanceof HypersdkError && error.code === "ArtifactDamaged";
-    if (!reopen || isDamaged) await rm(partial, { force: true });
+    if (!reopen || isDamaged || file.isLost) await rm(partial, { force: true });
     throw error;
   }
 }

@@ -26,6 +26,11 @@ export class LocalFileSink implements ByteSink {
   readonly #writing = new Set<Promise<void>>();
   #unsynced = 0;
   #syncing: Promise<void> | undefined;
+  /**
+   * A sync failed, and nobody knows what of the file is on the disk: the system says so once, and shows from memory what it could not write.
+   * Nobody may go on with such a file.
+   */
+  isLost = false;
   position = 0;
 
   private constructor(file: FileHandle, path: string, { hashed, durable }: { readonly hashed: boolean; readonly durable: boolean }) {
@@ -96,7 +101,7 @@ export class LocalFileSink implements ByteSink {
     await this.#syncing;
     await guard(this.#path, async () => {
       await this.#file.truncate(this.position);
-      if (this.#durable) await this.#file.sync();
+      if (this.#durable) await this.#sync(() => this.#file.sync());
       await this.#file.close();
     });
     return { bytes: this.position, hash: this.#hash?.digest() ?? "" };
@@ -131,9 +136,18 @@ export class LocalFileSink implements ByteSink {
     if (this.#writing.size > writesAtOnce) await Promise.race(this.#writing);
   }
 
+  async #sync(sync: () => Promise<void>): Promise<void> {
+    try {
+      await sync();
+    } catch (error) {
+      this.isLost = true;
+      throw error;
+    }
+  }
+
   #beginSync(): void {
     this.#unsynced = 0;
-    const syncing = guard(this.#path, () => this.#file.datasync());
+    const syncing = guard(this.#path, () => this.#sync(() => this.#file.datasync()));
     this.#syncing = syncing;
     syncing.then(() => (this.#syncing = undefined)).catch(() => this.#writing.add(syncing));
   }

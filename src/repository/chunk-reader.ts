@@ -26,6 +26,7 @@ export class ChunkReader {
   /** Most recently used last. */
   readonly #files = new Map<string, OpenPack>();
   #isOutdated = false;
+  #isClosed = false;
 
   constructor(repository: Repository, index: ChunkIndex) {
     this.#repository = repository;
@@ -69,7 +70,9 @@ export class ChunkReader {
     return this.#isOutdated;
   }
 
+  /** What is still being read fails, or ends with what it has open. */
   async close(): Promise<void> {
+    this.#isClosed = true;
     const files = [...this.#files.values()];
     this.#files.clear();
     await Promise.all(files.map(closeWhenRead));
@@ -96,6 +99,8 @@ export class ChunkReader {
 
   #readRange({ pack, offset }: ChunkPlace, length: number): Promise<Buffer> {
     const path = `${packsFolder}/${pack.name}`;
+    // nobody would close it
+    if (this.#isClosed) return Promise.reject(new Error(`${path} is read for nobody any more`));
     const open = this.#open(path, pack.usable);
     const reading = open.file.then(async (file) => {
       if (offset + length > file.sizeBytes) throw damaged(path, `it has ${file.sizeBytes} bytes, its chunks go to ${offset + length}`);
@@ -205,6 +210,7 @@ export async function* readPack(repository: Repository, pack: PackInfo, noteUnso
   const isWhole = crc32(data) === crc;
   let isSound = true;
   const checking: Promise<ReadChunk>[] = [];
+  let checkedBytes = 0;
   for (let at = 0; at < pack.directory.length; at += entryBytes) {
     const entry = entryAt(pack.directory, at);
     const record = pack.directory.subarray(at, at + entryBytes);
@@ -221,7 +227,12 @@ export async function* readPack(repository: Repository, pack: PackInfo, noteUnso
         },
       ),
     );
-    if (checking.length >= checkedAtOnce) yield (await checking.shift()) as ReadChunk;
+    checkedBytes += entry.rawBytes;
+    while (checking.length >= checkedAtOnce || checkedBytes > checkedBytesAtOnce) {
+      const first = (await checking.shift()) as ReadChunk;
+      checkedBytes -= first.entry.rawBytes;
+      yield first;
+    }
   }
   for (const each of checking) yield await each;
   // bits that change nothing of what unpacks
@@ -245,3 +256,4 @@ export async function damageOf(repository: Repository, pack: PackInfo): Promise<
 }
 
 const checkedAtOnce = 16;
+const checkedBytesAtOnce = 8 * 2 ** 20;

@@ -45,6 +45,7 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
   let reader = new ChunkReader(repository, index);
   const outdated: ChunkReader[] = [];
   let refreshing: Promise<void> | undefined;
+  let isClosed = false;
   const keptIds = new Recent<number, Promise<Buffer>>(segmentsKept);
   const keptChunks = new Recent<number, Promise<Buffer>>(bytesKept / chunkBytes);
   const chunksAtOnce = bytesAtOnce / chunkBytes;
@@ -72,6 +73,7 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
     const present = await repository.loadIndex();
     outdated.push(reader);
     reader = new ChunkReader(repository, present);
+    if (isClosed) await reader.close();
   }
   async function readAsFarAsItGoes(chunks: readonly number[], wanted: readonly WantedChunk[], lose: (lost: ByteRange) => void): Promise<void> {
     const lost = (error: unknown): true => {
@@ -192,6 +194,7 @@ export function openChunkedDisk(repository: Repository, index: ChunkIndex, disk:
       yield* before?.pieces ?? [];
     },
     async close() {
+      isClosed = true;
       for (const each of [...outdated, reader]) await each.close();
     },
   };

@@ -1,8 +1,9 @@
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, describe, expect, it, vi } from "vitest";
+import { writeImageFile } from "../../src/converters/image-file.ts";
 import { LocalFileSink } from "../../src/files/local-file-sink.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "hypersdk-sink-"));
@@ -57,6 +58,26 @@ describe("a file that is to survive a power cut", () => {
     await expect(write(longer, 1000)).rejects.toMatchObject({ code: "DestinationUnreachable" });
     expect(longer.position).toBeLessThan(80 * 2 ** 20);
     await longer.abort();
+  });
+
+  it("is none to go on with once a sync has failed: what the system shows of it from memory may not be on the disk", async () => {
+    const handles = await fileHandles();
+    const broken = Object.assign(new Error("EIO: i/o error, fsync"), { code: "EIO" });
+    const resumes = { path: join(folder, "partial"), confirm: async () => {} };
+    const restored = (): Promise<unknown> =>
+      writeImageFile(path, "raw", piece.length, { compression: "none", overwrite: true, inputs: [], durable: true, resumes }, async (sink) => {
+        await sink.write(0, piece);
+        await sink.finish();
+      });
+    vi.spyOn(handles, "sync").mockRejectedValueOnce(broken);
+    await expect(restored()).rejects.toMatchObject({ code: "DestinationUnreachable" });
+    expect(existsSync(resumes.path)).toBe(false);
+    // what only could not be written is kept
+    vi.spyOn(handles, "write").mockRejectedValueOnce(Object.assign(new Error("ENOSPC: no space left on device, write"), { code: "ENOSPC" }));
+    await expect(restored()).rejects.toMatchObject({ code: "DestinationFull" });
+    expect(existsSync(resumes.path)).toBe(true);
+    await restored();
+    expect(readFileSync(path).equals(piece)).toBe(true);
   });
 
   it("is left to the system otherwise", async () => {
