@@ -32,7 +32,7 @@ const levels: readonly VerifyLevel[] = ["none", "stored", "checksum", "restore",
 /** Fields of which any change may be one for the worse. */
 const guarded: Readonly<Record<Change["resource"], readonly string[]>> = {
   schedule: ["destination", "encryption"],
-  destination: ["url"],
+  destination: ["url", "layout"],
   provider: ["writtenPath", "writtenSockets", "libvirt", "root"],
   policy: [],
   notifier: [],
@@ -47,8 +47,9 @@ function isWeaker(resource: Change["resource"], { field, before, after }: FieldC
       return levels.indexOf(after as VerifyLevel) < levels.indexOf(before as VerifyLevel);
     case "retention":
       return keepsLess(before as RetentionSpec | null, after as RetentionSpec | null);
+    // with it or without it, the destination has another layout, and exports to what is there fail
     case "incremental":
-      return millis(after, "fullReadEveryMs") > millis(before, "fullReadEveryMs");
+      return !before !== !after || millis(after, "fullReadEveryMs") > millis(before, "fullReadEveryMs");
     case "rpoMs":
       return (after ?? Number.POSITIVE_INFINITY) > (before ?? Number.POSITIVE_INFINITY);
     case "expiryGraceMs":

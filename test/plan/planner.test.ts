@@ -472,6 +472,18 @@ describe("a plan", () => {
     expect(made(weak, strong)).toEqual(["changes path of provider.local"]);
   });
 
+  it("is not safe where a destination would hold another layout: exports to what is there would fail", () => {
+    const of = (line: string): DesiredState => desiredOf(`${smallest}${line}`);
+    const reasons = (before: string, after: string): string[] => unsafeReasons(make(of(after), recordedOf(of(before), [protection("web")]), seen("web")));
+    const incremental = "    incremental: true\n";
+    const layout = (name: string): DesiredState => desiredOf(`${smallest}destinations: [{name: d, url: "file:///srv/d", layout: ${name}}]\n`);
+    expect(reasons(incremental, "")).toEqual(["changes incremental of schedule.nightly"]);
+    expect(reasons("", incremental)).toEqual(["changes incremental of schedule.nightly"]);
+    expect(reasons(incremental, incremental)).toEqual([]);
+    const made = make(layout("image"), recordedOf(layout("repository"), [protection("web")]), seen("web"));
+    expect(unsafeReasons(made)).toEqual(["changes layout of destination.d"]);
+  });
+
   it("counts only what goes for the change: what would have gone anyway keeps no change from being safe", () => {
     const of = (daily: number): DesiredState => desiredOf(`${smallest}    retention: {daily: ${daily}}\n`);
     const days = Array.from({ length: 12 }, (_, i) => String(9 + i).padStart(2, "0"));

@@ -122,14 +122,18 @@ function tellOf(what: string, { contentHash }: ManifestDisk, lost: readonly Byte
   const bytes = lost.reduce((sum, { length }) => sum + length, 0);
   io.err(`${io.errStyle.yellow("warning")}: ${what}, the content is what was exported but for ${formatBytes(bytes)} that are lost, and zeros now\n`);
   for (const { offset, length } of lost) io.err(`  ${length} bytes at ${offset}\n`);
+  io.err(`  ${repairFirst}\n`);
 }
+
+/** Where an index is gone, chunks are found again that only it named. */
+const repairFirst = "hypersdk repair may find it again";
 
 /** What a chunk says that is damaged or gone, with the way out. */
 function withSalvage(error: unknown): unknown {
   if (!(error instanceof HypersdkError && error.code === "ArtifactDamaged")) return error;
   return new HypersdkError(error.code, error.message, {
     cause: error,
-    hint: "--salvage restores what is there, zeros where nothing is, and says where that was",
+    hint: `${repairFirst}; --salvage restores what is there, zeros where nothing is, and says where that was`,
   });
 }
 
