@@ -18,7 +18,7 @@ const damagedMeta = `CASE WHEN json_valid(value) THEN key LIKE '%_revision' AND 
 export type IsSpec = (address: string, json: string) => boolean;
 
 /** What of a state is not as it was written, though SQLite could open it; undefined where nothing is. All of the file is read. */
-export function damageIn(db: Db, isSpec: IsSpec = () => true): string | undefined {
+export function damageIn(db: Db, isSpec: IsSpec): string | undefined {
   const found = db.pragma("integrity_check(1)", { simple: true }) as string;
   if (found !== "ok") return found;
   const isTime = "GLOB '[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'";

@@ -6,7 +6,7 @@ import type { Recorded, RecordedRun } from "../model/recorded.ts";
 import { Artifacts } from "./artifacts.ts";
 import { AuditLog } from "./audit.ts";
 import { Configuration } from "./configuration.ts";
-import { damageIn } from "./damage.ts";
+import { damageIn, type IsSpec } from "./damage.ts";
 import { type Db, damagedState, openDatabase, stateError, unusable } from "./database.ts";
 import { exportScope, type Lease, Leases } from "./leases.ts";
 import { ProcessLock } from "./process-lock.ts";
@@ -197,8 +197,8 @@ export class State {
   }
 
   /** Reads all of the file. @throws StateUnusable where it is damaged */
-  refuseDamaged(): void {
-    const found = unusable(this.path, () => damageIn(this.#db));
+  refuseDamaged(isSpec: IsSpec): void {
+    const found = unusable(this.path, () => damageIn(this.#db, isSpec));
     if (found !== undefined) throw damagedState(this.path, found);
   }
 

@@ -719,6 +719,13 @@ describe("a state in which a value is not what was written", () => {
     const seen = await hypersdk(folder, [command, ...(command === "apply" ? ["--auto-approve"] : [])]);
     expect(seen).toMatchObject({ code: 1, stderr: expect.stringContaining(`is damaged or no state file: ${place} is not what was written`) as string });
     expect(seen.stderr).toContain("state rebuild");
+    // who only looks says the same, and a copy of it replaces no sound one
+    expect((await hypersdk(folder, ["doctor"])).stdout).toContain(`${place} is not what was written`);
+    expect(await hypersdk(folder, ["state", "backup", "copy.db"])).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining(`${place} is not what was written`) as string,
+    });
+    expect(existsSync(join(folder, "copy.db"))).toBe(false);
   });
 });
 

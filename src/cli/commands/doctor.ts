@@ -14,6 +14,7 @@ import { adapters } from "../compose.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import { type Loaded, load, type SourceOptions } from "../load.ts";
+import { isRecordedSpec } from "../recorded-spec.ts";
 import { toolVersion } from "../tool-version.ts";
 
 interface Finding {
@@ -69,7 +70,7 @@ function checkState(path: string, add: (...found: Found) => void): RecordedThere
       return undefined;
     }
     try {
-      state.refuseDamaged();
+      state.refuseDamaged(isRecordedSpec);
       const chain = state.audit.verify();
       const holds = `serial ${state.serial}, audit chain of ${chain.rows} rows holds`;
       add("state", chain.brokenAt === undefined, `${path}: ${chain.brokenAt === undefined ? holds : `the audit chain is broken at row ${chain.brokenAt}`}`);

@@ -2,6 +2,7 @@ import { renderTable } from "../../ui/table.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import type { SourceOptions } from "../load.ts";
+import { isRecordedSpec } from "../recorded-spec.ts";
 import { readState } from "./state.ts";
 
 export interface HistoryOptions extends SourceOptions {
@@ -26,7 +27,7 @@ export function history(options: HistoryOptions, io: Io): Promise<number> {
 
 export function auditVerify(options: SourceOptions, io: Io): Promise<number> {
   return readState(options, io, (state) => {
-    state.refuseDamaged();
+    state.refuseDamaged(isRecordedSpec);
     const { rows, brokenAt, head } = state.audit.verify();
     if (io.json) io.result("audit-verify", { rows, brokenAt: brokenAt ?? null, head });
     else if (brokenAt === undefined) io.out(`the audit chain holds: ${rows} rows, head ${head.slice(0, 16)}\n`);

@@ -13,6 +13,7 @@ import { adapters, clock, random } from "../compose.ts";
 import { exitCodes } from "../exit-codes.ts";
 import type { Io } from "../io.ts";
 import { load, type SourceOptions } from "../load.ts";
+import { isRecordedSpec } from "../recorded-spec.ts";
 import { destinationNamed, type KeyOptions } from "./destinations.ts";
 import { pointOf } from "./points.ts";
 
@@ -30,7 +31,7 @@ export async function rebuild(options: RebuildOptions, io: Io): Promise<number> 
   const holds = await listHolds(destination);
   const state = State.openForWriting(statePath, random);
   try {
-    state.refuseDamaged();
+    state.refuseDamaged(isRecordedSpec);
     const lease = await state.take("reconcile", "state rebuild", 0, clock, random);
     let found = 0;
     try {

@@ -84,7 +84,9 @@ export async function restore(id: string | undefined, options: RestoreOptions, i
   } catch (error) {
     if (interrupts.exitCode === undefined) throw error;
     const isKept = !options.salvage && targets.some(({ disk, format }) => format === "raw" && isChunked(disk));
-    if (isKept && !io.quiet) io.err("what is restored so far is kept beside the target: the same command goes on with it\n");
+    // those that are whole would be in its way
+    const next = restored.length > 0 ? ` with --disk ${targets[restored.length]?.disk.bootOrder}` : "";
+    if (isKept && !io.quiet) io.err(`what is restored so far is kept beside the target: the same command${next} goes on with it\n`);
     return interrupts.exitCode;
   } finally {
     interrupts.dispose();

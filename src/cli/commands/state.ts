@@ -8,6 +8,7 @@ import { renderTable } from "../../ui/table.ts";
 import { clock, random } from "../compose.ts";
 import type { Io } from "../io.ts";
 import { load, loadIfPossible, type SourceOptions, statePathFor } from "../load.ts";
+import { isRecordedSpec } from "../recorded-spec.ts";
 
 /** For commands that read: the state file of where we are, or a word that there is none. */
 export async function readState<T>(options: SourceOptions, io: Io, work: (state: State) => T): Promise<T> {
@@ -47,7 +48,7 @@ export async function backup(target: string, options: SourceOptions, io: Io): Pr
   if (!state) throw new HypersdkError("NotFound", `there is no state file yet at ${statePath}`);
   try {
     // a rotation of backups must not replace the last sound one
-    state.refuseDamaged();
+    state.refuseDamaged(isRecordedSpec);
     await state.backup(resolve(io.cwd, target));
   } finally {
     state.close();
